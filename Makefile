@@ -1,0 +1,58 @@
+# The ways to build, show and prove Berth. Everything that is made lies under target/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+tools_dir := target/tools
+buf := $(tools_dir)/node_modules/.bin/buf
+
+# The contract as it was last released. A release renews it, together with the tag:
+#   target/tools/node_modules/.bin/buf build --exclude-source-info -o proto/released.binpb
+released := proto/released.binpb
+
+# Every command spans the whole workspace, and names targets rather than packages: with `-p` Cargo would choose other
+# features for what is shared, and build the same dependencies again.
+e2e := $(patsubst %,--test %,$(basename $(notdir $(wildcard tests/e2e/tests/*.rs))) \
+	$(notdir $(patsubst %/main.rs,%,$(wildcard tests/e2e/tests/*/main.rs))))
+E2E_THREADS ?= 2
+
+.PHONY: help build demo test check bench fmt proto tools
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+build: tools ## build every program (debug)
+	cargo build --workspace --bins
+
+demo: tools ## show the main job, step by step, on a node of its own
+	deploy/dev/demo
+
+test: tools ## build, then run every test, those on a real containerd last
+	cargo build --workspace --bins --tests
+	cargo test --workspace --exclude berth-e2e --exclude berth-bench
+	$(if $(strip $(e2e)),cargo test --workspace $(e2e) -- --test-threads=$(E2E_THREADS))
+
+check: tools ## look without running: format, lints, contract, scripts
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(buf) lint
+	$(buf) format --diff --exit-code
+	$(buf) breaking --against $(released)
+	find .ci deploy -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
+		| xargs --no-run-if-empty shellcheck --external-sources
+
+bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
+	cargo build --release --workspace --bins
+	deploy/dev/bench
+
+fmt: tools ## format the Rust and the contract
+	cargo fmt --all
+	$(buf) format --write
+
+proto: tools ## generate again from the contract, and check that it builds
+	$(buf) build
+	cargo run --quiet --package berth-tidy --bin regenerate
+
+tools: ## install what is missing: Debian packages, and buf into target/tools
+	@deploy/dev/tools

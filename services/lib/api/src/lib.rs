@@ -1,0 +1,22 @@
+//! The contract `berth.v1` in Rust: generated messages, clients and servers.
+//! It does not know what a sandbox is made of; the domain does.
+
+/// What `make proto` generates from `proto/berth/v1`.
+#[rustfmt::skip]
+#[allow(
+    clippy::all,
+    clippy::wildcard_imports,
+    clippy::wildcard_enum_match_arm,
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    missing_debug_implementations,
+    unreachable_pub,
+    rustdoc::all,
+    reason = "generated"
+)]
+pub mod v1 {
+    include!("gen/berth.v1.rs");
+}
+
+/// The contract and all that it imports, for reflection and for JSON.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/berth.v1.binpb");

@@ -1,0 +1,7 @@
+//! What every process of Berth does alike: configuration, log output, signals. Functions, not a framework.
+
+mod config;
+mod process;
+
+pub use config::{ConfigError, duration, load_config};
+pub use process::{init_telemetry, stop_signal};

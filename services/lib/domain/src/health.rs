@@ -1,0 +1,118 @@
+//! What became of a sandbox that was RUNNING.
+
+use std::time::SystemTime;
+
+use crate::{
+    decide::{roles, stands},
+    spec::SandboxSpec,
+    step::{Observed, Role, TaskSeen},
+};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    Stands,
+    /// A task has ended: the earliest one.
+    Exited {
+        role: Role,
+        code: u32,
+        at: SystemTime,
+    },
+    /// A part is missing that nobody saw end.
+    Lost {
+        role: Role,
+        what: &'static str,
+    },
+    /// No task and no namespace is left: the node itself went away under it.
+    Gone,
+}
+
+/// Judges what is seen of a sandbox that should run.
+pub fn assess(spec: &SandboxSpec, seen: &Observed) -> Health {
+    if stands(spec, seen) {
+        return Health::Stands;
+    }
+    let exits = seen
+        .containers
+        .iter()
+        .filter_map(|(role, it)| match it.task {
+            TaskSeen::Exited { code, at } => Some((at, role, code)),
+            TaskSeen::Missing | TaskSeen::Created | TaskSeen::Running => None,
+        });
+    if let Some((at, role, code)) = exits.min() {
+        return Health::Exited {
+            role: role.clone(),
+            code,
+            at,
+        };
+    }
+    let task = |role: &Role| {
+        seen.containers
+            .get(role)
+            .map_or(TaskSeen::Missing, |it| it.task)
+    };
+    if !seen.namespaces && roles(spec).all(|role| task(&role) == TaskSeen::Missing) {
+        return Health::Gone;
+    }
+    match roles(spec).find(|role| task(role) != TaskSeen::Running) {
+        Some(role) => Health::Lost {
+            role,
+            what: "its task is gone",
+        },
+        None if !seen.link => Health::Lost {
+            role: Role::Pause,
+            what: "its network link is gone",
+        },
+        None if !seen.namespaces => Health::Lost {
+            role: Role::Pause,
+            what: "its namespaces are no longer pinned",
+        },
+        None => Health::Lost {
+            role: Role::Pause,
+            what: "its lease, cgroup or files are gone",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        id::ContainerName,
+        spec::tests::{container, spec},
+        step::ContainerSeen,
+    };
+
+    fn seen(namespaces: bool, link: bool, pause: TaskSeen, web: TaskSeen) -> Observed {
+        let stored = |task| ContainerSeen { stored: true, task };
+        let app = Role::App(ContainerName::parse("web").unwrap());
+        Observed {
+            prepared: true,
+            namespaces,
+            link,
+            containers: [(Role::Pause, stored(pause)), (app, stored(web))].into(),
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn each_sight_means_this() {
+        use TaskSeen::{Missing, Running};
+        let spec = spec([container("web", &[80])]);
+        let web = || Role::App(ContainerName::parse("web").unwrap());
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let exited = |seconds| TaskSeen::Exited { code: 3, at: at(seconds) };
+        let cases = [
+            ("all there",             seen(true,  true,  Running,   Running),   Health::Stands),
+            ("the app has ended",     seen(true,  true,  Running,   exited(5)), Health::Exited { role: web(), code: 3, at: at(5) }),
+            ("the first of two ends", seen(true,  true,  exited(4), exited(5)), Health::Exited { role: Role::Pause, code: 3, at: at(4) }),
+            ("after a reboot",        seen(false, false, Missing,   Missing),   Health::Gone),
+            ("a task has vanished",   seen(true,  true,  Running,   Missing),   Health::Lost { role: web(), what: "its task is gone" }),
+            ("the link was removed",  seen(true,  false, Running,   Running),   Health::Lost { role: Role::Pause, what: "its network link is gone" }),
+        ];
+        for (case, seen, expected) in cases {
+            assert_eq!(assess(&spec, &seen), expected, "{case}");
+        }
+    }
+}

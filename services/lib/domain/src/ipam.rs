@@ -1,0 +1,141 @@
+//! Which address a sandbox gets. Who holds one and since when is the store's business.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::Ipv4Net;
+
+/// How long a released address rests before it is given out again, unless no other is free.
+pub const COOL_DOWN_DEFAULT: Duration = Duration::from_secs(30 * 60);
+
+/// The largest and the smallest subnet, by prefix length.
+pub const PREFIX_RANGE: std::ops::RangeInclusive<u8> = 8..=29;
+
+/// An address that is held, or was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub address: Ipv4Addr,
+    /// `None` while it is held.
+    pub released_at: Option<SystemTime>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("all {capacity} addresses of the subnet are held")]
+pub struct Exhausted {
+    pub capacity: u64,
+}
+
+/// The address of the node on the bridge: the first of the subnet.
+pub fn gateway(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()) + 1)
+}
+
+/// How many sandboxes can have an address: all but the network, the gateway and the last.
+pub fn capacity(subnet: Ipv4Net) -> u64 {
+    (1_u64 << (32 - subnet.prefix_len())).saturating_sub(3)
+}
+
+/// Chooses the lowest address that is free and rested, else the one that rests longest.
+///
+/// `taken` is sorted by address and lies within the subnet.
+pub fn choose(
+    subnet: Ipv4Net,
+    taken: impl IntoIterator<Item = Taken>,
+    now: SystemTime,
+    cool_down: Duration,
+) -> Result<Ipv4Addr, Exhausted> {
+    let first = u32::from(subnet.network()) + 2;
+    let last = u32::from(subnet.broadcast()) - 1;
+    let mut candidate = first;
+    let mut resting: Option<(SystemTime, Ipv4Addr)> = None;
+    for it in taken {
+        let address = u32::from(it.address);
+        if address < candidate || address > last {
+            continue;
+        }
+        if address > candidate {
+            break;
+        }
+        if let Some(released_at) = it.released_at {
+            let rested = now
+                .duration_since(released_at)
+                .is_ok_and(|rest| rest >= cool_down);
+            if rested {
+                return Ok(it.address);
+            }
+            if resting.is_none_or(|(longest, _)| released_at < longest) {
+                resting = Some((released_at, it.address));
+            }
+        }
+        candidate += 1;
+    }
+    if candidate <= last {
+        return Ok(Ipv4Addr::from(candidate));
+    }
+    resting.map(|(_, address)| address).ok_or(Exhausted {
+        capacity: capacity(subnet),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1_000_000);
+
+    fn ago(seconds: u64) -> Option<SystemTime> {
+        Some(SystemTime::UNIX_EPOCH + NOW - Duration::from_secs(seconds))
+    }
+
+    #[expect(clippy::unwrap_in_result, reason = "a test may panic")]
+    fn choose_in(subnet: &str, taken: &[(u8, Option<SystemTime>)]) -> Result<u8, Exhausted> {
+        let subnet: Ipv4Net = subnet.parse().unwrap();
+        let base = u32::from(subnet.network());
+        let taken = taken.iter().map(|&(host, released_at)| Taken {
+            address: Ipv4Addr::from(base + u32::from(host)),
+            released_at,
+        });
+        choose(
+            subnet,
+            taken,
+            SystemTime::UNIX_EPOCH + NOW,
+            Duration::from_secs(60),
+        )
+        .map(|address| (u32::from(address) - base) as u8)
+    }
+
+    type Case<'a> = (&'a str, &'a [(u8, Option<SystemTime>)], u8);
+
+    #[test]
+    #[rustfmt::skip]
+    fn the_lowest_free_and_rested_address_is_given() {
+        let cases: &[Case] = &[
+            ("an empty subnet begins at .2", &[],                                                 2),
+            ("held ones are skipped",        &[(2, None), (3, None)],                             4),
+            ("a gap is filled",              &[(2, None), (4, None)],                             3),
+            ("a rested one is reused",       &[(2, ago(61)), (3, None)],                          2),
+            ("a resting one is not",         &[(2, ago(59)), (3, None)],                          4),
+            ("unless nothing else is free",  &[(2, None), (3, ago(5)), (4, ago(9)), (5, None), (6, None)], 4),
+        ];
+        for (case, taken, expected) in cases {
+            assert_eq!(choose_in("10.0.0.0/29", taken), Ok(*expected), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_full_subnet_is_exhausted_and_its_last_address_is_never_given() {
+        let held: Vec<_> = (2..=6).map(|host| (host, None)).collect();
+        assert_eq!(
+            choose_in("10.0.0.0/29", &held),
+            Err(Exhausted { capacity: 5 })
+        );
+    }
+
+    #[test]
+    fn a_clock_that_went_backwards_does_not_end_a_rest() {
+        let later = Some(SystemTime::UNIX_EPOCH + NOW + Duration::from_secs(900));
+        assert_eq!(choose_in("10.0.0.0/29", &[(2, later)]), Ok(3));
+    }
+}

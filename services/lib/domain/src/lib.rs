@@ -1,0 +1,29 @@
+//! The vocabulary of Berth and every decision about a sandbox: no I/O, no clock, no wire type.
+
+pub mod admit;
+pub mod decide;
+pub mod failure;
+pub mod files;
+pub mod health;
+pub mod id;
+pub mod image_ref;
+pub mod ipam;
+pub mod lifecycle;
+pub mod names;
+pub mod record;
+pub mod spec;
+pub mod step;
+
+pub use admit::{Admission, admit};
+pub use decide::{Goal, decide};
+pub use failure::{Failure, Reason, Violation};
+pub use health::{Health, assess};
+pub use id::{ContainerName, Generation, InstanceId, InvalidName, SandboxId};
+pub use image_ref::{ImageRef, InvalidImageRef};
+pub use lifecycle::{NotAllowed, Status};
+pub use names::Names;
+pub use record::{ExitCause, ExitRecord, Phase, PortSighting, Sandbox, SandboxRecord};
+pub use spec::{
+    ConfigFile, Container, Port, Protocol, Resources, RestartPolicy, Route, SandboxSpec, StaticHost,
+};
+pub use step::{ContainerSeen, Observed, Plan, Planned, Role, Step, TaskSeen};

@@ -1,0 +1,239 @@
+//! What is promised to a caller and kept until it is given back.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    failure::Failure,
+    id::{ContainerName, Generation, SandboxId},
+    lifecycle::Status,
+    spec::{Protocol, SandboxSpec},
+    step::Role,
+};
+
+/// What the steps of a sandbox need to know of it.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    pub id: SandboxId,
+    pub generation: Generation,
+    pub spec: Arc<SandboxSpec>,
+    /// With the prefix length of the subnet.
+    pub addresses: Vec<IpNet>,
+}
+
+/// One sandbox: what was asked for and what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SandboxRecord {
+    pub id: SandboxId,
+    pub generation: Generation,
+    /// Revision of the last change.
+    pub revision: u64,
+    pub spec: Arc<SandboxSpec>,
+    pub status: Status,
+    /// Empty while all is well.
+    pub reason: String,
+    pub message: String,
+    pub since: SystemTime,
+    pub created_at: SystemTime,
+    pub updated_at: SystemTime,
+    /// Set before the first effect of an end, so that a restart goes on with it.
+    pub ending: Option<Ending>,
+    /// Held until nothing of the sandbox is left.
+    pub addresses: Vec<IpNet>,
+    /// Manifest digest by container.
+    pub images: BTreeMap<ContainerName, String>,
+    pub exit: Option<ExitRecord>,
+    /// Why the Create failed; told to everybody who joins it.
+    pub failure: Option<Failure>,
+    pub phases: Vec<Phase>,
+    pub ports: Vec<PortSighting>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// The record stays, DEAD.
+    Stop,
+    /// The record goes with the last object.
+    Delete,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitRecord {
+    pub role: Role,
+    /// 128 + signal where a signal ended it.
+    pub code: u32,
+    pub signal: Option<u32>,
+    pub at: SystemTime,
+    pub cause: ExitCause,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitCause {
+    Exit,
+    Signal,
+    Oom,
+    RuntimeLost,
+}
+
+/// How long one step of a Create took; steps overlap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    pub name: String,
+    pub container: String,
+    pub start: Duration,
+    pub took: Duration,
+}
+
+/// What was seen or reported of a declared port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortSighting {
+    pub container: ContainerName,
+    pub port: u16,
+    pub protocol: Protocol,
+    pub bound: bool,
+    pub address: String,
+    pub source: String,
+    pub at: SystemTime,
+}
+
+impl Sandbox {
+    /// A sandbox of which only the id is known: enough for every step that removes.
+    pub fn of_id(id: SandboxId) -> Self {
+        Self {
+            id,
+            generation: Generation::default(),
+            spec: Arc::default(),
+            addresses: vec![],
+        }
+    }
+}
+
+impl SandboxRecord {
+    pub fn new(
+        id: SandboxId,
+        generation: Generation,
+        spec: Arc<SandboxSpec>,
+        addresses: Vec<IpNet>,
+        now: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            generation,
+            revision: generation.0,
+            spec,
+            status: Status::Pending,
+            reason: String::new(),
+            message: String::new(),
+            since: now,
+            created_at: now,
+            updated_at: now,
+            ending: None,
+            addresses,
+            images: BTreeMap::new(),
+            exit: None,
+            failure: None,
+            phases: vec![],
+            ports: vec![],
+        }
+    }
+
+    pub fn sandbox(&self) -> Sandbox {
+        Sandbox {
+            id: self.id.clone(),
+            generation: self.generation,
+            spec: self.spec.clone(),
+            addresses: self.addresses.clone(),
+        }
+    }
+
+    /// Moves to `status`; entering it anew sets `since`.
+    pub fn enter(
+        &mut self,
+        status: Status,
+        reason: impl Into<String>,
+        message: impl Into<String>,
+        now: SystemTime,
+    ) {
+        if self.status != status {
+            self.since = now;
+        }
+        self.status = status;
+        self.reason = reason.into();
+        self.message = message.into();
+    }
+}
+
+impl ExitRecord {
+    /// Reads an exit status as containerd gives it: above 128 a signal ended the process.
+    pub fn from_status(role: Role, code: u32, at: SystemTime, oom_killed: bool) -> Self {
+        let signal = (129..=192).contains(&code).then(|| code - 128);
+        let cause = match signal {
+            Some(9) if oom_killed => ExitCause::Oom,
+            Some(_) => ExitCause::Signal,
+            None => ExitCause::Exit,
+        };
+        Self {
+            role,
+            code,
+            signal,
+            at,
+            cause,
+        }
+    }
+
+    /// The exit in words.
+    pub fn describe(&self) -> String {
+        let who = match &self.role {
+            Role::Pause => "the pause container".to_owned(),
+            Role::App(name) => format!("container {name}"),
+        };
+        match (self.cause, self.signal) {
+            (ExitCause::Oom, _) => format!("{who} was killed for memory"),
+            (ExitCause::RuntimeLost, _) => format!("{who} was lost by its runtime"),
+            (ExitCause::Signal | ExitCause::Exit, Some(signal)) => {
+                format!("{who} was ended by signal {signal}")
+            }
+            (ExitCause::Signal | ExitCause::Exit, None) => {
+                format!("{who} exited with code {}", self.code)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn sandbox(id: &str, spec: SandboxSpec) -> Sandbox {
+        Sandbox {
+            id: SandboxId::parse(id).unwrap(),
+            generation: Generation(1),
+            spec: Arc::new(spec),
+            addresses: vec![],
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn an_exit_status_tells_code_signal_and_cause() {
+        let cases = [
+            (0,   false, None,     ExitCause::Exit),
+            (7,   false, None,     ExitCause::Exit),
+            (7,   true,  None,     ExitCause::Exit),
+            (128, false, None,     ExitCause::Exit),
+            (143, false, Some(15), ExitCause::Signal),
+            (137, false, Some(9),  ExitCause::Signal),
+            (137, true,  Some(9),  ExitCause::Oom),
+            (255, false, None,     ExitCause::Exit),
+        ];
+        for (code, oom, signal, cause) in cases {
+            let exit = ExitRecord::from_status(Role::Pause, code, SystemTime::UNIX_EPOCH, oom);
+            assert_eq!((exit.signal, exit.cause), (signal, cause), "{code}, oom {oom}");
+        }
+    }
+}

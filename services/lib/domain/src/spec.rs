@@ -1,0 +1,239 @@
+//! What a caller asks for, already checked: a value of these types can be carried out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use ipnet::Ipv4Net;
+
+use crate::{id::ContainerName, image_ref::ImageRef};
+
+/// How long a port may take when the spec does not say.
+pub const PORT_WAIT_DEFAULT: Duration = Duration::from_secs(15);
+/// Time between SIGTERM and SIGKILL when the spec does not say.
+pub const STOP_GRACE_DEFAULT: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SandboxSpec {
+    pub labels: BTreeMap<String, String>,
+    pub version: String,
+    /// Empty: the sandbox id.
+    pub log_entity: String,
+    pub log_attributes: BTreeMap<String, String>,
+    pub port_wait_timeout: Duration,
+    pub restart_policy: RestartPolicy,
+    pub routes: Vec<Route>,
+    pub static_hosts: Vec<StaticHost>,
+    pub containers: Vec<Container>,
+    pub resources: Resources,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestartPolicy {
+    #[default]
+    Always,
+    Never,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub destination: Ipv4Net,
+    /// `None`: the node's address on the bridge.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StaticHost {
+    pub host: String,
+    pub ip: IpAddr,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    pub name: ContainerName,
+    pub image: ImageRef,
+    /// Empty: the image's entrypoint and command.
+    pub command: String,
+    /// Replaces the image's command where `Some`.
+    pub args: Option<Vec<String>>,
+    /// Empty: the image's.
+    pub directory: String,
+    /// `KEY=value`, in the caller's order.
+    pub env: Vec<String>,
+    pub ports: Vec<Port>,
+    pub oom_score: i32,
+    pub config_files: Vec<ConfigFile>,
+    pub shutdown_timeout: Duration,
+    pub resources: Resources,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    pub number: u16,
+    pub name: String,
+    pub protocol: Protocol,
+    /// What is spoken there, as `http`.
+    pub kind: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigFile {
+    pub path: String,
+    pub data: Vec<u8>,
+    pub mode: u32,
+}
+
+/// Limits that the kernel enforces; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resources {
+    pub cpu_millis: Option<u32>,
+    pub memory_bytes: Option<u64>,
+    pub memory_high_bytes: Option<u64>,
+    pub pids: Option<u32>,
+}
+
+impl SandboxSpec {
+    pub fn container(&self, name: &ContainerName) -> Option<&Container> {
+        self.containers
+            .iter()
+            .find(|container| &container.name == name)
+    }
+
+    /// The images of the app containers, each once.
+    pub fn images(&self) -> BTreeSet<&ImageRef> {
+        self.containers
+            .iter()
+            .map(|container| &container.image)
+            .collect()
+    }
+
+    /// The ports that RUNNING waits for, with their container.
+    pub fn tcp_ports(&self) -> impl Iterator<Item = (&ContainerName, &Port)> {
+        self.containers
+            .iter()
+            .flat_map(|container| {
+                container
+                    .ports
+                    .iter()
+                    .map(move |port| (&container.name, port))
+            })
+            .filter(|(_, port)| port.protocol == Protocol::Tcp)
+    }
+
+    /// Returns the path of the first field that `self` and `other` disagree about.
+    pub fn difference(&self, other: &SandboxSpec) -> Option<String> {
+        macro_rules! compare {
+            ($a:expr, $b:expr, $prefix:expr, [$($field:ident),* $(,)?]) => {
+                $(if $a.$field != $b.$field {
+                    return Some(format!("{}{}", $prefix, stringify!($field)));
+                })*
+            };
+        }
+        compare!(
+            self,
+            other,
+            "spec.",
+            [
+                labels,
+                version,
+                log_entity,
+                log_attributes,
+                port_wait_timeout,
+                restart_policy,
+                routes,
+                static_hosts,
+                resources,
+            ]
+        );
+        for (i, (a, b)) in self.containers.iter().zip(&other.containers).enumerate() {
+            compare!(
+                a,
+                b,
+                format!("spec.containers[{i}]."),
+                [
+                    name,
+                    image,
+                    command,
+                    args,
+                    directory,
+                    env,
+                    ports,
+                    oom_score,
+                    config_files,
+                    shutdown_timeout,
+                    resources,
+                ]
+            );
+        }
+        (self.containers.len() != other.containers.len()).then(|| "spec.containers".to_owned())
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn container(name: &str, ports: &[u16]) -> Container {
+        Container {
+            name: ContainerName::parse(name).unwrap(),
+            image: ImageRef::parse(name).unwrap(),
+            command: String::new(),
+            args: None,
+            directory: String::new(),
+            env: vec![],
+            ports: ports
+                .iter()
+                .map(|&number| Port {
+                    number,
+                    name: String::new(),
+                    protocol: Protocol::Tcp,
+                    kind: String::new(),
+                })
+                .collect(),
+            oom_score: 0,
+            config_files: vec![],
+            shutdown_timeout: STOP_GRACE_DEFAULT,
+            resources: Resources::default(),
+        }
+    }
+
+    pub(crate) fn spec(containers: impl IntoIterator<Item = Container>) -> SandboxSpec {
+        SandboxSpec {
+            labels: BTreeMap::new(),
+            version: String::new(),
+            log_entity: String::new(),
+            log_attributes: BTreeMap::new(),
+            port_wait_timeout: PORT_WAIT_DEFAULT,
+            restart_policy: RestartPolicy::Always,
+            routes: vec![],
+            static_hosts: vec![],
+            containers: containers.into_iter().collect(),
+            resources: Resources::default(),
+        }
+    }
+
+    #[test]
+    fn the_first_difference_of_two_specs_is_named_by_its_path() {
+        let asked = spec([container("web", &[80]), container("db", &[])]);
+        assert_eq!(asked.difference(&asked), None);
+        let other = spec([container("web", &[80]), container("db", &[5432])]);
+        assert_eq!(
+            asked.difference(&other).as_deref(),
+            Some("spec.containers[1].ports")
+        );
+        let fewer = spec([container("web", &[80])]);
+        assert_eq!(asked.difference(&fewer).as_deref(), Some("spec.containers"));
+        let mut labelled = asked.clone();
+        labelled.labels.insert("a".into(), "b".into());
+        assert_eq!(asked.difference(&labelled).as_deref(), Some("spec.labels"));
+    }
+}

@@ -1,0 +1,1 @@
+//! What every node must do, asked of the fake and of the real one.

@@ -1,0 +1,1 @@
+//! A node in memory that refuses what a real one refuses.

@@ -1,0 +1,21 @@
+//! The seams between what Berth decides and the node that it runs on: containers, images, network.
+
+#[cfg(feature = "fake")]
+pub mod contract;
+#[cfg(feature = "fake")]
+pub mod fake;
+pub mod images;
+pub mod network;
+pub mod runtime;
+
+pub use images::{ImageError, ImageInfo, Images, LayerProgress, Progress};
+pub use network::{
+    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+};
+pub use runtime::{
+    ContainerReading, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,
+    RuntimeSeen, Usage,
+};
+
+/// The cause of an error, whatever the layer below made of it.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;

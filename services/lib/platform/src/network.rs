@@ -1,0 +1,81 @@
+//! The network of sandboxes, at the height of a step. Every verb can be repeated.
+
+use std::net::IpAddr;
+
+use berth_domain::{Protocol, Sandbox, SandboxId};
+
+use crate::Source;
+
+pub trait Network: Send + Sync + 'static {
+    /// What there is of one sandbox, found by its id alone.
+    fn observe(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<NetworkSeen, NetworkError>> + Send;
+
+    /// Makes and pins the net, ipc and uts namespaces; the host name is the id.
+    fn open_namespaces(
+        &self,
+        sandbox: &Sandbox,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// Makes the veth pair, with the addresses and routes of the sandbox inside. The namespaces must be open.
+    fn attach_link(
+        &self,
+        sandbox: &Sandbox,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// Removes the veth pair. One that is gone is a success.
+    fn detach_link(&self, id: &SandboxId) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// Unpins the namespaces. Gone is a success.
+    fn close_namespaces(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// The sockets that listen inside the sandbox: TCP in state LISTEN, UDP bound without a peer.
+    fn listening(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
+
+    /// Everything that this instance holds.
+    fn list(&self) -> impl Future<Output = Result<Vec<NetworkObject>, NetworkError>> + Send;
+}
+
+/// What the network holds for one sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkSeen {
+    /// Any pinned namespace, or the folder for them.
+    pub namespaces: bool,
+    pub link: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ListeningSocket {
+    pub protocol: Protocol,
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// One object of this instance, whether a record explains it or not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkObject {
+    pub kind: NetworkObjectKind,
+    pub name: String,
+    pub sandbox: Option<SandboxId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NetworkObjectKind {
+    Namespaces,
+    Link,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} failed")]
+pub struct NetworkError {
+    pub operation: String,
+    pub source: Source,
+}

@@ -1,0 +1,171 @@
+//! Containers, at the height of a step. Every verb can be repeated; "did not answer" is never "is gone".
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use berth_domain::{ContainerSeen, Generation, Role, Sandbox, SandboxId};
+use tokio::sync::mpsc;
+
+use crate::Source;
+
+pub trait Runtime: Send + Sync + 'static {
+    /// What there is of one sandbox, found by its id alone.
+    fn observe(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<RuntimeSeen, RuntimeError>> + Send;
+
+    /// Makes the lease, the parent cgroup with the limits of the sandbox, and the folder of files.
+    fn prepare(&self, sandbox: &Sandbox) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Makes the container's snapshot and record, and returns the digest of its image's manifest. The image of an app
+    /// must be on the node. A container with this id that was made for another generation is refused.
+    fn create_container(
+        &self,
+        sandbox: &Sandbox,
+        role: &Role,
+    ) -> impl Future<Output = Result<String, RuntimeError>> + Send;
+
+    /// Makes the task, which does not run yet. The namespaces of the sandbox must be open.
+    fn create_task(
+        &self,
+        sandbox: &Sandbox,
+        role: &Role,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    fn start_task(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// SIGTERM, SIGKILL when `grace` is over, and returns when the task has ended. A task that is gone is a success.
+    fn stop_task(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        grace: Duration,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes the task, killing what still runs of it. A task that is gone is a success.
+    fn delete_task(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes the container's record and snapshot. One that is gone is a success.
+    fn remove_container(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Takes back what `prepare` made.
+    fn release(&self, id: &SandboxId) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes the sandbox's output. Gone is a success.
+    fn forget_logs(&self, id: &SandboxId) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Reads the figures of every container of the sandbox; one whose cgroup is gone is left out.
+    fn usage(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<Vec<ContainerReading>, RuntimeError>> + Send;
+
+    /// Everything that this instance holds.
+    fn list(&self) -> impl Future<Output = Result<Vec<RuntimeObject>, RuntimeError>> + Send;
+
+    /// Starts to follow the ends of tasks. Each message is a hint to look at a sandbox again; `None` means that hints
+    /// may have been lost and every sandbox wants a look. Called once.
+    fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>>;
+
+    fn facts(&self) -> impl Future<Output = RuntimeFacts> + Send;
+}
+
+/// What the runtime holds for one sandbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeSeen {
+    /// Any of lease, cgroup and folder.
+    pub prepared: bool,
+    pub containers: BTreeMap<Role, ContainerSeen>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerReading {
+    pub role: Role,
+    pub measured_at: SystemTime,
+    pub usage: Usage,
+}
+
+/// Figures of a cgroup: times in nanoseconds, the rest in bytes and counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub total_cpu_time: u64,
+    pub kernel_cpu_time: u64,
+    pub memory_usage: u64,
+    pub memory_peak: u64,
+    pub swap_usage: u64,
+    pub swap_peak: u64,
+    pub pids: u64,
+    pub oom_kills: u64,
+}
+
+/// One object of this instance, whether a record explains it or not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RuntimeObject {
+    pub kind: RuntimeObjectKind,
+    pub name: String,
+    /// As its name or label says; `None` where neither can be read.
+    pub sandbox: Option<SandboxId>,
+    pub generation: Option<Generation>,
+    pub role: Option<Role>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuntimeObjectKind {
+    Container,
+    Task,
+    Snapshot,
+    Lease,
+    Cgroup,
+    Directory,
+}
+
+/// What is known of the runtime below.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFacts {
+    pub address: String,
+    pub namespace: String,
+    /// `None` while it does not answer.
+    pub version: Option<String>,
+    pub handler: String,
+    pub cgroup_version: u32,
+    /// What this host does not allow, a sentence each.
+    pub degraded: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    /// It may or may not have done what was asked.
+    #[error("containerd does not answer: {operation}")]
+    Unreachable {
+        operation: &'static str,
+        source: Source,
+    },
+    #[error("{operation} was refused: {message}")]
+    Refused {
+        operation: &'static str,
+        message: String,
+    },
+    #[error("image {image} is not on the node")]
+    ImageMissing { image: String },
+    /// The node itself failed: a file, a folder, a cgroup.
+    #[error("{operation} failed")]
+    Node {
+        operation: &'static str,
+        source: Source,
+    },
+}

@@ -1,0 +1,91 @@
+//! What a caller is told when a layer below fails. The causes go to the log here, and nowhere else.
+
+use std::{error::Error, time::Duration};
+
+use berth_domain::{Failure, Reason};
+use berth_platform::{ImageError, NetworkError, RuntimeError};
+use berth_store::StoreError;
+
+/// containerd is usually back within seconds of a restart.
+const RETRY_RUNTIME: Duration = Duration::from_secs(2);
+/// A registry that failed once is worth another try soon.
+const RETRY_REGISTRY: Duration = Duration::from_secs(5);
+
+pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
+    log(&error);
+    let message = error.to_string();
+    match error {
+        RuntimeError::Unreachable { .. } => {
+            Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
+        }
+        RuntimeError::Refused { .. } => Failure::new(Reason::RuntimeRefused, message),
+        RuntimeError::ImageMissing { image } => {
+            Failure::new(Reason::ImageNotFound, message).with("image", image)
+        }
+        RuntimeError::Node { source, .. } => {
+            Failure::new(Reason::RuntimeRefused, format!("{message}: {source}"))
+        }
+    }
+}
+
+pub(crate) fn image_failure(error: ImageError) -> Failure {
+    log(&error);
+    let message = error.to_string();
+    match error {
+        ImageError::NotFound { image, .. } => {
+            Failure::new(Reason::ImageNotFound, message).with("image", image)
+        }
+        ImageError::RegistryUnreachable { image, .. } => {
+            Failure::new(Reason::RegistryUnreachable, message)
+                .with("image", image)
+                .retry_after(RETRY_REGISTRY)
+        }
+        ImageError::RegistryDenied { image, .. } => {
+            Failure::new(Reason::RegistryDenied, message).with("image", image)
+        }
+        ImageError::Corrupt { image, .. } => {
+            Failure::new(Reason::ImageCorrupt, message).with("image", image)
+        }
+        ImageError::ArchiveInvalid { .. } => Failure::new(Reason::ArchiveInvalid, message),
+        ImageError::PlatformMissing { image, platform } => {
+            Failure::new(Reason::PlatformMissing, message)
+                .with("image", image)
+                .with("platform", platform)
+        }
+        ImageError::Unreachable { .. } => {
+            Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
+        }
+        ImageError::Refused { .. } => Failure::new(Reason::RuntimeRefused, message),
+        ImageError::Node { source, .. } => {
+            Failure::new(Reason::RuntimeRefused, format!("{message}: {source}"))
+        }
+    }
+}
+
+pub(crate) fn network_failure(error: NetworkError) -> Failure {
+    log(&error);
+    Failure::new(Reason::NetworkFailed, format!("{error}: {}", error.source))
+}
+
+pub(crate) fn store_failure(error: StoreError) -> Failure {
+    log(&error);
+    match error {
+        StoreError::Full { .. } => Failure::new(Reason::StoreFull, "the store's disk is full"),
+        _ => internal("the store failed"),
+    }
+}
+
+/// A bug, or a node that is broken in a way that nobody foresaw. The cause is in the log.
+pub(crate) fn internal(message: &str) -> Failure {
+    Failure::new(Reason::Internal, message)
+}
+
+fn log(error: &dyn Error) {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain = format!("{chain}: {cause}");
+        source = cause.source();
+    }
+    tracing::warn!(error = chain, "an operation failed");
+}

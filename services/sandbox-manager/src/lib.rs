@@ -1,0 +1,16 @@
+//! The only process that changes a sandbox. `ARCHITECTURE.md` at the root of the repository maps it.
+
+mod app;
+mod audit;
+mod config;
+mod execute;
+mod failures;
+mod node;
+mod ready;
+mod registry;
+mod rpc;
+mod run;
+mod sandbox;
+
+pub use app::App;
+pub use config::{Config, Flags, load};

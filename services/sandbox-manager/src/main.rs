@@ -1,0 +1,53 @@
+//! The sandbox-manager process: reads its configuration, serves, and stops when told to.
+
+use std::{pin::pin, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use sandbox_manager::{App, Config, Flags, load};
+use tokio_util::sync::CancellationToken;
+
+/// From `sysexits.h`: the configuration is at fault, so starting again will not help.
+const EX_CONFIG: u8 = 78;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let config = match load(&Flags::parse()) {
+        Ok(config) => config,
+        #[expect(clippy::print_stderr, reason = "logging is set up after the configuration")]
+        Err(err) => {
+            eprintln!("sandbox-manager: invalid configuration: {err:#}");
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    berth_daemon::init_telemetry();
+    match run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!(error = format!("{err:#}"), "sandbox-manager failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let grace = config.shutdown_grace;
+    let stop = CancellationToken::new();
+    let app = App::build(config, stop.clone()).await.context("starting")?;
+    tracing::info!(socket = %app.socket().display(), "serving");
+
+    let mut serving = pin!(app.serve());
+    tokio::select! {
+        ended = &mut serving => return ended,
+        signal = berth_daemon::stop_signal() => tracing::info!(signal, "stopping"),
+    }
+    stop.cancel();
+    // Sandboxes go on without us, and the next start goes on with what was under way.
+    match tokio::time::timeout(grace, serving).await {
+        Ok(ended) => ended,
+        Err(_) => {
+            tracing::warn!("some plans are not at rest; the next start takes them up");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! When a sandbox may be called RUNNING: its TCP ports listen, or, without one, its tasks live at a second look.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant, SystemTime},
+};
+
+use berth_domain::{
+    ContainerName, ExitRecord, Failure, Health, PortSighting, Protocol, Reason, Role, Sandbox,
+    SandboxSpec, assess,
+};
+use berth_platform::{Images, ListeningSocket, Network, Runtime};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    failures::network_failure,
+    node::Node,
+    sandbox::View,
+};
+
+/// An app that listens at once is seen at once.
+const FIRST_PAUSE: Duration = Duration::from_micros(500);
+/// One look costs well under a millisecond, so looking this often costs nothing that counts.
+const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+/// An app that cannot start has ended by then.
+const SECOND_LOOK: Duration = Duration::from_millis(50);
+/// A task that ended without an event is found this late at the most.
+const EXIT_LOOK: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) struct ReadyError {
+    pub(crate) failure: Box<Failure>,
+    /// The exit that made waiting pointless.
+    pub(crate) exit: Option<ExitRecord>,
+}
+
+impl From<Failure> for ReadyError {
+    fn from(failure: Failure) -> Self {
+        Self { failure: Box::new(failure), exit: None }
+    }
+}
+
+/// Waits until `sandbox` is ready and returns what was seen of its ports.
+pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+    exits: &Notify,
+    view: watch::Receiver<View>,
+) -> Result<Vec<PortSighting>, ReadyError> {
+    if sandbox.spec.tcp_ports().next().is_none() {
+        tokio::select! {
+            () = exits.notified() => {}
+            () = tokio::time::sleep(SECOND_LOOK) => {}
+        }
+        check_tasks(node, sandbox).await?;
+        return Ok(vec![]);
+    }
+    let begun = Instant::now();
+    let mut pause = FIRST_PAUSE;
+    let mut exit_look = begun + EXIT_LOOK;
+    loop {
+        let listening = node.network.listening(&sandbox.id).await.map_err(network_failure)?;
+        let reported = reported_ports(&view.borrow(), sandbox);
+        let (seen, waiting) = sort_ports(&sandbox.spec, &listening, &reported);
+        if waiting.is_empty() {
+            return Ok(seen);
+        }
+        if begun.elapsed() >= sandbox.spec.port_wait_timeout {
+            check_tasks(node, sandbox).await?;
+            return Err(port_timeout(sandbox, &waiting, &listening, begun.elapsed()).into());
+        }
+        if Instant::now() >= exit_look {
+            check_tasks(node, sandbox).await?;
+            exit_look = Instant::now() + EXIT_LOOK;
+        }
+        tokio::select! {
+            () = exits.notified() => check_tasks(node, sandbox).await?,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Fails where a task of the sandbox has ended.
+async fn check_tasks<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+) -> Result<(), ReadyError> {
+    let seen = node.observe(&sandbox.id).await?;
+    match assess(&sandbox.spec, &seen) {
+        Health::Stands => Ok(()),
+        Health::Exited { role, code, at } => {
+            let exit = exit_record(node, sandbox, role, code, at).await;
+            let mut failure = Failure::new(
+                Reason::ContainerExited,
+                format!("{} before the sandbox was RUNNING", exit.describe()),
+            )
+            .with("container", &exit.role)
+            .with("exit_code", exit.code);
+            if let Some(signal) = exit.signal {
+                failure = failure.with("signal", signal);
+            }
+            Err(ReadyError { failure: Box::new(failure), exit: Some(exit) })
+        }
+        Health::Lost { role, what } => {
+            Err(Failure::new(Reason::RuntimeRefused, format!("container {role}: {what}")).into())
+        }
+        Health::Gone => {
+            Err(Failure::new(Reason::RuntimeRefused, "the sandbox has vanished").into())
+        }
+    }
+}
+
+/// Completes an exit with its cause, while the cgroup that knows it is there.
+pub(crate) async fn exit_record<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+    role: Role,
+    code: u32,
+    at: SystemTime,
+) -> ExitRecord {
+    let readings = node.runtime.usage(&sandbox.id).await.unwrap_or_default();
+    let oom_killed = readings.iter().any(|it| it.role == role && it.usage.oom_kills > 0);
+    ExitRecord::from_status(role, code, at, oom_killed)
+}
+
+/// The declared TCP ports that somebody reported as bound.
+fn reported_ports(view: &View, sandbox: &Sandbox) -> BTreeMap<u16, PortSighting> {
+    let record = view.record.as_ref().filter(|it| it.generation == sandbox.generation);
+    record
+        .into_iter()
+        .flat_map(|it| it.ports.clone())
+        .filter(|it| it.bound && it.protocol == Protocol::Tcp)
+        .map(|it| (it.port, it))
+        .collect()
+}
+
+/// Sorts the declared TCP ports into those that are there and those that are waited for.
+fn sort_ports<'a>(
+    spec: &'a SandboxSpec,
+    listening: &[ListeningSocket],
+    reported: &BTreeMap<u16, PortSighting>,
+) -> (Vec<PortSighting>, Vec<(&'a ContainerName, u16)>) {
+    let (mut seen, mut waiting) = (vec![], vec![]);
+    for (container, port) in spec.tcp_ports() {
+        let socket = listening.iter().find(|it| {
+            it.protocol == Protocol::Tcp && it.port == port.number && !it.address.is_loopback()
+        });
+        match (socket, reported.get(&port.number)) {
+            (Some(socket), _) => seen.push(PortSighting {
+                container: container.clone(),
+                port: port.number,
+                protocol: Protocol::Tcp,
+                bound: true,
+                address: socket.address.to_string(),
+                source: "manager".to_owned(),
+                at: SystemTime::now(),
+            }),
+            (None, Some(report)) => seen.push(report.clone()),
+            (None, None) => waiting.push((container, port.number)),
+        }
+    }
+    (seen, waiting)
+}
+
+/// Says what was expected, what listened in its place, and what to do.
+fn port_timeout(
+    sandbox: &Sandbox,
+    waiting: &[(&ContainerName, u16)],
+    listening: &[ListeningSocket],
+    waited: Duration,
+) -> Failure {
+    let join = |it: &mut dyn Iterator<Item = String>| it.collect::<Vec<_>>().join(", ");
+    let expected = join(&mut waiting.iter().map(|(name, port)| format!("{port} ({name})")));
+    let tcp: BTreeSet<_> = listening.iter().filter(|it| it.protocol == Protocol::Tcp).collect();
+    let there = join(&mut tcp.iter().map(|it| match it.address {
+        std::net::IpAddr::V4(ip) => format!("{ip}:{}", it.port),
+        std::net::IpAddr::V6(ip) => format!("[{ip}]:{}", it.port),
+    }));
+    let loopback_only = waiting
+        .iter()
+        .any(|(_, port)| tcp.iter().any(|it| it.port == *port && it.address.is_loopback()));
+    let advice = if loopback_only {
+        "it listens on loopback only, where nobody outside the sandbox reaches it: bind 0.0.0.0"
+            .to_owned()
+    } else if tcp.is_empty() {
+        "nothing listens in the sandbox".to_owned()
+    } else {
+        format!("listening are {there}")
+    };
+    Failure::new(
+        Reason::PortTimeout,
+        format!(
+            "sandbox {}: port {expected} did not listen within {} ms; {advice}",
+            sandbox.id,
+            sandbox.spec.port_wait_timeout.as_millis(),
+        ),
+    )
+    .with("expected", expected)
+    .with("listening", there)
+    .with("waited_ms", waited.as_millis())
+}

@@ -1,0 +1,113 @@
+//! A caller's deadline, told as DEADLINE_EXCEEDED: the server library would say CANCELLED.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use berth_domain::{Failure, Reason};
+use http::{Request, Response};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+/// The library's own timer begins a moment before ours and must not be the first to end.
+const HEAD_START: Duration = Duration::from_millis(3);
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeadlineLayer;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Deadline<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = Deadline<S>;
+
+    fn layer(&self, inner: S) -> Deadline<S> {
+        Deadline { inner }
+    }
+}
+
+impl<S> Service<Request<Body>> for Deadline<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let header = request.headers().get("grpc-timeout").and_then(|it| it.to_str().ok());
+        let deadline = header.and_then(parse);
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let Some(deadline) = deadline else { return answer.await };
+            match tokio::time::timeout(deadline.saturating_sub(HEAD_START), answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let failure = Failure::new(
+                        Reason::DeadlinePassed,
+                        format!(
+                            "the deadline of {} ms passed; the work goes on",
+                            deadline.as_millis()
+                        ),
+                    );
+                    Ok(berth_api::status(failure).into_http())
+                }
+            }
+        })
+    }
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|it| it.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_timeout_header_is_read_by_its_unit() {
+        let cases = [
+            ("5S",         Some(Duration::from_secs(5))),
+            ("2H",         Some(Duration::from_secs(7200))),
+            ("1M",         Some(Duration::from_secs(60))),
+            ("250m",       Some(Duration::from_millis(250))),
+            ("7u",         Some(Duration::from_micros(7))),
+            ("9n",         Some(Duration::from_nanos(9))),
+            ("",           None),
+            ("S",          None),
+            ("5",          None),
+            ("5x",         None),
+            ("-5S",        None),
+            ("999999999S", None),
+            ("5ü",         None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(parse(text), expected, "{text:?}");
+        }
+    }
+}

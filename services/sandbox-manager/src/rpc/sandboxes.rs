@@ -1,0 +1,321 @@
+//! `SandboxService`.
+
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::SystemTime};
+
+use berth_api::{
+    page::{PageFilter, PageToken},
+    v1::{self, sandbox_service_server::SandboxService, watch_response::Event},
+};
+use berth_domain::{
+    Failure, PortSighting, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus, names,
+};
+use berth_platform::{Images, Network, Runtime};
+use berth_store::{Change, Watch, WatchEnded};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::{expected, parse_id, refuse};
+use crate::{
+    failures::{runtime_failure, store_failure},
+    registry::{Registry, not_found},
+};
+
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+/// As `source` and `address` of SetPortStatus are kept in the record.
+const SOURCE_MAX: usize = 63;
+
+pub(crate) struct SandboxRpc<R, N> {
+    pub(crate) registry: Registry<R, N>,
+    pub(crate) node_id: Arc<str>,
+}
+
+impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
+    fn render(&self, record: &SandboxRecord) -> v1::Sandbox {
+        berth_api::sandbox_to_proto(record, &self.node_id)
+    }
+
+    async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
+        let record = self.registry.store().get(id).await.map_err(|it| refuse(store_failure(it)))?;
+        record.ok_or_else(|| refuse(not_found(id)))
+    }
+}
+
+#[tonic::async_trait]
+impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
+    async fn create(
+        &self,
+        request: Request<v1::CreateRequest>,
+    ) -> Result<Response<v1::CreateResponse>, Status> {
+        let request = request.into_inner();
+        let create = berth_api::create_from_proto(request).map_err(refuse)?;
+        let id = create.id;
+        let record = self.registry.admit(&id, Arc::new(create.spec)).await.map_err(refuse)?;
+        let ready = record.status == SandboxStatus::Running && record.ending.is_none();
+        let sandbox = if ready || !create.wait_for_running {
+            self.render(&record)
+        } else {
+            let running = self.registry.await_running(&id, record.generation).await;
+            self.render(&running.map_err(refuse)?)
+        };
+        Ok(Response::new(v1::CreateResponse { sandbox: Some(sandbox) }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let request = request.into_inner();
+        let id = parse_id("id", &request.id)?;
+        let existed =
+            self.registry.delete(&id, expected(request.expected_generation)).await.map_err(refuse)?;
+        Ok(Response::new(v1::DeleteResponse { existed }))
+    }
+
+    async fn stop(
+        &self,
+        request: Request<v1::StopRequest>,
+    ) -> Result<Response<v1::StopResponse>, Status> {
+        let request = request.into_inner();
+        let id = parse_id("id", &request.id)?;
+        let record =
+            self.registry.stop(&id, expected(request.expected_generation)).await.map_err(refuse)?;
+        Ok(Response::new(v1::StopResponse { sandbox: Some(self.render(&record)) }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        let id = parse_id("id", &request.into_inner().id)?;
+        let record = self.record(&id).await?;
+        Ok(Response::new(v1::GetResponse { sandbox: Some(self.render(&record)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListResponse>, Status> {
+        let request = request.into_inner();
+        let filter = PageFilter::parse(&request.statuses, &request.labels).map_err(refuse)?;
+        let mut after =
+            PageToken::parse(&request.page_token, &filter).map_err(refuse)?.map(|it| it.after);
+        let size = match request.page_size {
+            0 => PAGE_DEFAULT,
+            size => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
+        };
+        let store = self.registry.store();
+        let (mut sandboxes, mut last, mut revision) = (vec![], None, None);
+        // One more than asked tells whether there is a next page.
+        'pages: loop {
+            let (records, at) =
+                store.list(after.clone(), PAGE_MAX).await.map_err(|it| refuse(store_failure(it)))?;
+            revision.get_or_insert(at);
+            let Some(end) = records.last().map(|it| it.id.clone()) else { break };
+            for record in records.iter().filter(|it| filter.matches(it)) {
+                if sandboxes.len() == size {
+                    let next_page_token = last
+                        .map(|after| PageToken { after }.to_text(&filter))
+                        .unwrap_or_default();
+                    let revision = revision.unwrap_or_default();
+                    return Ok(Response::new(v1::ListResponse {
+                        sandboxes,
+                        next_page_token,
+                        revision,
+                    }));
+                }
+                last = Some(record.id.clone());
+                sandboxes.push(self.render(record));
+            }
+            if records.len() < PAGE_MAX {
+                break 'pages;
+            }
+            after = Some(end);
+        }
+        Ok(Response::new(v1::ListResponse {
+            sandboxes,
+            next_page_token: String::new(),
+            revision: revision.unwrap_or_default(),
+        }))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let only = match request.id.as_str() {
+            "" => None,
+            id => Some(parse_id("id", id)?),
+        };
+        let store = self.registry.store();
+        let (records, revision, watch) = match request.from_revision {
+            0 => {
+                let (records, revision, watch) = store
+                    .snapshot_and_watch()
+                    .await
+                    .map_err(|it| refuse(store_failure(it)))?;
+                (records, Some(revision), watch)
+            }
+            from => {
+                let unknown = |_| {
+                    refuse(Failure::new(
+                        Reason::RevisionUnknown,
+                        format!("changes after revision {from} are not kept; watch again from 0"),
+                    ))
+                };
+                (vec![], None, store.watch(from).await.map_err(unknown)?)
+            }
+        };
+        let node_id = self.node_id.clone();
+        let wanted = move |id: &SandboxId| only.as_ref().is_none_or(|it| it == id);
+        let first: Vec<_> = records
+            .iter()
+            .filter(|it| wanted(&it.id))
+            .map(|record| v1::WatchResponse {
+                revision: record.revision,
+                event: Some(Event::Sandbox(berth_api::sandbox_to_proto(record, &node_id))),
+            })
+            .chain(revision.map(|revision| v1::WatchResponse {
+                revision,
+                event: Some(Event::Synced(v1::WatchSynced {})),
+            }))
+            .map(Ok)
+            .collect();
+        let changes = futures::stream::unfold(Some(watch), move |watch| {
+            let (wanted, node_id) = (wanted.clone(), node_id.clone());
+            async move { next_change(watch?, wanted, &node_id).await }
+        });
+        let stream = futures::StreamExt::chain(futures::stream::iter(first), changes);
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<v1::SnapshotRequest>,
+    ) -> Result<Response<v1::SnapshotResponse>, Status> {
+        let id = parse_id("id", &request.into_inner().id)?;
+        let record = self.record(&id).await?;
+        let usage = self.registry.node().runtime.usage(&id).await;
+        let mut readings = usage.map_err(|it| refuse(runtime_failure(it)))?;
+        readings.sort_by(|a, b| a.role.cmp(&b.role));
+        let containers: Vec<v1::ContainerUsage> = readings
+            .iter()
+            .map(|it| v1::ContainerUsage {
+                name: it.role.to_string(),
+                measured_at: Some(it.measured_at.into()),
+                usage: Some(v1::ResourceUsage {
+                    total_cpu_time: it.usage.total_cpu_time,
+                    kernel_cpu_time: it.usage.kernel_cpu_time,
+                    memory_usage: it.usage.memory_usage,
+                    memory_peak: it.usage.memory_peak,
+                    swap_usage: it.usage.swap_usage,
+                    swap_peak: it.usage.swap_peak,
+                    pids: it.usage.pids,
+                }),
+            })
+            .collect();
+        let measured_at = readings.iter().map(|it| it.measured_at).min();
+        Ok(Response::new(v1::SnapshotResponse {
+            id: id.to_string(),
+            generation: record.generation.0,
+            measured_at: Some(measured_at.unwrap_or_else(SystemTime::now).into()),
+            total: Some(sum(&containers)),
+            containers,
+        }))
+    }
+
+    async fn set_port_status(
+        &self,
+        request: Request<v1::SetPortStatusRequest>,
+    ) -> Result<Response<v1::SetPortStatusResponse>, Status> {
+        let request = request.into_inner();
+        let invalid = |field: &str, problem: &str| refuse(Failure::invalid(field, problem));
+        let Some((id, role)) = names::parse_container_id(&request.container_id) else {
+            return Err(invalid("container_id", "must be `sandbox.<id>.<container>`"));
+        };
+        let Role::App(container) = role else {
+            return Err(invalid("container_id", "must be an app container: the pause has no ports"));
+        };
+        let port = u16::try_from(request.port).ok().filter(|it| *it != 0);
+        let port = port.ok_or_else(|| invalid("port", "must be 1 to 65535"))?;
+        let protocol =
+            berth_api::protocol_from_proto("protocol", request.protocol).map_err(refuse)?;
+        let bound = match v1::PortStatus::try_from(request.status) {
+            Ok(v1::PortStatus::Bound) => true,
+            Ok(v1::PortStatus::Unbound) => false,
+            Ok(v1::PortStatus::Active) => {
+                return Ok(Response::new(v1::SetPortStatusResponse {}));
+            }
+            Ok(v1::PortStatus::Unspecified) | Err(_) => {
+                return Err(invalid("status", "must be BOUND, UNBOUND or ACTIVE"));
+            }
+        };
+        let address = match request.address.as_str() {
+            "" => "0.0.0.0".to_owned(),
+            text => match text.parse::<IpAddr>() {
+                Ok(it) => it.to_string(),
+                Err(_) => return Err(invalid("address", "must be an IP address without port")),
+            },
+        };
+        let source = match request.source {
+            text if text.is_empty() => "unknown".to_owned(),
+            text if text.len() > SOURCE_MAX => {
+                return Err(invalid("source", "must have at most 63 bytes"));
+            }
+            text => text,
+        };
+        let at = SystemTime::now();
+        let sighting = PortSighting { container, port, protocol, bound, address, source, at };
+        let generation = expected(request.expected_generation);
+        self.registry.report_port(&id, generation, sighting).await.map_err(refuse)?;
+        Ok(Response::new(v1::SetPortStatusResponse {}))
+    }
+}
+
+/// The next change that is wanted, with the watch to go on with; `None` when the watch has ended.
+async fn next_change(
+    mut watch: Watch,
+    wanted: impl Fn(&SandboxId) -> bool,
+    node_id: &str,
+) -> Option<(Result<v1::WatchResponse, Status>, Option<Watch>)> {
+    loop {
+        let (revision, event) = match watch.next().await {
+            Ok((revision, Change::Upserted(record))) if wanted(&record.id) => {
+                (revision, Event::Sandbox(berth_api::sandbox_to_proto(&record, node_id)))
+            }
+            Ok((revision, Change::Removed { id, generation })) if wanted(&id) => {
+                let removed =
+                    v1::SandboxRemoved { id: id.to_string(), generation: generation.0 };
+                (revision, Event::Removed(removed))
+            }
+            Ok((_, Change::Upserted(_) | Change::Removed { .. })) => continue,
+            Err(WatchEnded::Lagged) => {
+                let failure = Failure::new(
+                    Reason::RevisionUnknown,
+                    "the reader is too slow; watch again from its last revision",
+                );
+                return Some((Err(refuse(failure)), None));
+            }
+            Err(WatchEnded::Closed) => return None,
+        };
+        let response = v1::WatchResponse { revision, event: Some(event) };
+        return Some((Ok(response), Some(watch)));
+    }
+}
+
+fn sum(containers: &[v1::ContainerUsage]) -> v1::ResourceUsage {
+    let mut total = v1::ResourceUsage::default();
+    for usage in containers.iter().filter_map(|it| it.usage.as_ref()) {
+        total.total_cpu_time += usage.total_cpu_time;
+        total.kernel_cpu_time += usage.kernel_cpu_time;
+        total.memory_usage += usage.memory_usage;
+        total.memory_peak += usage.memory_peak;
+        total.swap_usage += usage.swap_usage;
+        total.swap_peak += usage.swap_peak;
+        total.pids += usage.pids;
+    }
+    total
+}
