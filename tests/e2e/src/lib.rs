@@ -1,1 +1,8 @@
+//! What the end-to-end tests stand on: a node of their own, images made here, and the proof that nothing is left.
 
+pub mod images;
+pub mod leftovers;
+pub mod node;
+pub mod specs;
+
+pub use node::TestNode;

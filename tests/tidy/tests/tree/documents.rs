@@ -15,7 +15,10 @@ struct Document {
     code: Vec<String>,
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the rest of Markdown says nothing here")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the rest of Markdown says nothing here"
+)]
 fn parse(text: &str) -> Document {
     let mut document = Document::default();
     let mut heading: Option<String> = None;

@@ -1,0 +1,109 @@
+//! What a node may have left on the host, looked for without asking Berth.
+
+use std::{fs, path::Path, path::PathBuf};
+
+use anyhow::ensure;
+
+use crate::node::succeed;
+
+/// Where to look, learned while the node still stood.
+#[derive(Debug)]
+pub struct Leftovers {
+    home: PathBuf,
+    /// containerd's namespace, which has the instance id in its name.
+    namespace: String,
+    instance: String,
+}
+
+impl Leftovers {
+    pub fn of(home: &Path, namespace: &str) -> anyhow::Result<Self> {
+        let instance = fs::read_to_string(home.join("instance"))?.trim().to_owned();
+        ensure!(!instance.is_empty() && !namespace.is_empty(), "the node has no name to look for");
+        Ok(Self { home: home.to_owned(), namespace: namespace.to_owned(), instance })
+    }
+
+    /// Fails with everything that is left.
+    pub fn assert_none(&self) -> anyhow::Result<()> {
+        let mut left = vec![];
+        left.extend(self.processes()?);
+        left.extend(self.mounts()?);
+        left.extend(self.cgroups());
+        left.extend(self.links()?);
+        left.extend(self.tables()?);
+        left.extend(self.runtime_state());
+        ensure!(left.is_empty(), "left on the host: {left:#?}");
+        Ok(())
+    }
+
+    /// Managers, containerds, shims and whatever else names the home or the namespace in its command.
+    fn processes(&self) -> anyhow::Result<Vec<String>> {
+        let home = self.home.to_string_lossy().into_owned();
+        let mut left = vec![];
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
+            let command = String::from_utf8_lossy(&command).replace('\0', " ");
+            if command.contains(&home) || command.contains(&format!("-namespace {} ", self.namespace)) {
+                left.push(format!("process {}: {command}", entry.file_name().to_string_lossy()));
+            }
+        }
+        Ok(left)
+    }
+
+    fn mounts(&self) -> anyhow::Result<Vec<String>> {
+        let home = self.home.to_string_lossy().into_owned();
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(mounts.lines().filter(|it| it.contains(&home)).map(|it| format!("mount {it}")).collect())
+    }
+
+    fn cgroups(&self) -> Vec<String> {
+        let mut left = vec![];
+        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
+        roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|it| it.path()));
+        for root in roots {
+            for name in [format!("berth/{}", self.instance), self.namespace.clone()] {
+                let path = root.join(name);
+                if path.is_dir() {
+                    left.push(format!("cgroup {}", path.display()));
+                }
+            }
+        }
+        left
+    }
+
+    fn links(&self) -> anyhow::Result<Vec<String>> {
+        let links = succeed(std::process::Command::new("ip").args(["-j", "link"]))?;
+        let links: Vec<serde_json::Value> = serde_json::from_str(&links)?;
+        let bridge = format!("br-{}", self.instance);
+        let alias = format!("berth {}", self.instance);
+        let text = |link: &serde_json::Value, key: &str| {
+            link.get(key).and_then(|it| it.as_str()).unwrap_or_default().to_owned()
+        };
+        Ok(links
+            .iter()
+            .filter(|it| text(it, "ifname") == bridge || text(it, "ifalias").starts_with(&alias))
+            .map(|it| format!("link {}", text(it, "ifname")))
+            .collect())
+    }
+
+    fn tables(&self) -> anyhow::Result<Vec<String>> {
+        let tables = succeed(std::process::Command::new("nft").args(["list", "tables"]))?;
+        let own = format!("berth-{}", self.instance);
+        let dashless = own.replace('-', "_");
+        Ok(tables
+            .lines()
+            .filter(|it| it.contains(&own) || it.contains(&dashless))
+            .map(|it| format!("nft {it}"))
+            .collect())
+    }
+
+    /// runc keeps its state outside of containerd's folders.
+    fn runtime_state(&self) -> Vec<String> {
+        let dir = Path::new("/run/containerd/runc").join(&self.namespace);
+        fs::read_dir(&dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|it| format!("runtime state {}", it.path().display()))
+            .collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! A development node for one test: real containerd, real manager, everything its own.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use berth_api::v1::{
+    self, image_service_client::ImageServiceClient, import_image_request::Part,
+    node_service_client::NodeServiceClient, sandbox_service_client::SandboxServiceClient,
+};
+use tempfile::TempDir;
+use tonic::transport::Channel;
+
+use crate::{images, leftovers::Leftovers};
+
+/// Root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository is here")
+}
+
+/// A running node. Dropping it takes it down; [`TestNode::finish`] also proves that nothing is left.
+#[derive(Debug)]
+pub struct TestNode {
+    home: TempDir,
+    env: BTreeMap<String, String>,
+    pub channel: Channel,
+}
+
+impl TestNode {
+    /// Starts a node with the busybox image on it.
+    pub async fn start() -> anyhow::Result<Self> {
+        Self::start_with("", &[]).await
+    }
+
+    /// Starts a node whose configuration has `toml` at its end.
+    pub async fn start_with(toml: &str, options: &[&str]) -> anyhow::Result<Self> {
+        let home = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in("/tmp")?;
+        let extra = home.path().join("extra.toml");
+        std::fs::write(&extra, toml)?;
+        let mut command = script("up", home.path());
+        command.env("BERTH_DEV_EXTRA_TOML", &extra).args(options);
+        let up = succeed(command).context("starting the node");
+        if let Err(error) = up {
+            let _ = script("down", home.path()).arg("--purge").output();
+            return Err(error);
+        }
+        let env = succeed(script("env", home.path()))?;
+        let env = env
+            .lines()
+            .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.trim_matches(['\'', '"']).to_owned()))
+            .collect::<BTreeMap<_, _>>();
+        let address = env.get("BERTH_ADDRESS").context("no BERTH_ADDRESS in the environment")?;
+        let channel = berth_api::connect(address).await?;
+        let node = Self { home, env, channel };
+        node.import(&images::busybox(), "").await.context("importing busybox")?;
+        Ok(node)
+    }
+
+    pub fn sandboxes(&self) -> SandboxServiceClient<Channel> {
+        SandboxServiceClient::new(self.channel.clone())
+    }
+
+    pub fn images(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone())
+    }
+
+    pub fn node(&self) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.channel.clone())
+    }
+
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A variable of `deploy/dev/node env`.
+    pub fn variable(&self, name: &str) -> &str {
+        self.env.get(name).map_or("", String::as_str)
+    }
+
+    /// A command that sees the node as a user does.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let own = self.variable("PATH").replace("$PATH", &path).replace("${PATH}", &path);
+        command.envs(self.env.iter().filter(|(key, _)| *key != "PATH")).env("PATH", own);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `berth` and returns what it prints.
+    pub fn berth(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.command("berth");
+        command.args(arguments);
+        succeed(command)
+    }
+
+    /// Imports an archive over the API.
+    pub async fn import(&self, archive: &[u8], name: &str) -> Result<Vec<v1::Image>, tonic::Status> {
+        let header = v1::ImportImageHeader { name: name.to_owned() };
+        let parts = std::iter::once(Part::Header(header))
+            .chain(archive.chunks(512 << 10).map(|it| Part::Chunk(it.to_vec())))
+            .map(|part| v1::ImportImageRequest { part: Some(part) })
+            .collect::<Vec<_>>();
+        let answer = self.images().import_image(tokio_stream::iter(parts)).await?;
+        Ok(answer.into_inner().images)
+    }
+
+    pub async fn create(
+        &self,
+        id: &str,
+        spec: v1::SandboxSpec,
+    ) -> Result<v1::Sandbox, tonic::Status> {
+        let request = v1::CreateRequest { id: id.into(), spec: Some(spec), wait: 0 };
+        let answer = self.sandboxes().create(request).await?.into_inner();
+        Ok(answer.sandbox.unwrap_or_default())
+    }
+
+    pub async fn get(&self, id: &str) -> Result<v1::Sandbox, tonic::Status> {
+        let answer = self.sandboxes().get(v1::GetRequest { id: id.into() }).await?.into_inner();
+        Ok(answer.sandbox.unwrap_or_default())
+    }
+
+    pub async fn delete(&self, id: &str) -> Result<bool, tonic::Status> {
+        let request = v1::DeleteRequest { id: id.into(), expected_generation: 0 };
+        Ok(self.sandboxes().delete(request).await?.into_inner().existed)
+    }
+
+    pub async fn audit(&self) -> Result<v1::AuditResponse, tonic::Status> {
+        Ok(self.node().audit(v1::AuditRequest {}).await?.into_inner())
+    }
+
+    /// Fails unless the audit is clean.
+    pub async fn assert_clean(&self) -> anyhow::Result<()> {
+        let audit = self.audit().await?;
+        ensure!(audit.clean, "the audit is not clean: {:#?}", audit.objects);
+        Ok(())
+    }
+
+    /// Kills the manager with SIGKILL.
+    pub fn kill_manager(&self) -> anyhow::Result<()> {
+        let pid = std::fs::read_to_string(self.home().join("manager.pid"))
+            .context("the manager's pid")?;
+        let status = Command::new("kill").args(["-9", pid.trim()]).status()?;
+        ensure!(status.success(), "kill");
+        Ok(())
+    }
+
+    /// Starts again what does not run.
+    pub fn up(&self) -> anyhow::Result<()> {
+        let mut command = script("up", self.home());
+        command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
+        succeed(command).map(drop)
+    }
+
+    /// Takes the node down and proves that nothing of it is left on the host.
+    pub fn finish(self) -> anyhow::Result<()> {
+        let leftovers = Leftovers::of(self.home(), self.variable("CONTAINERD_NAMESPACE"))?;
+        succeed(script("down", self.home()).arg("--purge")).context("taking the node down")?;
+        leftovers.assert_none()
+    }
+}
+
+impl Drop for TestNode {
+    fn drop(&mut self) {
+        // After `finish` this finds nothing to do.
+        let _ = script("down", self.home.path()).arg("--purge").output();
+    }
+}
+
+/// Waits until `state` holds.
+pub async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    limit: Duration,
+    mut state: impl FnMut() -> F,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    while !state().await {
+        ensure!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+fn script(verb: &str, home: &Path) -> Command {
+    let mut command = Command::new(root().join("deploy/dev/node"));
+    command.arg(verb).arg("--home").arg(home).stdin(Stdio::null());
+    command.env("BERTH_BIN", programs());
+    command
+}
+
+/// Folder of the programs under test: those of the same build as the test.
+pub fn programs() -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its program");
+    test.ancestors()
+        .find(|it| it.join("sandbox-manager").is_file())
+        .expect("`cargo build --workspace --bins` goes before the e2e tests")
+        .to_owned()
+}
+
+/// Runs a command and returns its standard output.
+pub fn succeed(mut command: impl std::borrow::BorrowMut<Command>) -> anyhow::Result<String> {
+    let command = command.borrow_mut();
+    let Output { status, stdout, stderr } =
+        command.output().with_context(|| format!("{command:?}"))?;
+    if !status.success() {
+        bail!(
+            "{command:?} ended with {status}\n{}{}",
+            String::from_utf8_lossy(&stdout),
+            String::from_utf8_lossy(&stderr)
+        );
+    }
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
+}
