@@ -1,5 +1,15 @@
-//! The contract `berth.v1` in Rust: generated messages, clients and servers.
-//! It does not know what a sandbox is made of; the domain does.
+//! The contract `berth.v1` in Rust: generated messages, clients and servers, and the way between them and the domain.
+
+mod connect;
+mod failures;
+mod inbound;
+mod outbound;
+pub mod page;
+
+pub use connect::{ConnectError, connect};
+pub use failures::status;
+pub use inbound::{Create, create_from_proto, protocol_from_proto};
+pub use outbound::{Place, sandbox_to_proto};
 
 /// What `make proto` generates from `proto/berth/v1`.
 #[rustfmt::skip]

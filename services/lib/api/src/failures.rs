@@ -1,0 +1,148 @@
+//! A failure as gRPC tells it: a code, a message, and `google.rpc` details.
+
+use std::collections::HashMap;
+
+use berth_domain::{Failure, Reason};
+use tonic::{Code, Status};
+use tonic_types::{
+    ErrorDetails, FieldViolation, PreconditionViolation, QuotaViolation, StatusExt as _,
+};
+
+const DOMAIN: &str = "berth.v1";
+/// Details travel in a header, and peers limit those to 8 or 16 KiB.
+const VIOLATIONS_MAX: usize = 16;
+const TEXT_MAX: usize = 1024;
+
+fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::InvalidField
+        | Reason::UnsupportedField
+        | Reason::SpecTooLarge
+        | Reason::ArchiveInvalid => Code::InvalidArgument,
+        Reason::SpecConflict => Code::AlreadyExists,
+        Reason::GenerationConflict | Reason::CreateCancelled => Code::Aborted,
+        Reason::SandboxNotFound | Reason::ContainerNotFound | Reason::ImageNotFound => {
+            Code::NotFound
+        }
+        Reason::SandboxEnding
+        | Reason::PlatformMissing
+        | Reason::ImageInUse
+        | Reason::PortTimeout
+        | Reason::ContainerExited
+        | Reason::RuntimeRefused => Code::FailedPrecondition,
+        Reason::AddressesExhausted | Reason::StoreFull => Code::ResourceExhausted,
+        Reason::RegistryUnreachable | Reason::RuntimeUnreachable | Reason::ShuttingDown => {
+            Code::Unavailable
+        }
+        Reason::RegistryDenied => Code::PermissionDenied,
+        Reason::ImageCorrupt => Code::DataLoss,
+        Reason::RevisionUnknown => Code::OutOfRange,
+        Reason::DeadlinePassed => Code::DeadlineExceeded,
+        Reason::NetworkFailed | Reason::Internal => Code::Internal,
+    }
+}
+
+/// Renders a failure. Long texts and lists are cut, so that the answer fits into headers.
+pub fn status(failure: Failure) -> Status {
+    let metadata: HashMap<String, String> = failure
+        .metadata
+        .iter()
+        .map(|(key, value)| (key.clone(), cut(value)))
+        .collect();
+    let value = |key: &str| metadata.get(key).cloned().unwrap_or_default();
+    let mut details = ErrorDetails::new();
+    match failure.reason {
+        Reason::AddressesExhausted => {
+            let figures = format!("{} of {} addresses are held", value("held"), value("capacity"));
+            details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
+        }
+        Reason::ImageInUse => {
+            let holder = value("holder");
+            let text = format!("{holder} uses {}", value("image"));
+            details.set_precondition_failure(vec![PreconditionViolation::new(
+                "IMAGE_IN_USE",
+                holder,
+                text,
+            )]);
+        }
+        Reason::DeadlinePassed if metadata.contains_key("held") => {
+            let held = value("held");
+            details.set_precondition_failure(vec![PreconditionViolation::new(
+                "STILL_HELD",
+                held.clone(),
+                format!("{held} is not gone yet"),
+            )]);
+        }
+        _ if !failure.violations.is_empty() => {
+            let violations: Vec<_> = failure
+                .violations
+                .iter()
+                .take(VIOLATIONS_MAX)
+                .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
+                .collect();
+            details.set_bad_request(violations);
+        }
+        _ => {}
+    }
+    if let Some(delay) = failure.retry_after {
+        details.set_retry_info(Some(delay));
+    }
+    details.set_error_info(failure.reason.as_str(), DOMAIN, metadata);
+    Status::with_error_details(code(failure.reason), cut(&failure.message), details)
+}
+
+fn cut(text: &str) -> String {
+    if text.len() <= TEXT_MAX {
+        return text.to_owned();
+    }
+    let end = (0..=TEXT_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default();
+    format!("{}…", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::v1::ErrorReason;
+
+    #[test]
+    fn the_reasons_of_the_contract_are_those_of_the_domain() {
+        for &reason in Reason::ALL {
+            let name = format!("ERROR_REASON_{}", reason.as_str());
+            assert!(ErrorReason::from_str_name(&name).is_some(), "{name} is not in the contract");
+        }
+        let published = (1..).map_while(|number| ErrorReason::try_from(number).ok()).count();
+        assert_eq!(published, Reason::ALL.len());
+    }
+
+    #[test]
+    fn a_failure_travels_with_its_reason_fields_and_delay() {
+        let failure = Failure::invalid("spec.x", "is wrong")
+            .with("key", "value")
+            .retry_after(Duration::from_secs(2));
+        let status = status(failure);
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(status.message(), "spec.x is wrong");
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_FIELD", "berth.v1"));
+        assert_eq!(info.metadata["key"], "value");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "spec.x");
+        let delay = details.retry_info().and_then(|it| it.retry_delay);
+        assert_eq!(delay, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn an_answer_fits_into_a_header_however_much_was_wrong() {
+        let violations = (0..5000).map(|number| berth_domain::Violation {
+            field: format!("spec.containers[{number}].name"),
+            problem: "ä".repeat(2000),
+        });
+        let failure = Failure::of_violations(Reason::InvalidField, violations.collect());
+        let status = status(failure.with("key", "x".repeat(5000)));
+        assert!(status.message().len() <= TEXT_MAX + 3);
+        assert!(status.details().len() < 48 << 10, "{}", status.details().len());
+    }
+}

@@ -1,0 +1,640 @@
+//! From the contract to the domain: every rule of a request, each broken one reported by the path of its field.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use berth_domain::{
+    ConfigFile, Container, ContainerName, Failure, ImageRef, Port, Protocol, Reason, Resources,
+    RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
+    id::check_name,
+    names::LABEL_PREFIX,
+    spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
+};
+use ipnet::Ipv4Net;
+use prost::Message as _;
+
+use crate::v1;
+
+const SPEC_MAX: usize = 256 << 10;
+const LABELS_MAX: usize = 64;
+const LABEL_KEY_MAX: usize = 128;
+const LABEL_VALUE_MAX: usize = 1024;
+const NAME_MAX: usize = 63;
+const TEXT_MAX: usize = 256;
+const ROUTES_MAX: usize = 64;
+const HOSTS_MAX: usize = 256;
+const HOST_NAME_MAX: usize = 253;
+const CONTAINERS_MAX: usize = 32;
+const COMMAND_MAX: usize = 128 << 10;
+const ENV_MAX: usize = 1024;
+const PORTS_MAX: usize = 64;
+const FILES_MAX: usize = 64;
+const FILE_MAX: usize = 64 << 10;
+/// The kernel's PATH_MAX, with its end mark.
+const PATH_MAX: usize = 4095;
+const PORT_WAIT_MIN: Duration = Duration::from_millis(10);
+const HOUR: Duration = Duration::from_secs(3600);
+const MODE_DEFAULT: u32 = 0o644;
+const CPU_MILLIS: std::ops::RangeInclusive<u32> = 10..=1_024_000;
+const MEMORY_MIN: u64 = 4 << 20;
+const PIDS_MAX: u32 = 4_194_304;
+
+/// A Create that can be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Create {
+    pub id: SandboxId,
+    pub spec: SandboxSpec,
+    pub wait_for_running: bool,
+}
+
+/// Checks a whole request and reports everything that is wrong with it.
+pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> {
+    let size = request.spec.as_ref().map_or(0, v1::SandboxSpec::encoded_len);
+    if size > SPEC_MAX {
+        return Err(Failure::of_violations(
+            Reason::SpecTooLarge,
+            vec![Violation {
+                field: "spec".to_owned(),
+                problem: format!("has {size} bytes, the limit is {SPEC_MAX}"),
+            }],
+        )
+        .with("limit_bytes", SPEC_MAX)
+        .with("size_bytes", size));
+    }
+    let mut check = Check::default();
+    let id = check.take("id", SandboxId::parse(&request.id));
+    let wait_for_running = match v1::WaitFor::try_from(request.wait) {
+        Ok(v1::WaitFor::Unspecified | v1::WaitFor::Running) => true,
+        Ok(v1::WaitFor::Accepted) => false,
+        Err(_) => {
+            check.wrong("wait", "must be ACCEPTED or RUNNING");
+            true
+        }
+    };
+    let spec = match request.spec {
+        Some(spec) => Some(check.spec(spec)),
+        None => {
+            check.wrong("spec", "must not be empty");
+            None
+        }
+    };
+    check.finish()?;
+    match (id, spec) {
+        (Some(id), Some(spec)) => Ok(Create { id, spec, wait_for_running }),
+        // What is missing was reported.
+        _ => Err(Failure::invalid("id", "must not be empty")),
+    }
+}
+
+/// Reads the transport of a port; unspecified is TCP.
+pub fn protocol_from_proto(field: &str, number: i32) -> Result<Protocol, Failure> {
+    match v1::Protocol::try_from(number) {
+        Ok(v1::Protocol::Unspecified | v1::Protocol::Tcp) => Ok(Protocol::Tcp),
+        Ok(v1::Protocol::Udp) => Ok(Protocol::Udp),
+        Err(_) => Err(Failure::invalid(field, "must be TCP or UDP")),
+    }
+}
+
+#[derive(Default)]
+struct Check {
+    violations: Vec<Violation>,
+    unsupported: Vec<Violation>,
+    ports: BTreeSet<(u16, Protocol)>,
+}
+
+impl Check {
+    fn finish(self) -> Result<(), Failure> {
+        if !self.violations.is_empty() {
+            return Err(Failure::of_violations(Reason::InvalidField, self.violations));
+        }
+        if !self.unsupported.is_empty() {
+            return Err(Failure::of_violations(Reason::UnsupportedField, self.unsupported));
+        }
+        Ok(())
+    }
+
+    fn wrong(&mut self, field: impl Into<String>, problem: impl ToString) {
+        self.violations.push(Violation { field: field.into(), problem: problem.to_string() });
+    }
+
+    fn unsupported(&mut self, field: String, is_set: bool) {
+        if is_set {
+            let problem = "is not supported by this version".to_owned();
+            self.unsupported.push(Violation { field, problem });
+        }
+    }
+
+    fn take<T, E: ToString>(&mut self, field: impl Into<String>, it: Result<T, E>) -> Option<T> {
+        it.map_err(|problem| self.wrong(field, problem)).ok()
+    }
+
+    fn count(&mut self, field: &str, number: usize, limit: usize) {
+        if number > limit {
+            self.wrong(field, format!("has {number} entries, the limit is {limit}"));
+        }
+    }
+
+    /// A text that ends up where NUL ends a text.
+    fn text(&mut self, field: &str, text: &str, limit: usize) {
+        if text.len() > limit {
+            self.wrong(field, format!("is {} bytes long, the limit is {limit}", text.len()));
+        }
+        if text.contains('\0') {
+            self.wrong(field, "must not contain a NUL byte");
+        }
+    }
+
+    fn absolute_path(&mut self, field: &str, path: &str) {
+        self.text(field, path, PATH_MAX);
+        let plain = |part: &str| !matches!(part, "" | "." | "..");
+        let well_formed = path.strip_prefix('/').is_some_and(|it| it.split('/').all(plain));
+        if !well_formed && !path.contains('\0') {
+            self.wrong(field, "must be an absolute path without `.`, `..` and empty parts");
+        }
+    }
+
+    fn optional_name(&mut self, field: String, text: &str) {
+        if !text.is_empty() {
+            self.take(field, check_name(text, NAME_MAX));
+        }
+    }
+
+    fn duration(
+        &mut self,
+        field: &str,
+        given: Option<prost_types::Duration>,
+        default: Duration,
+        limits: std::ops::RangeInclusive<Duration>,
+    ) -> Duration {
+        let Some(given) = given else { return default };
+        match Duration::try_from(given) {
+            Ok(it) if limits.contains(&it) => it,
+            Ok(_) | Err(_) => {
+                let (least, most) = (limits.start().as_millis(), limits.end().as_millis());
+                self.wrong(field, format!("must be {least} ms to {most} ms"));
+                default
+            }
+        }
+    }
+
+    fn spec(&mut self, it: v1::SandboxSpec) -> SandboxSpec {
+        let labels = self.labels("spec.labels", it.labels);
+        if let Some(key) = labels.keys().find(|it| it.starts_with(LABEL_PREFIX)) {
+            let problem = format!("must not begin with `{LABEL_PREFIX}`");
+            self.wrong(format!("spec.labels[{key}]"), problem);
+        }
+        let log_attributes = self.labels("spec.log_attributes", it.log_attributes);
+        self.text("spec.version", &it.version, TEXT_MAX);
+        self.text("spec.log_entity", &it.log_entity, TEXT_MAX);
+        self.unsupported("spec.host_network".into(), it.host_network);
+        self.unsupported("spec.volumes".into(), !it.volumes.is_empty());
+        let given = it.port_wait_timeout.filter(|it| (it.seconds, it.nanos) != (0, 0));
+        let port_wait_timeout = self.duration(
+            "spec.port_wait_timeout",
+            given,
+            PORT_WAIT_DEFAULT,
+            PORT_WAIT_MIN..=HOUR,
+        );
+        let restart_policy = match v1::RestartPolicy::try_from(it.restart_policy) {
+            Ok(v1::RestartPolicy::Unspecified | v1::RestartPolicy::Always) => RestartPolicy::Always,
+            Ok(v1::RestartPolicy::Never) => RestartPolicy::Never,
+            Err(_) => {
+                self.wrong("spec.restart_policy", "must be ALWAYS or NEVER");
+                RestartPolicy::Always
+            }
+        };
+        self.count("spec.routes", it.routes.len(), ROUTES_MAX);
+        let routes = it.routes.iter().enumerate().filter_map(|(at, it)| self.route(at, it));
+        let routes = routes.collect();
+        self.count("spec.static_hosts", it.static_hosts.len(), HOSTS_MAX);
+        let hosts = it.static_hosts.into_iter().enumerate();
+        let static_hosts = hosts.filter_map(|(at, it)| self.static_host(at, it)).collect();
+        if it.containers.is_empty() {
+            self.wrong("spec.containers", "must have at least one container");
+        }
+        self.count("spec.containers", it.containers.len(), CONTAINERS_MAX);
+        let mut names = BTreeSet::new();
+        for (at, container) in it.containers.iter().enumerate() {
+            if !names.insert(container.name.clone()) {
+                let problem = format!("`{}` is the name of two containers", container.name);
+                self.wrong(format!("spec.containers[{at}].name"), problem);
+            }
+        }
+        let containers = it.containers.into_iter().enumerate();
+        let containers = containers.filter_map(|(at, it)| self.container(at, it)).collect();
+        let resources = self.resources("spec.resources", it.resources);
+        SandboxSpec {
+            labels,
+            version: it.version,
+            log_entity: it.log_entity,
+            log_attributes,
+            port_wait_timeout,
+            restart_policy,
+            routes,
+            static_hosts,
+            containers,
+            resources,
+        }
+    }
+
+    fn labels(&mut self, field: &str, it: HashMap<String, String>) -> BTreeMap<String, String> {
+        self.count(field, it.len(), LABELS_MAX);
+        let it: BTreeMap<_, _> = it.into_iter().collect();
+        for (key, value) in &it {
+            if key.is_empty() {
+                self.wrong(field, "has an empty key");
+            }
+            self.text(&format!("{field}[{key}]"), key, LABEL_KEY_MAX);
+            self.text(&format!("{field}[{key}]"), value, LABEL_VALUE_MAX);
+        }
+        it
+    }
+
+    fn route(&mut self, at: usize, it: &v1::Route) -> Option<Route> {
+        let field = format!("spec.routes[{at}].destination");
+        let destination = match it.destination.parse::<Ipv4Net>() {
+            Ok(net) if net.trunc() == net => Some(net),
+            Ok(net) => {
+                let problem = format!("has bits behind its prefix; write {}", net.trunc());
+                self.wrong(field, problem);
+                None
+            }
+            Err(_) => {
+                self.wrong(field, "must be an IPv4 network like `10.1.0.0/16`");
+                None
+            }
+        };
+        let field = format!("spec.routes[{at}].gateway");
+        let gateway = match it.gateway.as_str() {
+            "" => None,
+            text => {
+                let problem = "must be an IPv4 address";
+                self.take(field, text.parse::<Ipv4Addr>().map_err(|_| problem))
+            }
+        };
+        Some(Route { destination: destination?, gateway })
+    }
+
+    fn static_host(&mut self, at: usize, it: v1::StaticHost) -> Option<StaticHost> {
+        if !is_host_name(&it.host) {
+            let problem = "must be a host name: labels of letters, digits and `-`, joined by `.`";
+            self.wrong(format!("spec.static_hosts[{at}].host"), problem);
+        }
+        let ip = it.ip.parse::<IpAddr>().map_err(|_| "must be an IPv4 or IPv6 address");
+        let ip = self.take(format!("spec.static_hosts[{at}].ip"), ip)?;
+        Some(StaticHost { host: it.host, ip })
+    }
+
+    fn container(&mut self, at: usize, it: v1::Container) -> Option<Container> {
+        let of = |field: &str| format!("spec.containers[{at}].{field}");
+        let name = self.take(of("name"), ContainerName::parse(&it.name));
+        let image = self.take(of("image"), ImageRef::parse(&it.image));
+        self.unsupported(of("privileged"), it.privileged);
+        self.unsupported(of("tty"), it.tty);
+        self.unsupported(of("stdin"), it.stdin);
+        self.unsupported(of("mounts"), !it.mounts.is_empty());
+        self.text(&of("command"), &it.command, COMMAND_MAX);
+        if !it.command.is_empty() && !it.args.is_empty() {
+            self.wrong(of("args"), "cannot be combined with `command`");
+        }
+        for (i, argument) in it.args.iter().enumerate() {
+            self.text(&of(&format!("args[{i}]")), argument, COMMAND_MAX);
+        }
+        if !it.directory.is_empty() && it.directory != "/" {
+            self.absolute_path(&of("directory"), &it.directory);
+        }
+        self.count(&of("env"), it.env.len(), ENV_MAX);
+        for (i, line) in it.env.iter().enumerate() {
+            let field = of(&format!("env[{i}]"));
+            self.text(&field, line, COMMAND_MAX);
+            if line.split_once('=').is_none_or(|(key, _)| key.is_empty()) {
+                self.wrong(field, "must be `KEY=value`");
+            }
+        }
+        self.count(&of("ports"), it.ports.len(), PORTS_MAX);
+        let ports = it.ports.into_iter().enumerate();
+        let ports = ports.filter_map(|(i, it)| self.port(&of(&format!("ports[{i}]")), it)).collect();
+        if !(-1000..=1000).contains(&it.oom_score) {
+            self.wrong(of("oom_score"), "must be -1000 to 1000");
+        }
+        self.count(&of("config_files"), it.config_files.len(), FILES_MAX);
+        let mut paths = BTreeSet::new();
+        for (i, file) in it.config_files.iter().enumerate() {
+            if !paths.insert(file.path.clone()) {
+                let problem = format!("`{}` is the path of two files", file.path);
+                self.wrong(of(&format!("config_files[{i}].path")), problem);
+            }
+        }
+        let files = it.config_files.into_iter().enumerate();
+        let config_files = files
+            .map(|(i, it)| self.config_file(&of(&format!("config_files[{i}]")), it))
+            .collect();
+        let shutdown_timeout = self.duration(
+            &of("shutdown_timeout"),
+            it.shutdown_timeout,
+            STOP_GRACE_DEFAULT,
+            Duration::ZERO..=HOUR,
+        );
+        let resources = self.resources(&of("resources"), it.resources);
+        Some(Container {
+            name: name?,
+            image: image?,
+            command: it.command,
+            args: (!it.args.is_empty()).then_some(it.args),
+            directory: it.directory,
+            env: it.env,
+            ports,
+            oom_score: it.oom_score,
+            config_files,
+            shutdown_timeout,
+            resources,
+        })
+    }
+
+    fn port(&mut self, field: &str, it: v1::Port) -> Option<Port> {
+        let number = u16::try_from(it.port).ok().filter(|it| *it != 0);
+        let number = self.take(format!("{field}.port"), number.ok_or("must be 1 to 65535"));
+        self.optional_name(format!("{field}.name"), &it.name);
+        self.text(&format!("{field}.type"), &it.r#type, NAME_MAX);
+        self.unsupported(format!("{field}.node_port"), it.node_port != 0);
+        let protocol = match protocol_from_proto(&format!("{field}.protocol"), it.protocol) {
+            Ok(it) => it,
+            Err(failure) => {
+                self.violations.extend(failure.violations);
+                return None;
+            }
+        };
+        let number = number?;
+        if !self.ports.insert((number, protocol)) {
+            self.wrong(format!("{field}.port"), format!("{number} is declared twice"));
+        }
+        Some(Port { number, name: it.name, protocol, kind: it.r#type })
+    }
+
+    fn config_file(&mut self, field: &str, it: v1::ConfigFile) -> ConfigFile {
+        self.absolute_path(&format!("{field}.path"), &it.path);
+        if it.data.len() > FILE_MAX {
+            let problem = format!("has {} bytes, the limit is {FILE_MAX}", it.data.len());
+            self.wrong(format!("{field}.data"), problem);
+        }
+        let mode = match it.mode.as_str() {
+            "" => Some(MODE_DEFAULT),
+            text => {
+                let digits = text.bytes().all(|it| matches!(it, b'0'..=b'7'));
+                let mode = u32::from_str_radix(text, 8).ok().filter(|it| digits && *it <= 0o7777);
+                self.take(
+                    format!("{field}.mode"),
+                    mode.ok_or("must be octal permissions like `0640`"),
+                )
+            }
+        };
+        ConfigFile { path: it.path, data: it.data, mode: mode.unwrap_or(MODE_DEFAULT) }
+    }
+
+    fn resources(&mut self, field: &str, it: Option<v1::Resources>) -> Resources {
+        let it = it.unwrap_or_default();
+        if it.cpu_millis != 0 && !CPU_MILLIS.contains(&it.cpu_millis) {
+            let problem = format!("must be 0 or {} to {}", CPU_MILLIS.start(), CPU_MILLIS.end());
+            self.wrong(format!("{field}.cpu_millis"), problem);
+        }
+        for (name, bytes) in
+            [("memory_bytes", it.memory_bytes), ("memory_high_bytes", it.memory_high_bytes)]
+        {
+            if bytes != 0 && !(MEMORY_MIN..=i64::MAX as u64).contains(&bytes) {
+                let problem = format!("must be 0 or at least {MEMORY_MIN} (4 MiB)");
+                self.wrong(format!("{field}.{name}"), problem);
+            }
+        }
+        if it.memory_bytes != 0 && it.memory_high_bytes > it.memory_bytes {
+            self.wrong(format!("{field}.memory_high_bytes"), "must not be above `memory_bytes`");
+        }
+        if it.pids > PIDS_MAX {
+            self.wrong(format!("{field}.pids"), format!("must be 0 to {PIDS_MAX}"));
+        }
+        let some = |it: u64| (it != 0).then_some(it);
+        Resources {
+            cpu_millis: (it.cpu_millis != 0).then_some(it.cpu_millis),
+            memory_bytes: some(it.memory_bytes),
+            memory_high_bytes: some(it.memory_high_bytes),
+            pids: (it.pids != 0).then_some(it.pids),
+        }
+    }
+}
+
+fn is_host_name(text: &str) -> bool {
+    let label = |it: &str| {
+        (1..=63).contains(&it.len())
+            && !it.starts_with('-')
+            && !it.ends_with('-')
+            && it.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    text.len() <= HOST_NAME_MAX && text.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> v1::CreateRequest {
+        let container = v1::Container {
+            name: "web".into(),
+            image: "nginx".into(),
+            ..v1::Container::default()
+        };
+        let spec = v1::SandboxSpec { containers: vec![container], ..v1::SandboxSpec::default() };
+        v1::CreateRequest { id: "web".into(), spec: Some(spec), wait: 0 }
+    }
+
+    /// The fields that are reported when `spoil` has changed a good request.
+    fn refused(spoil: impl FnOnce(&mut v1::CreateRequest)) -> (Reason, Vec<String>) {
+        let mut request = request();
+        spoil(&mut request);
+        let failure = create_from_proto(request).unwrap_err();
+        (failure.reason, failure.violations.into_iter().map(|it| it.field).collect())
+    }
+
+    fn spec(request: &mut v1::CreateRequest) -> &mut v1::SandboxSpec {
+        request.spec.as_mut().unwrap()
+    }
+
+    fn web(request: &mut v1::CreateRequest) -> &mut v1::Container {
+        &mut spec(request).containers[0]
+    }
+
+    fn port(number: u32) -> v1::Port {
+        v1::Port { port: number, ..v1::Port::default() }
+    }
+
+    fn file(path: &str, mode: &str) -> v1::ConfigFile {
+        v1::ConfigFile { path: path.into(), data: vec![], mode: mode.into() }
+    }
+
+    #[test]
+    fn the_least_request_has_the_documented_defaults() {
+        let create = create_from_proto(request()).unwrap();
+        assert!(create.wait_for_running);
+        let spec = create.spec;
+        assert_eq!(spec.port_wait_timeout, Duration::from_secs(15));
+        assert_eq!(spec.restart_policy, RestartPolicy::Always);
+        assert_eq!(spec.resources, Resources::default());
+        let web = &spec.containers[0];
+        assert_eq!(web.shutdown_timeout, Duration::from_secs(10));
+        assert_eq!(web.image.to_string(), "docker.io/library/nginx:latest");
+        assert_eq!((web.args.as_ref(), web.oom_score), (None, 0));
+    }
+
+    #[test]
+    fn every_broken_rule_is_reported_by_the_path_of_its_field() {
+        type Spoil = fn(&mut v1::CreateRequest);
+        let cases: &[(&str, Spoil)] = &[
+            ("id", |it| it.id.clear()),
+            ("id", |it| it.id = "x".repeat(41)),
+            ("id", |it| it.id = "a--b".into()),
+            ("id", |it| it.id = "a/../b".into()),
+            ("id", |it| it.id = "A".into()),
+            ("id", |it| it.id = "a\0".into()),
+            ("id", |it| it.id = "a\n".into()),
+            ("wait", |it| it.wait = 9),
+            ("spec", |it| it.spec = None),
+            ("spec.labels[runtime.computer/x]", |it| {
+                drop(spec(it).labels.insert("runtime.computer/x".into(), "y".into()));
+            }),
+            ("spec.labels[a]", |it| drop(spec(it).labels.insert("a".into(), "y".repeat(1025)))),
+            ("spec.labels", |it| {
+                spec(it).labels = (0..65).map(|it| (it.to_string(), String::new())).collect();
+            }),
+            ("spec.port_wait_timeout", |it| {
+                spec(it).port_wait_timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+            }),
+            ("spec.port_wait_timeout", |it| {
+                spec(it).port_wait_timeout = Some(prost_types::Duration { seconds: 3601, nanos: 0 });
+            }),
+            ("spec.restart_policy", |it| spec(it).restart_policy = 7),
+            ("spec.routes[0].destination", |it| {
+                spec(it).routes = vec![v1::Route { destination: "10.0.0.0/33".into(), gateway: String::new() }];
+            }),
+            ("spec.routes[0].destination", |it| {
+                spec(it).routes = vec![v1::Route { destination: "10.0.0.1/8".into(), gateway: String::new() }];
+            }),
+            ("spec.routes[0].gateway", |it| {
+                spec(it).routes = vec![v1::Route { destination: "10.0.0.0/8".into(), gateway: "x".into() }];
+            }),
+            ("spec.static_hosts[0].host", |it| {
+                spec(it).static_hosts = vec![v1::StaticHost { host: "a b".into(), ip: "::1".into() }];
+            }),
+            ("spec.static_hosts[0].ip", |it| {
+                spec(it).static_hosts = vec![v1::StaticHost { host: "a".into(), ip: "1.2.3".into() }];
+            }),
+            ("spec.containers", |it| spec(it).containers.clear()),
+            ("spec.containers[1].name", |it| {
+                let twin = web(it).clone();
+                spec(it).containers.push(twin);
+            }),
+            ("spec.containers[0].name", |it| web(it).name = "pause".into()),
+            ("spec.containers[0].image", |it| web(it).image = "UPPER".into()),
+            ("spec.containers[0].args", |it| {
+                web(it).command = "x".into();
+                web(it).args = vec!["y".into()];
+            }),
+            ("spec.containers[0].args[0]", |it| web(it).args = vec!["\0".into()]),
+            ("spec.containers[0].directory", |it| web(it).directory = "etc".into()),
+            ("spec.containers[0].directory", |it| web(it).directory = "/a/../b".into()),
+            ("spec.containers[0].env[1]", |it| web(it).env = vec!["A=b".into(), "A".into()]),
+            ("spec.containers[0].env[0]", |it| web(it).env = vec!["=b".into()]),
+            ("spec.containers[0].ports[0].port", |it| web(it).ports = vec![port(0)]),
+            ("spec.containers[0].ports[0].port", |it| web(it).ports = vec![port(65536)]),
+            ("spec.containers[0].ports[1].port", |it| web(it).ports = vec![port(80), port(80)]),
+            ("spec.containers[0].ports[0].protocol", |it| {
+                web(it).ports = vec![v1::Port { protocol: 9, ..port(80) }];
+            }),
+            ("spec.containers[0].ports[0].name", |it| {
+                web(it).ports = vec![v1::Port { name: "A".into(), ..port(80) }];
+            }),
+            ("spec.containers[0].oom_score", |it| web(it).oom_score = 1001),
+            ("spec.containers[0].config_files[0].mode", |it| {
+                web(it).config_files = vec![file("/a", "0888")];
+            }),
+            ("spec.containers[0].config_files[0].mode", |it| {
+                web(it).config_files = vec![file("/a", "+644")];
+            }),
+            ("spec.containers[0].config_files[0].path", |it| {
+                web(it).config_files = vec![file("/", "")];
+            }),
+            ("spec.containers[0].config_files[1].path", |it| {
+                web(it).config_files = vec![file("/a", ""), file("/a", "")];
+            }),
+            ("spec.containers[0].config_files[0].data", |it| {
+                let data = vec![0; (64 << 10) + 1];
+                web(it).config_files = vec![v1::ConfigFile { data, ..file("/a", "") }];
+            }),
+            ("spec.containers[0].shutdown_timeout", |it| {
+                web(it).shutdown_timeout = Some(prost_types::Duration { seconds: 3601, nanos: 0 });
+            }),
+            ("spec.resources.cpu_millis", |it| {
+                let resources = v1::Resources { cpu_millis: 9, ..v1::Resources::default() };
+                spec(it).resources = Some(resources);
+            }),
+            ("spec.containers[0].resources.memory_bytes", |it| {
+                let resources = v1::Resources { memory_bytes: 1, ..v1::Resources::default() };
+                web(it).resources = Some(resources);
+            }),
+            ("spec.resources.memory_high_bytes", |it| {
+                let resources = v1::Resources {
+                    memory_bytes: 4 << 20,
+                    memory_high_bytes: 8 << 20,
+                    ..v1::Resources::default()
+                };
+                spec(it).resources = Some(resources);
+            }),
+            ("spec.resources.pids", |it| {
+                spec(it).resources = Some(v1::Resources { pids: u32::MAX, ..v1::Resources::default() });
+            }),
+        ];
+        for (place, (field, spoil)) in cases.iter().enumerate() {
+            assert_eq!(
+                refused(spoil),
+                (Reason::InvalidField, vec![(*field).to_owned()]),
+                "case {place}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
+        type Spoil = fn(&mut v1::CreateRequest);
+        let cases: &[(&str, Spoil)] = &[
+            ("spec.host_network", |it| spec(it).host_network = true),
+            ("spec.volumes", |it| spec(it).volumes.push(v1::Volume::default())),
+            ("spec.containers[0].privileged", |it| web(it).privileged = true),
+            ("spec.containers[0].tty", |it| web(it).tty = true),
+            ("spec.containers[0].stdin", |it| web(it).stdin = true),
+            ("spec.containers[0].mounts", |it| web(it).mounts.push(v1::Mount::default())),
+            ("spec.containers[0].ports[0].node_port", |it| {
+                web(it).ports = vec![v1::Port { node_port: 8080, ..port(80) }];
+            }),
+        ];
+        for (field, spoil) in cases {
+            assert_eq!(refused(spoil), (Reason::UnsupportedField, vec![(*field).to_owned()]));
+        }
+    }
+
+    #[test]
+    fn a_spec_over_the_limit_is_refused_with_the_limit() {
+        let mut request = request();
+        web(&mut request).args = vec!["x".repeat(100 << 10); 3];
+        let failure = create_from_proto(request).unwrap_err();
+        assert_eq!(failure.reason, Reason::SpecTooLarge);
+        assert_eq!(failure.metadata["limit_bytes"], "262144");
+    }
+
+    #[test]
+    fn one_port_may_be_declared_for_both_transports() {
+        let mut request = request();
+        let udp = v1::Port { protocol: v1::Protocol::Udp.into(), ..port(53) };
+        web(&mut request).ports = vec![port(53), udp];
+        assert_eq!(create_from_proto(request).unwrap().spec.containers[0].ports.len(), 2);
+    }
+}

@@ -1,0 +1,41 @@
+//! One reader of changes: first those that were asked for from the past, then each as it is made.
+
+use std::collections::VecDeque;
+
+use berth_domain::{Generation, SandboxId, SandboxRecord};
+use tokio::sync::broadcast;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    Upserted(Box<SandboxRecord>),
+    Removed {
+        id: SandboxId,
+        generation: Generation,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchEnded {
+    #[error("the reader fell too far behind")]
+    Lagged,
+    #[error("the store was closed")]
+    Closed,
+}
+
+#[derive(Debug)]
+pub struct Watch {
+    pub(crate) past: VecDeque<(u64, Change)>,
+    pub(crate) changes: broadcast::Receiver<(u64, Change)>,
+}
+
+impl Watch {
+    pub async fn next(&mut self) -> Result<(u64, Change), WatchEnded> {
+        if let Some(change) = self.past.pop_front() {
+            return Ok(change);
+        }
+        self.changes.recv().await.map_err(|error| match error {
+            broadcast::error::RecvError::Lagged(_) => WatchEnded::Lagged,
+            broadcast::error::RecvError::Closed => WatchEnded::Closed,
+        })
+    }
+}
