@@ -7,10 +7,15 @@ use berth_api::v1;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+/// Sets the arguments of all commands apart from those of one.
+const GLOBAL: &str = "Options of every command";
+
 /// Creates, watches and removes sandboxes of a node.
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid field, 130 interrupted.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid field, 130 interrupted."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -25,17 +30,26 @@ pub(crate) struct Global {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "BERTH_ADDRESS",
         value_name = "ADDRESS",
         default_value = "unix:/run/berth/manager.sock"
     )]
     pub(crate) address: String,
     /// How objects are printed
-    #[arg(short, long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t
+    )]
     pub(crate) output: Format,
     /// How long each call to the manager may take, as `90s` or `2m 30s`; at the deadline the wait ends, the
     /// node's work goes on. Default: no limit
-    #[arg(long, global = true, value_name = "DURATION", value_parser = parse_timeout)]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "DURATION", value_parser = parse_timeout)]
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -91,7 +105,10 @@ pub(crate) enum Command {
 impl Command {
     /// Whether the node goes on with the work when this program is interrupted.
     pub(crate) fn goes_on_alone(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_))
+        matches!(
+            self,
+            Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_)
+        )
     }
 }
 
@@ -221,7 +238,13 @@ pub(crate) struct Events {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// Begin after this revision, without the sandboxes as they stand. Default: 0, with them
-    #[arg(long, value_name = "REVISION", default_value_t, hide_default_value = true, requires = "follow")]
+    #[arg(
+        long,
+        value_name = "REVISION",
+        default_value_t,
+        hide_default_value = true,
+        requires = "follow"
+    )]
     pub(crate) from: u64,
     /// Only this sandbox. Default: all
     pub(crate) id: Option<String>,
@@ -260,7 +283,8 @@ pub(crate) enum Node {
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {
-    let duration: jiff::SignedDuration = text.parse().map_err(|err: jiff::Error| err.to_string())?;
+    let duration: jiff::SignedDuration =
+        text.parse().map_err(|err: jiff::Error| err.to_string())?;
     match Duration::try_from(duration) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         Ok(_) | Err(_) => Err("must be longer than zero".to_owned()),
@@ -269,9 +293,10 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 fn parse_pair(text: &str) -> Result<Pair, String> {
     match text.split_once('=') {
-        Some((key, value)) if !key.is_empty() => {
-            Ok(Pair { key: key.to_owned(), value: value.to_owned() })
-        }
+        Some((key, value)) if !key.is_empty() => Ok(Pair {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        }),
         Some(_) | None => Err("must be KEY=VALUE".to_owned()),
     }
 }
@@ -291,12 +316,14 @@ fn parse_port(text: &str) -> Result<PortArg, String> {
 fn parse_cpu_millis(text: &str) -> Result<u32, String> {
     let wrong = || "must be a number of CPUs with at most three decimals, as `0.5`".to_owned();
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    if fraction.len() > 3 {
+    if fraction.is_empty() || fraction.len() > 3 {
         return Err(wrong());
     }
     let whole = digits(whole).ok_or_else(wrong)?;
     let thousandths = digits(&format!("{fraction:0<3}")).ok_or_else(wrong)?;
-    let millis = whole.checked_mul(1000).and_then(|it| it.checked_add(thousandths));
+    let millis = whole
+        .checked_mul(1000)
+        .and_then(|it| it.checked_add(thousandths));
     match millis.and_then(|it| u32::try_from(it).ok()) {
         Some(0) => Err("must be more than 0".to_owned()),
         Some(millis) => Ok(millis),
@@ -306,7 +333,9 @@ fn parse_cpu_millis(text: &str) -> Result<u32, String> {
 
 fn parse_memory_bytes(text: &str) -> Result<u64, String> {
     let wrong = || "must be a number of bytes, or one followed by K, M, G or T".to_owned();
-    let end = text.find(|it: char| !it.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|it: char| !it.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let exponent = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -326,7 +355,11 @@ fn parse_memory_bytes(text: &str) -> Result<u64, String> {
 
 /// Reads digits only: `parse` alone would take a sign.
 fn digits(text: &str) -> Option<u64> {
-    if text.bytes().all(|it| it.is_ascii_digit()) { text.parse().ok() } else { None }
+    if text.bytes().all(|it| it.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -348,7 +381,11 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{name} of {of} has no help");
             }
             for command in command.get_subcommands() {
-                assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+                assert!(
+                    command.get_about().is_some(),
+                    "{} has no help",
+                    command.get_name()
+                );
                 look(command);
             }
         }
@@ -444,7 +481,10 @@ mod tests {
     #[test]
     fn a_timeout_is_read_in_words_and_is_longer_than_zero() {
         assert_eq!(parse_timeout("1m 30s").ok(), Some(Duration::from_secs(90)));
-        assert_eq!(parse_timeout("250ms").ok(), Some(Duration::from_millis(250)));
+        assert_eq!(
+            parse_timeout("250ms").ok(),
+            Some(Duration::from_millis(250))
+        );
         assert!(parse_timeout("0s").is_err());
         assert!(parse_timeout("-5s").is_err());
         assert!(parse_timeout("90").is_err());
@@ -453,7 +493,9 @@ mod tests {
     #[test]
     fn what_follows_two_dashes_is_the_command() {
         let args = Args::try_parse_from(["berth", "run", "--id", "web", "nginx", "--", "-g", "x"]);
-        let Command::Run(run) = args.expect("it is right").command else { panic!("it is a run") };
+        let Command::Run(run) = args.expect("it is right").command else {
+            panic!("it is a run")
+        };
         assert_eq!((run.image.as_str(), run.command.len()), ("nginx", 2));
     }
 }

@@ -17,9 +17,22 @@ use crate::{args::Args, commands::Session};
 /// What a shell reports for a program that SIGINT ended: 128 + 2.
 const EXIT_INTERRUPTED: u8 = 130;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Args { global, command } = Args::parse();
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(err) => {
+            output::complain(&format!("berth: cannot start: {err}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(args));
+    // A read of standard input cannot be cancelled, and dropping the runtime would wait for it.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(Args { global, command }: Args) -> ExitCode {
     let goes_on = command.goes_on_alone();
     let session = Session::new(global);
     tokio::select! {

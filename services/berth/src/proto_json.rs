@@ -8,6 +8,7 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
 };
 use serde::{Serialize, Serializer, de};
+use serde_saphyr::UserMessageFormatter;
 
 static CONTRACT: LazyLock<DescriptorPool> = LazyLock::new(|| {
     DescriptorPool::decode(berth_api::FILE_DESCRIPTOR_SET)
@@ -41,7 +42,20 @@ named!(
 );
 
 fn descriptor<M: Named>() -> MessageDescriptor {
-    CONTRACT.get_message_by_name(M::NAME).expect("a test looks every name up")
+    CONTRACT
+        .get_message_by_name(M::NAME)
+        .expect("a test looks every name up")
+}
+
+fn to_dynamic<M: Named>(message: &M) -> DynamicMessage {
+    DynamicMessage::decode(descriptor::<M>(), message.encode_to_vec().as_slice())
+        .expect("a message can be read as its own type")
+}
+
+fn to_concrete<M: Named>(message: &DynamicMessage) -> M {
+    message
+        .transcode_to()
+        .expect("a message can be read as its own type")
 }
 
 /// Serializes as canonical proto JSON, fields with default values included: a reader finds `false` and `0` too.
@@ -50,10 +64,7 @@ pub(crate) struct ProtoJson<'a, M>(pub(crate) &'a M);
 
 impl<M: Named> Serialize for ProtoJson<'_, M> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes = self.0.encode_to_vec();
-        let message = DynamicMessage::decode(descriptor::<M>(), bytes.as_slice())
-            .expect("a message can be read as its own type");
-        message.serialize_with_options(
+        to_dynamic(self.0).serialize_with_options(
             serializer,
             &SerializeOptions::new().skip_default_fields(false),
         )
@@ -67,7 +78,7 @@ pub(crate) enum ReadError {
     Empty,
     #[error("{0}")]
     Json(#[from] serde_json::Error),
-    #[error("{0}")]
+    #[error("{}", .0.render_with_formatter(&UserMessageFormatter))]
     Yaml(Box<serde_saphyr::Error>),
 }
 
@@ -83,10 +94,10 @@ pub(crate) fn read<M: Named>(text: &str) -> Result<M, ReadError> {
         deserializer.end()?;
         message
     } else {
-        serde_saphyr::with_deserializer_from_str(text, read_strictly::<M, _>)
+        serde_saphyr::with_deserializer_from_str(text, |it| read_strictly::<M, _>(it))
             .map_err(|err| ReadError::Yaml(Box::new(err)))?
     };
-    Ok(message.transcode_to().expect("a message can be read as its own type"))
+    Ok(to_concrete(&message))
 }
 
 fn read_strictly<'de, M: Named, D>(deserializer: D) -> Result<DynamicMessage, D::Error>
@@ -126,6 +137,7 @@ spec:
   resources:
     cpuMillis: 500
     memoryBytes: "67108864"
+    memoryHighBytes: 33554432
 wait: WAIT_FOR_ACCEPTED
 "#;
 
@@ -154,28 +166,52 @@ wait: WAIT_FOR_ACCEPTED
         assert_eq!(container.config_files[0].data, b"hello");
         assert_eq!(container.config_files[0].mode, "0640");
         let resources = spec.resources.expect("it is given");
-        assert_eq!((resources.cpu_millis, resources.memory_bytes), (500, 64 << 20));
+        assert_eq!(
+            (resources.cpu_millis, resources.memory_bytes),
+            (500, 64 << 20)
+        );
     }
 
     #[test]
     fn what_is_printed_as_json_or_yaml_is_read_back_the_same() {
         let request: v1::CreateRequest = read(YAML).expect("it is right");
         let json = serde_json::to_string_pretty(&ProtoJson(&request)).expect("it is printable");
-        assert_eq!(read::<v1::CreateRequest>(&json).expect("JSON"), request, "{json}");
+        assert_eq!(
+            read::<v1::CreateRequest>(&json).expect("JSON"),
+            request,
+            "{json}"
+        );
         let yaml = serde_saphyr::to_string(&ProtoJson(&request)).expect("it is printable");
-        assert_eq!(read::<v1::CreateRequest>(&yaml).expect("YAML"), request, "{yaml}");
+        assert_eq!(
+            read::<v1::CreateRequest>(&yaml).expect("YAML"),
+            request,
+            "{yaml}"
+        );
     }
 
     #[test]
     fn texts_that_look_like_other_types_survive_yaml() {
-        let labels = ["yes", "null", "~", "0640", "1e3", "1.0", "", " a", "a: b", "- x", "#", "é\n\n"];
+        let labels = [
+            "yes", "null", "~", "0640", "1e3", "1.0", "", " a", "a: b", "- x", "#", "é\n\n",
+        ];
         let spec = v1::SandboxSpec {
-            labels: labels.iter().map(|it| (format!("k{it}"), (*it).to_owned())).collect(),
+            labels: labels
+                .iter()
+                .map(|it| (format!("k{it}"), (*it).to_owned()))
+                .collect(),
             ..Default::default()
         };
-        let request = v1::CreateRequest { id: "on".to_owned(), spec: Some(spec), wait: 0 };
+        let request = v1::CreateRequest {
+            id: "on".to_owned(),
+            spec: Some(spec),
+            wait: 0,
+        };
         let yaml = serde_saphyr::to_string(&ProtoJson(&request)).expect("it is printable");
-        assert_eq!(read::<v1::CreateRequest>(&yaml).expect("YAML"), request, "{yaml}");
+        assert_eq!(
+            read::<v1::CreateRequest>(&yaml).expect("YAML"),
+            request,
+            "{yaml}"
+        );
     }
 
     #[test]
@@ -196,7 +232,17 @@ wait: WAIT_FOR_ACCEPTED
 
     #[test]
     fn broken_texts_are_refused() {
-        for text in ["", "  \n", "{", "{}}", "id: [", "- a", "id: 5\nid: 6", "spec: 7", "just words"] {
+        for text in [
+            "",
+            "  \n",
+            "{",
+            "{}}",
+            "id: [",
+            "- a",
+            "id: 5\nid: 6",
+            "spec: 7",
+            "just words",
+        ] {
             assert!(read::<v1::CreateRequest>(text).is_err(), "{text:?}");
         }
     }
@@ -206,8 +252,11 @@ wait: WAIT_FOR_ACCEPTED
         let json = serde_json::to_value(ProtoJson(&v1::AuditResponse::default()))
             .expect("it is printable");
         assert_eq!(json, serde_json::json!({"objects": [], "clean": false}));
-        let json = serde_json::to_value(ProtoJson(&v1::ResourceUsageHolder::usage()))
-            .expect("it is printable");
+        let snapshot = v1::SnapshotResponse {
+            total: Some(Default::default()),
+            ..Default::default()
+        };
+        let json = serde_json::to_value(ProtoJson(&snapshot)).expect("it is printable");
         assert_eq!(json["total"]["pids"], "0");
     }
 }

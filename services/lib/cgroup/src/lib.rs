@@ -1,1 +1,7 @@
+//! Cgroups by path, on v1 (also hybrid) and v2: made with limits, read, removed. Which there should be, others know.
 
+mod hierarchy;
+mod usage;
+
+pub use hierarchy::{CgroupError, Hierarchy};
+pub use usage::Usage;

@@ -1,1 +1,891 @@
-//! A node in memory that refuses what a real one refuses.
+//! A node in memory that refuses what a real one refuses. It knows no rule of the manager: any caller may ask for
+//! anything in any order. Operations go by the name of their verb (`create_task`), or by verb and object
+//! (`create_task web app`); the reading verbs of the network are `observe_network` and `list_network`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use berth_domain::{
+    ContainerSeen, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox, SandboxId,
+    TaskSeen, names::container_id,
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    ContainerReading, ImageError, ImageInfo, Images, LayerProgress, ListeningSocket, Network,
+    NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen, Progress, Runtime, RuntimeError,
+    RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
+};
+
+const TERMINATED: u32 = 128 + 15;
+const KILLED: u32 = 128 + 9;
+const HINTS: usize = 4096;
+
+/// A node whose clones are the same node.
+#[derive(Clone, Debug, Default)]
+pub struct FakeNode {
+    state: Arc<Mutex<State>>,
+    /// Operations that do not get on while they are in here.
+    hung: watch::Sender<BTreeSet<String>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sandboxes: BTreeMap<SandboxId, Held>,
+    images: BTreeMap<String, ImageInfo>,
+    registry: BTreeSet<String>,
+    /// By container name, in place of the declared ports.
+    listens: BTreeMap<String, Vec<SocketAddr>>,
+    faults: Vec<Planned>,
+    calls: Vec<String>,
+    followers: Vec<mpsc::Sender<Option<SandboxId>>>,
+    unreachable: bool,
+}
+
+/// What there is of one sandbox.
+#[derive(Debug, Default)]
+struct Held {
+    lease: bool,
+    /// The parent cgroup and the folder of files, which a reboot takes away.
+    files: bool,
+    namespaces: bool,
+    link: bool,
+    logs: bool,
+    containers: BTreeMap<Role, Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    generation: Generation,
+    digest: String,
+    /// Declared TCP ports.
+    ports: Vec<u16>,
+    task: TaskSeen,
+    oom_kills: u64,
+}
+
+#[derive(Debug)]
+struct Planned {
+    operation: String,
+    times: usize,
+    fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// Nothing is done.
+    Failed,
+    /// It is done, and nobody hears of it.
+    AnswerLost,
+    Unreachable,
+}
+
+/// An error that stands for a fault of the node.
+trait FromFault: Sized {
+    const OVER_CONTAINERD: bool;
+
+    fn from_fault(fault: Fault, operation: &'static str, about: &str) -> Self;
+}
+
+/// What a test arranges and looks at.
+impl FakeNode {
+    /// Puts an image on the node.
+    pub fn add_image(&self, image: &ImageRef) {
+        self.state().keep_image(image, false);
+    }
+
+    /// Puts an image into the registry, where a pull finds it.
+    pub fn publish(&self, image: &ImageRef) {
+        self.state().registry.insert(image.to_string());
+    }
+
+    /// Sets the TCP sockets of every container of this name, in place of its declared ports. Takes effect at once.
+    pub fn listen_on(&self, container: &str, sockets: &[SocketAddr]) {
+        self.state()
+            .listens
+            .insert(container.to_owned(), sockets.to_vec());
+    }
+
+    /// Ends a task that runs. Panics where none does.
+    pub fn exit(&self, id: &SandboxId, role: &Role, code: u32) {
+        self.state().exit(id, role, code, 0);
+    }
+
+    /// Ends a task that runs as the kernel does it when memory is short. Panics where none does.
+    pub fn exit_for_memory(&self, id: &SandboxId, role: &Role) {
+        self.state().exit(id, role, KILLED, 1);
+    }
+
+    /// Fails the next calls of `operation`; they change nothing.
+    pub fn fail_next(&self, operation: &str, times: usize) {
+        self.plan(operation, times, Fault::Failed);
+    }
+
+    /// Fails the next calls of `operation` after they have done what they were asked.
+    pub fn fail_next_when_done(&self, operation: &str, times: usize) {
+        self.plan(operation, times, Fault::AnswerLost);
+    }
+
+    /// Holds every call of `operation`, before it does anything, until [`Self::release_hang`].
+    pub fn hang(&self, operation: &str) {
+        self.hung.send_modify(|hung| {
+            hung.insert(operation.to_owned());
+        });
+    }
+
+    /// Lets everything that hangs get on.
+    pub fn release_hang(&self) {
+        self.hung.send_modify(BTreeSet::clear);
+    }
+
+    /// Whether containerd is away. The ends of tasks that it misses are hinted at, as one, when it is back.
+    pub fn unreachable(&self, away: bool) {
+        let mut state = self.state();
+        state.unreachable = away;
+        state.hint(None);
+    }
+
+    /// A reboot: nothing is left that only the kernel and `/run` held.
+    pub fn forget(&self) {
+        let mut state = self.state();
+        for held in state.sandboxes.values_mut() {
+            (held.files, held.namespaces, held.link) = (false, false, false);
+            for stored in held.containers.values_mut() {
+                stored.task = TaskSeen::Missing;
+            }
+        }
+        state.hint(None);
+    }
+
+    /// Every call of a verb that changes something, in the order of arrival, whatever became of it.
+    pub fn calls(&self) -> Vec<String> {
+        self.state().calls.clone()
+    }
+
+    /// Whether nothing of any sandbox is left, its output aside.
+    pub fn is_empty(&self) -> bool {
+        self.leftovers().is_empty()
+    }
+
+    /// What is left of sandboxes, their output aside.
+    pub fn leftovers(&self) -> Vec<String> {
+        let state = self.state();
+        let runtime = state
+            .runtime_objects()
+            .into_iter()
+            .map(|it| format!("{:?} {}", it.kind, it.name));
+        let network = state
+            .network_objects()
+            .into_iter()
+            .map(|it| format!("{:?} {}", it.kind, it.name));
+        runtime.chain(network).collect()
+    }
+
+    /// Whether the output of the sandbox is kept.
+    pub fn has_logs(&self, id: &SandboxId) -> bool {
+        self.state().sandboxes.get(id).is_some_and(|held| held.logs)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn plan(&self, operation: &str, times: usize, fault: Fault) {
+        let operation = operation.to_owned();
+        self.state().faults.push(Planned {
+            operation,
+            times,
+            fault,
+        });
+    }
+
+    /// Writes the call down and carries it out.
+    async fn change<T, E: FromFault>(
+        &self,
+        operation: &'static str,
+        about: impl fmt::Display,
+        effect: impl FnOnce(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let about = about.to_string();
+        self.state().calls.push(format!("{operation} {about}"));
+        self.call(operation, &about, effect).await
+    }
+
+    async fn call<T, E: FromFault>(
+        &self,
+        operation: &'static str,
+        about: &str,
+        effect: impl FnOnce(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
+        // A call to a real node lets others run.
+        tokio::task::yield_now().await;
+        let free = |hung: &BTreeSet<String>| !hung.iter().any(|it| names(it, operation, about));
+        let mut hung = self.hung.subscribe();
+        drop(hung.wait_for(free).await);
+        let mut state = self.state();
+        let fault = if state.unreachable && E::OVER_CONTAINERD {
+            Some(Fault::Unreachable)
+        } else {
+            state.fault(operation, about)
+        };
+        match fault {
+            None => effect(&mut state),
+            Some(fault @ Fault::AnswerLost) => {
+                effect(&mut state)?;
+                Err(E::from_fault(fault, operation, about))
+            }
+            Some(fault @ (Fault::Failed | Fault::Unreachable)) => {
+                Err(E::from_fault(fault, operation, about))
+            }
+        }
+    }
+}
+
+impl Runtime for FakeNode {
+    async fn observe(&self, id: &SandboxId) -> Result<RuntimeSeen, RuntimeError> {
+        self.call("observe", id.as_str(), |state| {
+            let Some(held) = state.sandboxes.get(id) else {
+                return Ok(RuntimeSeen::default());
+            };
+            let containers = held.containers.iter().map(|(role, stored)| {
+                let task = stored.task;
+                (role.clone(), ContainerSeen { stored: true, task })
+            });
+            Ok(RuntimeSeen {
+                prepared: held.lease || held.files,
+                containers: containers.collect(),
+            })
+        })
+        .await
+    }
+
+    async fn prepare(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        self.change("prepare", &sandbox.id, |state| {
+            let held = state.sandboxes.entry(sandbox.id.clone()).or_default();
+            (held.lease, held.files) = (true, true);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &Sandbox,
+        role: &Role,
+    ) -> Result<String, RuntimeError> {
+        const OPERATION: &str = "create_container";
+        let about = format!("{} {role}", sandbox.id);
+        self.change(OPERATION, &about, |state| {
+            let held = state
+                .sandboxes
+                .get(&sandbox.id)
+                .filter(|held| held.lease && held.files);
+            let Some(held) = held else {
+                return refuse(OPERATION, &about, "the sandbox is not prepared");
+            };
+            if let Some(stored) = held.containers.get(role) {
+                return if stored.generation == sandbox.generation {
+                    Ok(stored.digest.clone())
+                } else {
+                    refuse(OPERATION, &about, "it was made for another generation")
+                };
+            }
+            let (digest, ports) = match role {
+                Role::Pause => (digest_of("pause"), vec![]),
+                Role::App(name) => {
+                    let Some(container) = sandbox.spec.container(name) else {
+                        return refuse(OPERATION, &about, "the spec has no such container");
+                    };
+                    let image = container.image.to_string();
+                    let Some(info) = state.images.get(&image) else {
+                        return Err(RuntimeError::ImageMissing { image });
+                    };
+                    let tcp = container
+                        .ports
+                        .iter()
+                        .filter(|it| it.protocol == Protocol::Tcp);
+                    (info.digest.clone(), tcp.map(|it| it.number).collect())
+                }
+            };
+            let stored = Stored {
+                generation: sandbox.generation,
+                digest: digest.clone(),
+                ports,
+                task: TaskSeen::Missing,
+                oom_kills: 0,
+            };
+            let held = state.sandboxes.entry(sandbox.id.clone()).or_default();
+            held.containers.insert(role.clone(), stored);
+            Ok(digest)
+        })
+        .await
+    }
+
+    async fn create_task(&self, sandbox: &Sandbox, role: &Role) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "create_task";
+        let about = format!("{} {role}", sandbox.id);
+        self.change(OPERATION, &about, |state| {
+            let held = state.sandboxes.entry(sandbox.id.clone()).or_default();
+            let Some(stored) = held.containers.get_mut(role) else {
+                return refuse(OPERATION, &about, "there is no such container");
+            };
+            if !held.namespaces {
+                return refuse(OPERATION, &about, "the namespaces are not open");
+            }
+            if !held.files {
+                return refuse(OPERATION, &about, "the sandbox's files are gone");
+            }
+            match stored.task {
+                TaskSeen::Missing => {
+                    (stored.task, stored.oom_kills) = (TaskSeen::Created, 0);
+                    held.logs = true;
+                    Ok(())
+                }
+                TaskSeen::Created | TaskSeen::Running => Ok(()),
+                TaskSeen::Exited { .. } => {
+                    refuse(OPERATION, &about, "a task that has ended is there")
+                }
+            }
+        })
+        .await
+    }
+
+    async fn start_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "start_task";
+        let about = format!("{id} {role}");
+        self.change(OPERATION, &about, |state| match state.task(id, role) {
+            Some(task @ TaskSeen::Created) => {
+                *task = TaskSeen::Running;
+                Ok(())
+            }
+            Some(TaskSeen::Running) => Ok(()),
+            None | Some(TaskSeen::Missing | TaskSeen::Exited { .. }) => {
+                refuse(OPERATION, &about, "there is no task to start")
+            }
+        })
+        .await
+    }
+
+    async fn stop_task(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        _grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        self.change("stop_task", format!("{id} {role}"), |state| {
+            if let Some(task @ (TaskSeen::Created | TaskSeen::Running)) = state.task(id, role) {
+                *task = exited(TERMINATED);
+                state.hint(Some(id));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        self.change("delete_task", format!("{id} {role}"), |state| {
+            if let Some(task) = state.task(id, role) {
+                let lived = matches!(task, TaskSeen::Created | TaskSeen::Running);
+                *task = TaskSeen::Missing;
+                if lived {
+                    state.hint(Some(id));
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_container(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "remove_container";
+        let about = format!("{id} {role}");
+        self.change(OPERATION, &about, |state| {
+            match state.task(id, role).map(|task| *task) {
+                None | Some(TaskSeen::Missing) => {}
+                Some(TaskSeen::Created | TaskSeen::Running | TaskSeen::Exited { .. }) => {
+                    return refuse(OPERATION, &about, "it has a task");
+                }
+            }
+            if let Some(held) = state.sandboxes.get_mut(id) {
+                held.containers.remove(role);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn release(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "release";
+        self.change(OPERATION, id, |state| {
+            let Some(held) = state.sandboxes.get_mut(id) else {
+                return Ok(());
+            };
+            if !held.containers.is_empty() {
+                return refuse(OPERATION, id.as_str(), "the sandbox has containers");
+            }
+            (held.lease, held.files) = (false, false);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn forget_logs(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.change("forget_logs", id, |state| {
+            if let Some(held) = state.sandboxes.get_mut(id) {
+                held.logs = false;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn usage(&self, id: &SandboxId) -> Result<Vec<ContainerReading>, RuntimeError> {
+        self.call("usage", id.as_str(), |state| {
+            let containers = state.sandboxes.get(id).map(|held| &held.containers);
+            // The cgroup of a task that has ended stays until the task is deleted.
+            let measured = containers
+                .into_iter()
+                .flatten()
+                .filter(|(_, stored)| stored.task != TaskSeen::Missing);
+            Ok(measured
+                .map(|(role, stored)| ContainerReading {
+                    role: role.clone(),
+                    measured_at: SystemTime::now(),
+                    usage: stored.usage(),
+                })
+                .collect())
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
+        self.call("list", "", |state| Ok(state.runtime_objects()))
+            .await
+    }
+
+    fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>> {
+        let (hints, followed) = mpsc::channel(HINTS);
+        self.state().followers.push(hints);
+        followed
+    }
+
+    async fn facts(&self) -> RuntimeFacts {
+        let reachable = !self.state().unreachable;
+        RuntimeFacts {
+            address: "memory".to_owned(),
+            namespace: "fake".to_owned(),
+            version: reachable.then(|| "fake".to_owned()),
+            handler: "fake".to_owned(),
+            cgroup_version: 2,
+            degraded: vec![],
+        }
+    }
+}
+
+impl Images for FakeNode {
+    async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        self.change("ensure", image, |state| {
+            match state.images.get(&image.to_string()) {
+                Some(info) => Ok(info.clone()),
+                None => state.pull(image, progress),
+            }
+        })
+        .await
+    }
+
+    async fn pull(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        self.change("pull", image, |state| state.pull(image, progress))
+            .await
+    }
+
+    /// An archive is a text with the name of an image per line.
+    async fn import(
+        &self,
+        archive: &Path,
+        name: Option<&ImageRef>,
+        pin: bool,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let bytes = tokio::fs::read(archive).await;
+        self.change("import", archive.display(), |state| {
+            let bytes = bytes.map_err(|source| ImageError::Node {
+                operation: "import",
+                source: source.into(),
+            })?;
+            let images = read_archive(&bytes, name)?;
+            Ok(images
+                .iter()
+                .map(|image| state.keep_image(image, pin))
+                .collect())
+        })
+        .await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {
+        self.call("list_images", "", |state| {
+            Ok(state.images.values().cloned().collect())
+        })
+        .await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
+        self.change("remove_image", image, |state| {
+            state.images.remove(&image.to_string());
+            Ok(())
+        })
+        .await
+    }
+}
+
+impl Network for FakeNode {
+    async fn observe(&self, id: &SandboxId) -> Result<NetworkSeen, NetworkError> {
+        self.call("observe_network", id.as_str(), |state| {
+            let held = state.sandboxes.get(id);
+            Ok(held.map_or_else(NetworkSeen::default, |held| NetworkSeen {
+                namespaces: held.namespaces,
+                link: held.link,
+            }))
+        })
+        .await
+    }
+
+    async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        self.change("open_namespaces", &sandbox.id, |state| {
+            let held = state.sandboxes.entry(sandbox.id.clone()).or_default();
+            held.namespaces = true;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attach_link(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        self.change("attach_link", &sandbox.id, |state| {
+            match state.sandboxes.get_mut(&sandbox.id) {
+                Some(held) if held.namespaces => {
+                    held.link = true;
+                    Ok(())
+                }
+                Some(_) | None => Err(NetworkError {
+                    operation: format!("attach_link {}", sandbox.id),
+                    source: "the namespaces are not open".into(),
+                }),
+            }
+        })
+        .await
+    }
+
+    async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.change("detach_link", id, |state| {
+            if let Some(held) = state.sandboxes.get_mut(id) {
+                held.link = false;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.change("close_namespaces", id, |state| {
+            if let Some(held) = state.sandboxes.get_mut(id) {
+                held.namespaces = false;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
+        self.call("listening", id.as_str(), |state| {
+            match state.sandboxes.get(id) {
+                Some(held) if held.namespaces => Ok(held.sockets(&state.listens)),
+                Some(_) | None => Err(NetworkError {
+                    operation: format!("listening {id}"),
+                    source: "the namespaces are not open".into(),
+                }),
+            }
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
+        self.call("list_network", "", |state| Ok(state.network_objects()))
+            .await
+    }
+}
+
+impl State {
+    /// The task's state, where its container is stored.
+    fn task(&mut self, id: &SandboxId, role: &Role) -> Option<&mut TaskSeen> {
+        let stored = self.sandboxes.get_mut(id)?.containers.get_mut(role)?;
+        Some(&mut stored.task)
+    }
+
+    fn exit(&mut self, id: &SandboxId, role: &Role, code: u32, oom_kills: u64) {
+        let stored = self
+            .sandboxes
+            .get_mut(id)
+            .and_then(|held| held.containers.get_mut(role))
+            .filter(|stored| stored.task == TaskSeen::Running);
+        let Some(stored) = stored else {
+            panic!("no task of {id} {role} runs");
+        };
+        stored.task = exited(code);
+        stored.oom_kills += oom_kills;
+        self.hint(Some(id));
+    }
+
+    /// Tells whoever follows, unless the stream of events is cut.
+    fn hint(&mut self, id: Option<&SandboxId>) {
+        if !self.unreachable {
+            self.followers.retain(|it| !it.is_closed());
+            for follower in &self.followers {
+                drop(follower.try_send(id.cloned()));
+            }
+        }
+    }
+
+    fn fault(&mut self, operation: &str, about: &str) -> Option<Fault> {
+        let planned = self
+            .faults
+            .iter_mut()
+            .find(|it| it.times > 0 && names(&it.operation, operation, about))?;
+        planned.times -= 1;
+        Some(planned.fault)
+    }
+
+    fn keep_image(&mut self, image: &ImageRef, pin: bool) -> ImageInfo {
+        let name = image.to_string();
+        let now = SystemTime::now();
+        let fresh = ImageInfo {
+            digest: digest_of(&name),
+            size_bytes: 1 << 20,
+            created_at: now,
+            updated_at: now,
+            pinned: false,
+            name: name.clone(),
+        };
+        let info = self.images.entry(name).or_insert(fresh);
+        info.updated_at = now;
+        info.pinned |= pin;
+        info.clone()
+    }
+
+    fn pull(&mut self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        if !self.registry.contains(&image.to_string()) {
+            return Err(ImageError::NotFound {
+                image: image.to_string(),
+                source: None,
+            });
+        }
+        let info = self.keep_image(image, false);
+        progress.send_replace(vec![LayerProgress {
+            digest: info.digest.clone(),
+            current_bytes: info.size_bytes,
+            total_bytes: info.size_bytes,
+        }]);
+        Ok(info)
+    }
+
+    fn runtime_objects(&self) -> Vec<RuntimeObject> {
+        use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Snapshot, Task};
+        let (names, mut objects) = (node_names(), vec![]);
+        for (id, held) in &self.sandboxes {
+            let mut add = |kind, name, container: Option<(&Role, &Stored)>| {
+                objects.push(RuntimeObject {
+                    kind,
+                    name,
+                    sandbox: Some(id.clone()),
+                    generation: container.map(|(_, stored)| stored.generation),
+                    role: container.map(|(role, _)| role.clone()),
+                });
+            };
+            if held.lease {
+                add(Lease, names.lease(id), None);
+            }
+            if held.files {
+                add(Cgroup, names.cgroup(id), None);
+                add(Directory, names.files(id).display().to_string(), None);
+            }
+            for (role, stored) in &held.containers {
+                add(Container, container_id(id, role), Some((role, stored)));
+                add(Snapshot, container_id(id, role), Some((role, stored)));
+                if stored.task != TaskSeen::Missing {
+                    add(Task, container_id(id, role), Some((role, stored)));
+                }
+            }
+        }
+        objects.sort();
+        objects
+    }
+
+    fn network_objects(&self) -> Vec<NetworkObject> {
+        let (names, mut objects) = (node_names(), vec![]);
+        for (id, held) in &self.sandboxes {
+            let mut add = |kind, name| {
+                let sandbox = Some(id.clone());
+                objects.push(NetworkObject {
+                    kind,
+                    name,
+                    sandbox,
+                });
+            };
+            if held.namespaces {
+                let folder = names.namespaces(id).display().to_string();
+                add(NetworkObjectKind::Namespaces, folder);
+            }
+            if held.link {
+                add(NetworkObjectKind::Link, names.link(id));
+            }
+        }
+        objects.sort();
+        objects
+    }
+}
+
+impl Held {
+    fn sockets(&self, listens: &BTreeMap<String, Vec<SocketAddr>>) -> Vec<ListeningSocket> {
+        let running = self
+            .containers
+            .iter()
+            .filter(|(_, stored)| stored.task == TaskSeen::Running);
+        let addresses = running.flat_map(|(role, stored)| {
+            let everywhere = |&port: &u16| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let declared = || stored.ports.iter().map(everywhere).collect();
+            listens
+                .get(&role.to_string())
+                .cloned()
+                .unwrap_or_else(declared)
+        });
+        addresses
+            .map(|it| ListeningSocket {
+                protocol: Protocol::Tcp,
+                address: it.ip(),
+                port: it.port(),
+            })
+            .collect()
+    }
+}
+
+impl Stored {
+    fn usage(&self) -> Usage {
+        let runs = self.task == TaskSeen::Running;
+        Usage {
+            total_cpu_time: 2_000_000,
+            kernel_cpu_time: 1_000_000,
+            memory_usage: if runs { 1 << 20 } else { 0 },
+            memory_peak: 1 << 20,
+            pids: u64::from(runs),
+            oom_kills: self.oom_kills,
+            ..Usage::default()
+        }
+    }
+}
+
+impl FromFault for RuntimeError {
+    const OVER_CONTAINERD: bool = true;
+
+    fn from_fault(fault: Fault, operation: &'static str, about: &str) -> Self {
+        match fault {
+            Fault::Failed => RuntimeError::Node {
+                operation,
+                source: format!("the test wants no {operation} {about}").into(),
+            },
+            Fault::AnswerLost | Fault::Unreachable => RuntimeError::Unreachable {
+                operation,
+                source: "the connection is gone".into(),
+            },
+        }
+    }
+}
+
+impl FromFault for ImageError {
+    const OVER_CONTAINERD: bool = true;
+
+    fn from_fault(fault: Fault, operation: &'static str, about: &str) -> Self {
+        match fault {
+            Fault::Failed if matches!(operation, "ensure" | "pull") => {
+                ImageError::RegistryUnreachable {
+                    image: about.to_owned(),
+                    source: "the test wants no registry".into(),
+                }
+            }
+            Fault::Failed => ImageError::Node {
+                operation,
+                source: format!("the test wants no {operation} {about}").into(),
+            },
+            Fault::AnswerLost | Fault::Unreachable => ImageError::Unreachable {
+                operation,
+                source: "the connection is gone".into(),
+            },
+        }
+    }
+}
+
+impl FromFault for NetworkError {
+    const OVER_CONTAINERD: bool = false;
+
+    fn from_fault(_: Fault, operation: &'static str, about: &str) -> Self {
+        NetworkError {
+            operation: format!("{operation} {about}"),
+            source: "the test wants it to fail".into(),
+        }
+    }
+}
+
+fn refuse<T>(operation: &'static str, about: &str, why: &str) -> Result<T, RuntimeError> {
+    Err(RuntimeError::Refused {
+        operation,
+        message: format!("{about}: {why}"),
+    })
+}
+
+/// Whether `pattern` is the operation, or the operation and what it is about.
+fn names(pattern: &str, operation: &str, about: &str) -> bool {
+    match pattern.strip_prefix(operation) {
+        Some("") => true,
+        Some(rest) => rest.strip_prefix(' ') == Some(about),
+        None => false,
+    }
+}
+
+fn exited(code: u32) -> TaskSeen {
+    TaskSeen::Exited {
+        code,
+        at: SystemTime::now(),
+    }
+}
+
+fn read_archive(bytes: &[u8], name: Option<&ImageRef>) -> Result<Vec<ImageRef>, ImageError> {
+    let invalid = |what: String| ImageError::ArchiveInvalid { what };
+    let text = str::from_utf8(bytes).map_err(|error| invalid(error.to_string()))?;
+    let images: Result<Vec<_>, _> = text.lines().map(ImageRef::parse).collect();
+    let images = images.map_err(|error| invalid(error.to_string()))?;
+    match (images.as_slice(), name) {
+        ([], _) => Err(invalid("it has no image".to_owned())),
+        ([_], Some(name)) => Ok(vec![name.clone()]),
+        (_, Some(_)) => Err(invalid("one name does not name several images".to_owned())),
+        (_, None) => Ok(images),
+    }
+}
+
+/// A digest that looks like one and is the same for the same name.
+fn digest_of(name: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    format!("sha256:{}", format!("{:016x}", hasher.finish()).repeat(4))
+}
+
+fn node_names() -> Names {
+    Names {
+        instance: InstanceId::parse("fake").expect("the name is well-formed"),
+        cgroup_parent: "berth/fake".to_owned(),
+        run_dir: "/run/fake".into(),
+        log_dir: "/var/log/fake".into(),
+    }
+}

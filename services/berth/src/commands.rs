@@ -1,0 +1,90 @@
+//! Runs a command: which calls it makes and what it prints. One file per group.
+//! It does not know how text is laid out or how a failure is told.
+
+mod events;
+mod images;
+mod node;
+mod sandboxes;
+
+use std::time::Duration;
+
+use berth_api::ConnectError;
+use clap::CommandFactory as _;
+use tonic::{Request, transport::Channel};
+
+use crate::{
+    args::{Args, Command, Global},
+    errors::Failure,
+    output::{self, Output},
+};
+
+/// How long to try to reach the manager when no `--timeout` is given: a host that drops packets never refuses.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all commands share: the way to the manager and the form of the output.
+#[derive(Debug)]
+pub(crate) struct Session {
+    address: String,
+    timeout: Option<Duration>,
+    output: Output,
+}
+
+impl Session {
+    pub(crate) fn new(global: Global) -> Self {
+        let Global {
+            address,
+            output,
+            timeout,
+        } = global;
+        Self {
+            address,
+            timeout,
+            output: Output::new(output),
+        }
+    }
+
+    async fn connect(&self) -> Result<Channel, Failure> {
+        let limit = self.timeout.unwrap_or(CONNECT_TIMEOUT);
+        let unreachable = |source| Failure::Unreachable {
+            address: self.address.clone(),
+            source,
+        };
+        match tokio::time::timeout(limit, berth_api::connect(&self.address)).await {
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(ConnectError::Unreachable { source, .. })) => Err(unreachable(source.into())),
+            Ok(Err(err @ ConnectError::Malformed { .. })) => Err(Failure::Address(err)),
+            Err(err) => Err(unreachable(err.into())),
+        }
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(timeout) = self.timeout {
+            request.set_timeout(timeout);
+        }
+        request
+    }
+}
+
+/// Runs one command to its end.
+pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Create(args) => sandboxes::create(session, args).await,
+        Command::Run(args) => sandboxes::run(session, args).await,
+        Command::Ls(args) => sandboxes::list(session, args).await,
+        Command::Get(args) => sandboxes::get(session, args).await,
+        Command::Stop(args) => sandboxes::stop(session, args).await,
+        Command::Rm(args) => sandboxes::remove(session, args).await,
+        Command::Stats(args) => sandboxes::stats(session, args).await,
+        Command::Events(args) => events::watch(session, args).await,
+        Command::Images(command) => images::run(session, command).await,
+        Command::Audit => node::audit(session).await,
+        Command::Node(command) => node::run(session, command).await,
+        Command::Version => node::version(session).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Args::command(), "berth", &mut script);
+            Ok(output::print(&String::from_utf8_lossy(&script))?)
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Commands on the images of the node.
+
+use std::path::Path;
+
+use berth_api::v1::{
+    self, image_service_client::ImageServiceClient, import_image_request::Part,
+    pull_image_response::Event,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncReadExt as _},
+    sync::mpsc,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::Session;
+use crate::{
+    args::Images,
+    errors::Failure,
+    output::{age, size, table},
+    progress::{Pulling, Waiting},
+    proto_json::ProtoJson,
+};
+
+/// Half of what the contract allows for a message of an import.
+const CHUNK_BYTES: usize = 512 * 1024;
+/// Chunks that are read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+
+pub(super) async fn run(session: &Session, command: Images) -> Result<(), Failure> {
+    match command {
+        Images::Ls => list(session).await,
+        Images::Import { file, name } => import(session, &file, name.unwrap_or_default()).await,
+        Images::Pull { image } => pull(session, image).await,
+        Images::Rm { image } => remove(session, image).await,
+    }
+}
+
+async fn client(session: &Session) -> Result<ImageServiceClient<Channel>, Failure> {
+    Ok(ImageServiceClient::new(session.connect().await?))
+}
+
+async fn list(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::ListImagesRequest {});
+    let images = client(session)
+        .await?
+        .list_images(request)
+        .await?
+        .into_inner()
+        .images;
+    print(session, &images)
+}
+
+fn print(session: &Session, images: &[v1::Image]) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Images<'a> {
+        images: Vec<ProtoJson<'a, v1::Image>>,
+    }
+
+    let object = Images {
+        images: images.iter().map(ProtoJson).collect(),
+    };
+    Ok(session
+        .output
+        .object(&object, || image_table(images, Timestamp::now()))?)
+}
+
+fn image_table(images: &[v1::Image], now: Timestamp) -> String {
+    let rows = images.iter().map(|it| {
+        let mut users = it.sandboxes.clone();
+        users.extend(it.pinned.then(|| "(pinned)".to_owned()));
+        let bytes = if it.size_bytes == 0 {
+            String::new()
+        } else {
+            size(it.size_bytes)
+        };
+        let age = age(it.created_at.as_ref(), now);
+        [
+            it.name.clone(),
+            it.digest.clone(),
+            bytes,
+            age,
+            users.join(","),
+        ]
+    });
+    table(["NAME", "DIGEST", "SIZE", "AGE", "USED BY"], rows.collect())
+}
+
+async fn import(session: &Session, path: &Path, name: String) -> Result<(), Failure> {
+    let unreadable = |source| Failure::File {
+        path: path.to_owned(),
+        source,
+    };
+    let mut archive: Box<dyn AsyncRead + Unpin + Send> = if path == Path::new("-") {
+        Box::new(tokio::io::stdin())
+    } else {
+        let file = File::open(path).await.map_err(unreadable)?;
+        // A directory can be opened, and its first read would fail after the call has begun.
+        if file.metadata().await.map_err(unreadable)?.is_dir() {
+            return Err(unreadable(std::io::ErrorKind::IsADirectory.into()));
+        }
+        Box::new(file)
+    };
+    let mut client = client(session).await?;
+    let waiting = Waiting::start_reading(format!("importing {}", path.display()));
+    let (parts, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let header = v1::ImportImageHeader { name };
+    let call = async {
+        let request = session.request(ReceiverStream::new(receiver));
+        Ok(client.import_image(request).await?.into_inner())
+    };
+    let feed = async {
+        feed(&mut archive, header, &parts, &waiting)
+            .await
+            .map_err(unreadable)?;
+        // A failed read drops the call with this end still open: the archive never looks complete.
+        drop(parts);
+        Ok::<_, Failure>(())
+    };
+    let (response, ()) = tokio::try_join!(call, feed)?;
+    drop(waiting);
+    print(session, &response.images)
+}
+
+/// Sends the archive in order. When the manager has hung up, its answer says why.
+async fn feed(
+    archive: &mut (impl AsyncRead + Unpin),
+    header: v1::ImportImageHeader,
+    parts: &mpsc::Sender<v1::ImportImageRequest>,
+    waiting: &Waiting,
+) -> std::io::Result<()> {
+    let message = |part| v1::ImportImageRequest { part: Some(part) };
+    if parts.send(message(Part::Header(header))).await.is_err() {
+        return Ok(());
+    }
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        (&mut *archive)
+            .take(CHUNK_BYTES as u64)
+            .read_to_end(&mut chunk)
+            .await?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let bytes = chunk.len();
+        if parts.send(message(Part::Chunk(chunk))).await.is_err() {
+            return Ok(());
+        }
+        waiting.add(bytes);
+    }
+}
+
+async fn pull(session: &Session, image: String) -> Result<(), Failure> {
+    let mut client = client(session).await?;
+    let mut pulling = Pulling::start(&image);
+    let request = session.request(v1::PullImageRequest { image });
+    let mut events = client.pull_image(request).await?.into_inner();
+    let mut pulled = None;
+    while let Some(event) = events.message().await? {
+        match event.event {
+            Some(Event::Progress(progress)) => pulling.show(progress),
+            Some(Event::Image(image)) => pulled = Some(image),
+            None => (),
+        }
+    }
+    drop(pulling);
+    let image = pulled.ok_or(Failure::Incomplete("image"))?;
+    Ok(session.output.object(&ProtoJson(&image), || {
+        format!("{} {}", image.name, image.digest)
+    })?)
+}
+
+async fn remove(session: &Session, image: String) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Removed {
+        removed: String,
+    }
+
+    let request = session.request(v1::RemoveImageRequest {
+        image: image.clone(),
+    });
+    client(session).await?.remove_image(request).await?;
+    let object = Removed { removed: image };
+    Ok(session
+        .output
+        .object(&object, || format!("{} removed", object.removed))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_archive_is_sent_as_a_header_and_chunks_in_order() {
+        let archive: Vec<u8> = (0..CHUNK_BYTES * 2 + 7)
+            .map(|it| (it % 251) as u8)
+            .collect();
+        let (parts, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
+        let waiting = Waiting::default();
+        let header = v1::ImportImageHeader {
+            name: "n".to_owned(),
+        };
+        let sent = feed(&mut archive.as_slice(), header.clone(), &parts, &waiting).await;
+        assert!(sent.is_ok());
+        drop(parts);
+        let first = receiver.recv().await.and_then(|it| it.part);
+        assert_eq!(first, Some(Part::Header(header)));
+        let mut received = Vec::new();
+        while let Some(message) = receiver.recv().await {
+            let Some(Part::Chunk(chunk)) = message.part else {
+                panic!("a chunk was due")
+            };
+            assert!(chunk.len() <= CHUNK_BYTES);
+            received.extend(chunk);
+        }
+        assert!(received == archive, "the bytes differ");
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_hangs_up_ends_the_reading_without_a_failure_of_its_own() {
+        let (parts, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        drop(receiver);
+        let waiting = Waiting::default();
+        let sent = feed(
+            &mut &b"abc"[..],
+            v1::ImportImageHeader::default(),
+            &parts,
+            &waiting,
+        )
+        .await;
+        assert!(sent.is_ok());
+    }
+
+    #[test]
+    fn an_image_is_one_line_with_its_users() {
+        let image = v1::Image {
+            name: "docker.io/library/nginx:1.27".to_owned(),
+            digest: "sha256:ab".to_owned(),
+            size_bytes: 3 << 20,
+            sandboxes: vec!["a".to_owned(), "b".to_owned()],
+            pinned: true,
+            ..Default::default()
+        };
+        assert_eq!(
+            output_line(&image),
+            "docker.io/library/nginx:1.27  sha256:ab  3.0 MiB  -    a,b,(pinned)"
+        );
+    }
+
+    fn output_line(image: &v1::Image) -> String {
+        let now = Timestamp::UNIX_EPOCH;
+        let text = image_table(std::slice::from_ref(image), now);
+        text.lines().last().unwrap_or_default().to_owned()
+    }
+}

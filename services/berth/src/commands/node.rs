@@ -1,0 +1,236 @@
+//! Commands on the node and its manager: node status, audit, version.
+
+use std::time::Duration;
+
+use berth_api::v1::{self, AuditVerdict, node_service_client::NodeServiceClient};
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::Session;
+use crate::{
+    args::Node,
+    errors::Failure,
+    output::{self, duration, page, short_duration, size, table, word},
+    proto_json::ProtoJson,
+};
+
+/// How long `version` waits for a manager, which it can do without.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(super) async fn run(session: &Session, command: Node) -> Result<(), Failure> {
+    match command {
+        Node::Status => status(session).await,
+    }
+}
+
+async fn client(session: &Session) -> Result<NodeServiceClient<Channel>, Failure> {
+    Ok(NodeServiceClient::new(session.connect().await?))
+}
+
+async fn fetch_status(session: &Session) -> Result<v1::GetStatusResponse, Failure> {
+    let request = session.request(v1::GetStatusRequest {});
+    Ok(client(session)
+        .await?
+        .get_status(request)
+        .await?
+        .into_inner())
+}
+
+async fn status(session: &Session) -> Result<(), Failure> {
+    let status = fetch_status(session).await?;
+    Ok(session
+        .output
+        .object(&ProtoJson(&status), || status_page(&status))?)
+}
+
+fn status_page(status: &v1::GetStatusResponse) -> String {
+    let mut lines = vec![
+        ("node", status.node_id.clone()),
+        ("instance", status.instance_id.clone()),
+        ("version", status.version.clone()),
+        ("uptime", short_duration(duration(status.uptime.as_ref()))),
+        ("memory", size(status.memory_rss_bytes)),
+        ("revision", status.revision.to_string()),
+    ];
+    if let Some(runtime) = &status.runtime {
+        let state = match runtime.reachable {
+            true => format!("containerd {}", runtime.version),
+            false => "containerd does not answer".to_owned(),
+        };
+        let (address, namespace) = (&runtime.address, &runtime.namespace);
+        let (handler, version) = (&runtime.handler, runtime.cgroup_version);
+        lines.push((
+            "runtime",
+            format!("{state} at {address}, namespace {namespace}"),
+        ));
+        lines.push((
+            "containers",
+            format!("started by {handler}, cgroup v{version}"),
+        ));
+    }
+    if let Some(network) = &status.network {
+        let v1::NetworkStatus {
+            bridge,
+            subnet,
+            capacity,
+            held,
+            cooling,
+        } = network;
+        lines.push(("network", format!("{subnet} on {bridge}")));
+        lines.push((
+            "addresses",
+            format!("{held} of {capacity} held, {cooling} at rest"),
+        ));
+    }
+    let counts = status
+        .sandboxes
+        .iter()
+        .map(|it| format!("{} {}", it.count, it.status));
+    lines.push(("sandboxes", counts.collect::<Vec<_>>().join(", ")));
+    lines.push(("degraded", status.degraded.join("\n")));
+    page(lines)
+}
+
+pub(super) async fn audit(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::AuditRequest {});
+    let audit = client(session).await?.audit(request).await?.into_inner();
+    session
+        .output
+        .object(&ProtoJson(&audit), || audit_table(&audit))?;
+    if audit.clean {
+        Ok(())
+    } else {
+        Err(Failure::NotClean(unexplained(&audit)))
+    }
+}
+
+fn audit_table(audit: &v1::AuditResponse) -> String {
+    let verdict = if audit.clean { "clean" } else { "not clean" };
+    let summary = format!("{verdict}: {} objects", audit.objects.len());
+    if audit.objects.is_empty() {
+        return summary;
+    }
+    let rows = audit.objects.iter().map(|it| {
+        let verdict = word(it.verdict().as_str_name(), "AUDIT_VERDICT_").to_owned();
+        let (kind, name) = (it.kind.clone(), it.name.clone());
+        [
+            kind,
+            name,
+            it.sandbox.clone(),
+            verdict,
+            it.explanation.clone(),
+        ]
+    });
+    let objects = table(
+        ["KIND", "NAME", "SANDBOX", "VERDICT", "EXPLANATION"],
+        rows.collect(),
+    );
+    format!("{objects}\n\n{summary}")
+}
+
+fn unexplained(audit: &v1::AuditResponse) -> usize {
+    audit
+        .objects
+        .iter()
+        .filter(|it| it.verdict() != AuditVerdict::Explained)
+        .count()
+}
+
+pub(super) async fn version(session: &Session) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Versions {
+        client: &'static str,
+        server: Option<String>,
+    }
+
+    let limit = session.timeout.unwrap_or(VERSION_TIMEOUT);
+    let server = match tokio::time::timeout(limit, fetch_status(session)).await {
+        Ok(Ok(status)) => Some(status.version),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    let versions = Versions {
+        client: env!("CARGO_PKG_VERSION"),
+        server,
+    };
+    Ok(session.output.object(&versions, || {
+        let server = versions.server.clone();
+        output::page(vec![
+            ("client", versions.client.to_owned()),
+            (
+                "server",
+                server.unwrap_or_else(|| format!("not reachable at {}", session.address)),
+            ),
+        ])
+    })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(name: &str, verdict: AuditVerdict) -> v1::AuditObject {
+        v1::AuditObject {
+            kind: "netns".to_owned(),
+            name: name.to_owned(),
+            verdict: verdict.into(),
+            explanation: "why".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_audit_lists_every_object_and_the_verdict() {
+        let objects = vec![
+            object("a", AuditVerdict::Explained),
+            object("b", AuditVerdict::InProgress),
+        ];
+        let audit = v1::AuditResponse {
+            objects,
+            clean: false,
+        };
+        assert_eq!(
+            audit_table(&audit),
+            "KIND   NAME  SANDBOX  VERDICT      EXPLANATION\n\
+             netns  a     -        EXPLAINED    why\n\
+             netns  b     -        IN_PROGRESS  why\n\
+             \n\
+             not clean: 2 objects"
+        );
+        assert_eq!(unexplained(&audit), 1);
+    }
+
+    #[test]
+    fn an_empty_node_is_clean_in_one_line() {
+        let audit = v1::AuditResponse {
+            objects: vec![],
+            clean: true,
+        };
+        assert_eq!(audit_table(&audit), "clean: 0 objects");
+    }
+
+    #[test]
+    fn a_status_names_what_is_degraded() {
+        let status = v1::GetStatusResponse {
+            node_id: "n1".to_owned(),
+            uptime: Some(prost_types::Duration {
+                seconds: 150,
+                nanos: 0,
+            }),
+            runtime: Some(v1::RuntimeStatus {
+                reachable: false,
+                ..Default::default()
+            }),
+            degraded: vec!["No memory.high here.".to_owned(), "No crun.".to_owned()],
+            ..Default::default()
+        };
+        let text = status_page(&status);
+        for part in [
+            "2m30s",
+            "does not answer",
+            "No memory.high here.\n",
+            "No crun.",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+    }
+}

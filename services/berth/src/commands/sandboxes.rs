@@ -1,0 +1,654 @@
+//! Commands on sandboxes: create, run, ls, get, stop, rm, stats.
+//! What a spec may hold is the manager's to say.
+
+use std::{path::Path, time::Duration};
+
+use berth_api::v1::{self, sandbox_service_client::SandboxServiceClient};
+use futures::{StreamExt as _, stream};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::io::AsyncReadExt as _;
+use tonic::transport::Channel;
+
+use super::Session;
+use crate::{
+    args::{Create, Id, Ls, Pair, Rm, Run, Wait},
+    errors::Failure,
+    output::{self, age, duration, moment, page, precise_duration, size, table, word},
+    progress::Waiting,
+    proto_json::{self, ProtoJson},
+};
+
+/// Sandboxes that are removed side by side: enough to hide the wait for SIGTERM, few enough for a small node.
+const REMOVALS_AT_ONCE: usize = 8;
+/// Name of the container of `berth run`.
+const RUN_CONTAINER: &str = "app";
+const ALL_STATUSES: [v1::SandboxStatus; 5] = [
+    v1::SandboxStatus::Pending,
+    v1::SandboxStatus::NotReady,
+    v1::SandboxStatus::Running,
+    v1::SandboxStatus::Stopped,
+    v1::SandboxStatus::Dead,
+];
+
+async fn client(session: &Session) -> Result<SandboxServiceClient<Channel>, Failure> {
+    Ok(SandboxServiceClient::new(session.connect().await?))
+}
+
+pub(super) async fn create(session: &Session, args: Create) -> Result<(), Failure> {
+    let text = read_text(&args.file).await?;
+    let mut request: v1::CreateRequest =
+        proto_json::read(&text).map_err(|source| Failure::NotARequest {
+            path: args.file,
+            source,
+        })?;
+    match args.wait {
+        None => (),
+        Some(Wait::Accepted) => request.set_wait(v1::WaitFor::Accepted),
+        Some(Wait::Running) => request.set_wait(v1::WaitFor::Running),
+    }
+    send_create(session, request).await
+}
+
+pub(super) async fn run(session: &Session, args: Run) -> Result<(), Failure> {
+    let id = match &args.id {
+        Some(id) => id.clone(),
+        None => random_id()?,
+    };
+    send_create(session, run_request(id, args)).await
+}
+
+async fn send_create(session: &Session, request: v1::CreateRequest) -> Result<(), Failure> {
+    let mut client = client(session).await?;
+    let waiting = Waiting::start(format!("waiting for {}", request.id));
+    let response = client.create(session.request(request)).await?.into_inner();
+    drop(waiting);
+    let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
+    Ok(session
+        .output
+        .object(&ProtoJson(&sandbox), || created_line(&sandbox))?)
+}
+
+fn run_request(id: String, args: Run) -> v1::CreateRequest {
+    let ports = args.ports.iter().map(|it| v1::Port {
+        port: it.port.into(),
+        protocol: it.protocol.into(),
+        ..Default::default()
+    });
+    let container = v1::Container {
+        name: RUN_CONTAINER.to_owned(),
+        image: args.image,
+        args: args.command,
+        env: args
+            .env
+            .into_iter()
+            .map(|Pair { key, value }| format!("{key}={value}"))
+            .collect(),
+        ports: ports.collect(),
+        ..Default::default()
+    };
+    let limited = args.cpu.is_some() || args.memory.is_some();
+    let resources = limited.then(|| v1::Resources {
+        cpu_millis: args.cpu.unwrap_or_default(),
+        memory_bytes: args.memory.unwrap_or_default(),
+        ..Default::default()
+    });
+    let spec = v1::SandboxSpec {
+        labels: args
+            .labels
+            .into_iter()
+            .map(|Pair { key, value }| (key, value))
+            .collect(),
+        containers: vec![container],
+        resources,
+        ..Default::default()
+    };
+    v1::CreateRequest {
+        id,
+        spec: Some(spec),
+        wait: v1::WaitFor::Running.into(),
+    }
+}
+
+async fn read_text(path: &Path) -> Result<String, Failure> {
+    let read = if path == Path::new("-") {
+        let mut text = String::new();
+        tokio::io::stdin()
+            .read_to_string(&mut text)
+            .await
+            .map(|_| text)
+    } else {
+        tokio::fs::read_to_string(path).await
+    };
+    read.map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn random_id() -> Result<String, Failure> {
+    let path = Path::new("/proc/sys/kernel/random/uuid");
+    let uuid = std::fs::read_to_string(path).map_err(|source| Failure::File {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(format!("run-{}", uuid.chars().take(8).collect::<String>()))
+}
+
+/// `web 10.87.0.2`, and the status of a sandbox that is not RUNNING.
+fn created_line(sandbox: &v1::Sandbox) -> String {
+    let address = bare_addresses(sandbox);
+    match sandbox.status() {
+        v1::SandboxStatus::Running => format!("{} {address}", sandbox.id),
+        v1::SandboxStatus::Unspecified
+        | v1::SandboxStatus::Pending
+        | v1::SandboxStatus::NotReady
+        | v1::SandboxStatus::Stopped
+        | v1::SandboxStatus::Dead => format!("{} {address} {}", sandbox.id, status_word(sandbox)),
+    }
+}
+
+pub(super) async fn list(session: &Session, args: Ls) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Sandboxes<'a> {
+        sandboxes: Vec<ProtoJson<'a, v1::Sandbox>>,
+    }
+
+    let statuses: Vec<v1::SandboxStatus> = if args.all {
+        ALL_STATUSES.to_vec()
+    } else {
+        args.statuses.into_iter().map(Into::into).collect()
+    };
+    let mut request = v1::ListRequest {
+        statuses: statuses.into_iter().map(Into::into).collect(),
+        labels: args
+            .labels
+            .into_iter()
+            .map(|Pair { key, value }| (key, value))
+            .collect(),
+        ..Default::default()
+    };
+    let mut client = client(session).await?;
+    let mut sandboxes = Vec::new();
+    loop {
+        let page = client
+            .list(session.request(request.clone()))
+            .await?
+            .into_inner();
+        sandboxes.extend(page.sandboxes);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    let object = Sandboxes {
+        sandboxes: sandboxes.iter().map(ProtoJson).collect(),
+    };
+    Ok(session
+        .output
+        .object(&object, || sandbox_table(&sandboxes, Timestamp::now()))?)
+}
+
+fn sandbox_table(sandboxes: &[v1::Sandbox], now: Timestamp) -> String {
+    let rows = sandboxes.iter().map(|it| {
+        let images: Vec<_> = it.containers.iter().map(|it| it.image.as_str()).collect();
+        let age = age(it.created_at.as_ref(), now);
+        let (status, reason) = (status_word(it).to_owned(), it.reason.clone());
+        [
+            it.id.clone(),
+            status,
+            reason,
+            bare_addresses(it),
+            age,
+            images.join(","),
+        ]
+    });
+    table(
+        ["ID", "STATUS", "REASON", "ADDRESS", "AGE", "IMAGES"],
+        rows.collect(),
+    )
+}
+
+pub(super) async fn get(session: &Session, args: Id) -> Result<(), Failure> {
+    let request = v1::GetRequest { id: args.id };
+    let response = client(session)
+        .await?
+        .get(session.request(request))
+        .await?
+        .into_inner();
+    let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
+    Ok(session.output.object(&ProtoJson(&sandbox), || {
+        sandbox_page(&sandbox, Timestamp::now())
+    })?)
+}
+
+fn sandbox_page(sandbox: &v1::Sandbox, now: Timestamp) -> String {
+    let mut lines = vec![
+        ("id", sandbox.id.clone()),
+        ("generation", sandbox.generation.to_string()),
+        ("status", since(sandbox, now)),
+    ];
+    if !sandbox.reason.is_empty() || !sandbox.message.is_empty() {
+        lines.push(("reason", in_one_line(&sandbox.reason, &sandbox.message)));
+    }
+    if let Some(exit) = &sandbox.exit {
+        lines.push(("exit", exit_line(exit)));
+    }
+    lines.push(("created", moment(sandbox.created_at.as_ref())));
+    lines.push(("node", sandbox.node_id.clone()));
+    let addresses = sandbox
+        .addresses
+        .iter()
+        .map(|it| format!("{} on {}", it.address, it.subnet));
+    lines.push(("addresses", block(addresses)));
+    if let Some(spec) = sandbox.spec.as_ref().filter(|it| !it.labels.is_empty()) {
+        let mut labels: Vec<_> = spec
+            .labels
+            .iter()
+            .map(|(k, v)| format!("{k}={v}"))
+            .collect();
+        labels.sort();
+        lines.push(("labels", block(labels)));
+    }
+    let containers = sandbox.containers.iter().map(|it| {
+        let digest = if it.image_digest.is_empty() {
+            ""
+        } else {
+            " @ "
+        };
+        format!("{}  {}{digest}{}", it.name, it.image, it.image_digest)
+    });
+    lines.push(("containers", block(containers)));
+    if !sandbox.ports.is_empty() {
+        lines.push(("ports", block(sandbox.ports.iter().map(port_line))));
+    }
+    if !sandbox.phases.is_empty() {
+        lines.push(("phases", phase_block(&sandbox.phases)));
+    }
+    page(lines)
+}
+
+fn since(sandbox: &v1::Sandbox, now: Timestamp) -> String {
+    match age(sandbox.since.as_ref(), now).as_str() {
+        "" => status_word(sandbox).to_owned(),
+        age => format!("{} for {age}", status_word(sandbox)),
+    }
+}
+
+fn exit_line(exit: &v1::ExitRecord) -> String {
+    let cause = match exit.cause() {
+        v1::ExitCause::Oom => ", the kernel killed it for memory",
+        v1::ExitCause::RuntimeLost => ", its runtime was lost",
+        v1::ExitCause::Unspecified | v1::ExitCause::Exit | v1::ExitCause::Signal => "",
+    };
+    let signal = match exit.signal {
+        0 => String::new(),
+        signal => format!(", signal {signal}"),
+    };
+    format!("{}: code {}{signal}{cause}", exit.container, exit.exit_code)
+}
+
+fn port_line(port: &v1::PortState) -> String {
+    let protocol = match port.protocol() {
+        v1::Protocol::Unspecified | v1::Protocol::Tcp => "tcp",
+        v1::Protocol::Udp => "udp",
+    };
+    let status = word(port.status().as_str_name(), "PORT_STATUS_");
+    let address = if port.address.is_empty() {
+        "-"
+    } else {
+        port.address.as_str()
+    };
+    let (number, container, source) = (port.port, &port.container, &port.source);
+    format!("{number}/{protocol}  {status} on {address}  {container} (says {source})")
+}
+
+fn phase_block(phases: &[v1::Phase]) -> String {
+    let name = |it: &v1::Phase| match it.container.as_str() {
+        "" => it.name.clone(),
+        container => format!("{} {container}", it.name),
+    };
+    let width = phases
+        .iter()
+        .map(|it| name(it).chars().count())
+        .max()
+        .unwrap_or_default();
+    block(phases.iter().map(|it| {
+        let start = precise_duration(duration(it.start.as_ref()));
+        let took = precise_duration(duration(it.took.as_ref()));
+        format!("{:<width$}  at {start:>8}  took {took:>8}", name(it))
+    }))
+}
+
+fn block(lines: impl IntoIterator<Item = String>) -> String {
+    lines.into_iter().collect::<Vec<_>>().join("\n")
+}
+
+/// `REASON: message`, or the one that there is.
+pub(super) fn in_one_line(reason: &str, message: &str) -> String {
+    match (reason, message) {
+        ("", text) | (text, "") => text.to_owned(),
+        (reason, message) => format!("{reason}: {message}"),
+    }
+}
+
+/// The status as people know it.
+pub(super) fn status_word(sandbox: &v1::Sandbox) -> &'static str {
+    word(sandbox.status().as_str_name(), "SANDBOX_STATUS_")
+}
+
+/// The addresses without their prefix lengths, ready to be pasted.
+pub(super) fn bare_addresses(sandbox: &v1::Sandbox) -> String {
+    let addresses = sandbox.addresses.iter().map(|it| it.address.as_str());
+    let bare: Vec<_> = addresses
+        .map(|it| it.split_once('/').map_or(it, |(bare, _)| bare))
+        .collect();
+    bare.join(",")
+}
+
+pub(super) async fn stop(session: &Session, args: Id) -> Result<(), Failure> {
+    let request = v1::StopRequest {
+        id: args.id,
+        ..Default::default()
+    };
+    let response = client(session)
+        .await?
+        .stop(session.request(request))
+        .await?
+        .into_inner();
+    let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
+    let line = || format!("{} {}", sandbox.id, status_word(&sandbox));
+    Ok(session.output.object(&ProtoJson(&sandbox), line)?)
+}
+
+pub(super) async fn remove(session: &Session, args: Rm) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Removed {
+        id: String,
+        existed: bool,
+    }
+    #[derive(Serialize)]
+    struct Removals {
+        removed: Vec<Removed>,
+    }
+
+    let client = client(session).await?;
+    let calls = args.ids.into_iter().map(|id| {
+        let mut client = client.clone();
+        async move {
+            let request = v1::DeleteRequest {
+                id: id.clone(),
+                ..Default::default()
+            };
+            let response = client.delete(session.request(request)).await?.into_inner();
+            Ok::<_, Failure>(Removed {
+                id,
+                existed: response.existed,
+            })
+        }
+    });
+    let ended: Vec<_> = stream::iter(calls)
+        .buffered(REMOVALS_AT_ONCE)
+        .collect()
+        .await;
+    let (mut removed, mut failures) = (Vec::new(), Vec::new());
+    for result in ended {
+        match result {
+            Ok(removal) => removed.push(removal),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    let object = Removals { removed };
+    session.output.object(&object, || {
+        block(object.removed.iter().map(|it| match it.existed {
+            true => format!("{} removed", it.id),
+            false => format!("{} was not there", it.id),
+        }))
+    })?;
+    match failures.pop() {
+        None => Ok(()),
+        Some(failure) if failures.is_empty() => Err(failure),
+        Some(failure) => {
+            failures.push(failure);
+            Err(Failure::Several(failures))
+        }
+    }
+}
+
+pub(super) async fn stats(session: &Session, args: Id) -> Result<(), Failure> {
+    let request = v1::SnapshotRequest { id: args.id };
+    let snapshot = client(session)
+        .await?
+        .snapshot(session.request(request))
+        .await?
+        .into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&snapshot), || usage_table(&snapshot))?)
+}
+
+fn usage_table(snapshot: &v1::SnapshotResponse) -> String {
+    let containers = snapshot
+        .containers
+        .iter()
+        .map(|it| (it.name.as_str(), it.usage));
+    let total = std::iter::once(("total", snapshot.total));
+    let rows = containers.chain(total).map(|(name, usage)| {
+        let usage = usage.unwrap_or_default();
+        let cpu = |nanos| precise_duration(Duration::from_nanos(nanos));
+        // The contract says 0 where the kernel does not count.
+        let counted = |bytes| {
+            if bytes == 0 {
+                String::new()
+            } else {
+                size(bytes)
+            }
+        };
+        [
+            name.to_owned(),
+            cpu(usage.total_cpu_time),
+            cpu(usage.kernel_cpu_time),
+            size(usage.memory_usage),
+            counted(usage.memory_peak),
+            counted(usage.swap_usage),
+            usage.pids.to_string(),
+        ]
+    });
+    output::table(
+        [
+            "CONTAINER",
+            "CPU",
+            "KERNEL",
+            "MEMORY",
+            "PEAK",
+            "SWAP",
+            "PIDS",
+        ],
+        rows.collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::PortArg;
+
+    fn web() -> v1::Sandbox {
+        v1::Sandbox {
+            id: "web".to_owned(),
+            generation: 3,
+            status: v1::SandboxStatus::Running.into(),
+            addresses: vec![v1::NetworkAddress {
+                address: "10.87.0.2/16".to_owned(),
+                subnet: "berth0".to_owned(),
+            }],
+            created_at: Some(prost_types::Timestamp {
+                seconds: 1_000_000_000,
+                nanos: 0,
+            }),
+            containers: vec![v1::ContainerStatus {
+                name: "app".to_owned(),
+                image: "nginx".to_owned(),
+                ..Default::default()
+            }],
+            phases: vec![
+                v1::Phase {
+                    name: "create-task".to_owned(),
+                    container: "app".to_owned(),
+                    start: Some(prost_types::Duration {
+                        seconds: 0,
+                        nanos: 5_000_000,
+                    }),
+                    took: Some(prost_types::Duration {
+                        seconds: 0,
+                        nanos: 12_000_000,
+                    }),
+                },
+                v1::Phase {
+                    name: "netns".to_owned(),
+                    ..Default::default()
+                },
+            ],
+            ..Default::default()
+        }
+    }
+
+    fn later(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000_000 + seconds).expect("it is in range")
+    }
+
+    #[test]
+    fn run_asks_for_one_container_and_limits_of_the_sandbox() {
+        let pair = |key: &str, value: &str| Pair {
+            key: key.to_owned(),
+            value: value.to_owned(),
+        };
+        let args = Run {
+            id: None,
+            ports: vec![PortArg {
+                port: 53,
+                protocol: v1::Protocol::Udp,
+            }],
+            env: vec![pair("A", "b=c")],
+            labels: vec![pair("team", "infra")],
+            cpu: Some(500),
+            memory: None,
+            image: "nginx".to_owned(),
+            command: vec!["-g".to_owned(), "daemon off;".to_owned()],
+        };
+        let request = run_request("web".to_owned(), args);
+        assert_eq!(
+            (request.id.as_str(), request.wait()),
+            ("web", v1::WaitFor::Running)
+        );
+        let spec = request.spec.expect("it is given");
+        assert_eq!(spec.labels["team"], "infra");
+        let resources = spec.resources.expect("it is given");
+        assert_eq!((resources.cpu_millis, resources.memory_bytes), (500, 0));
+        let [container] = spec.containers.as_slice() else {
+            panic!("there is one")
+        };
+        assert_eq!(
+            (container.name.as_str(), container.image.as_str()),
+            ("app", "nginx")
+        );
+        assert_eq!(container.args, ["-g", "daemon off;"]);
+        assert_eq!(container.env, ["A=b=c"]);
+        assert_eq!(container.ports[0].protocol(), v1::Protocol::Udp);
+    }
+
+    #[test]
+    fn random_ids_differ_and_fit_the_grammar() {
+        let (one, two) = (
+            random_id().expect("a kernel"),
+            random_id().expect("a kernel"),
+        );
+        assert_ne!(one, two);
+        assert_eq!(one.len(), "run-".len() + 8);
+        assert!(
+            one.bytes()
+                .all(|it| it.is_ascii_digit() || it.is_ascii_lowercase() || it == b'-')
+        );
+    }
+
+    #[test]
+    fn a_running_sandbox_is_told_by_id_and_address_alone() {
+        let mut sandbox = web();
+        assert_eq!(created_line(&sandbox), "web 10.87.0.2");
+        sandbox.set_status(v1::SandboxStatus::Pending);
+        assert_eq!(created_line(&sandbox), "web 10.87.0.2 PENDING");
+    }
+
+    #[test]
+    fn a_list_has_one_line_per_sandbox() {
+        assert_eq!(
+            sandbox_table(&[web()], later(300)),
+            "ID   STATUS   REASON  ADDRESS    AGE  IMAGES\n\
+             web  RUNNING  -       10.87.0.2  5m   nginx"
+        );
+        assert_eq!(sandbox_table(&[], later(0)).lines().count(), 1);
+    }
+
+    #[test]
+    fn a_page_shows_what_there_is() {
+        let text = sandbox_page(&web(), later(0));
+        for part in [
+            "RUNNING",
+            "10.87.0.2/16 on berth0",
+            "app  nginx",
+            "create-task app  at    5.0ms",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+        for part in ["reason", "exit", "ports", "labels"] {
+            assert!(!text.contains(part), "{part} is there:\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_page_shows_how_a_sandbox_ended() {
+        let mut sandbox = web();
+        sandbox.set_status(v1::SandboxStatus::Dead);
+        sandbox.reason = "CONTAINER_EXITED".to_owned();
+        sandbox.message = "container app ended".to_owned();
+        sandbox.exit = Some(v1::ExitRecord {
+            container: "app".to_owned(),
+            exit_code: 137,
+            signal: 9,
+            cause: v1::ExitCause::Oom.into(),
+            at: None,
+        });
+        let text = sandbox_page(&sandbox, later(0));
+        for part in [
+            "CONTAINER_EXITED: container app ended",
+            "app: code 137, signal 9, the kernel killed it for memory",
+        ] {
+            assert!(text.contains(part), "{part} is missing:\n{text}");
+        }
+    }
+
+    #[test]
+    fn usage_has_a_line_per_container_and_the_total() {
+        let usage = v1::ResourceUsage {
+            total_cpu_time: 1_500_000_000,
+            memory_usage: 2 << 20,
+            pids: 3,
+            ..Default::default()
+        };
+        let snapshot = v1::SnapshotResponse {
+            total: Some(usage),
+            containers: vec![v1::ContainerUsage {
+                name: "app".to_owned(),
+                usage: Some(usage),
+                measured_at: None,
+            }],
+            ..Default::default()
+        };
+        assert_eq!(
+            usage_table(&snapshot),
+            "CONTAINER  CPU    KERNEL  MEMORY   PEAK  SWAP  PIDS\n\
+             app        1.50s  0µs     2.0 MiB  -     -     3\n\
+             total      1.50s  0µs     2.0 MiB  -     -     3"
+        );
+    }
+}

@@ -1,0 +1,402 @@
+//! How a failure is told: what went wrong, each violation, one hint what to do, and the exit code.
+//! It does not know which command failed.
+
+use std::{
+    error::Error,
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use berth_api::{ConnectError, v1::ErrorReason};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{output, proto_json::ReadError};
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("{}", .0.message())]
+    Call(Box<Status>),
+    #[error("cannot reach the manager at {address}")]
+    Unreachable {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error(transparent)]
+    Address(ConnectError),
+    #[error("cannot read {}", shown(path))]
+    File { path: PathBuf, source: io::Error },
+    #[error("{} is not a CreateRequest", shown(path))]
+    NotARequest { path: PathBuf, source: ReadError },
+    #[error("the manager's answer lacks the field `{0}`")]
+    Incomplete(&'static str),
+    #[error("the manager ended the stream")]
+    StreamEnded,
+    #[error("{0} objects of this node are not as their records say")]
+    NotClean(usize),
+    #[error("cannot print")]
+    Output(#[from] io::Error),
+    #[error("several failed")]
+    Several(Vec<Failure>),
+}
+
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}
+
+/// Tells a failure on standard error and returns the exit code for it.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    if reader_is_gone(failure) {
+        return ExitCode::SUCCESS;
+    }
+    lines(failure)
+        .iter()
+        .for_each(|line| output::complain(line));
+    ExitCode::from(exit_code(failure))
+}
+
+/// The reason of a refused call, when this version of the contract knows it.
+pub(crate) fn reason(status: &Status) -> Option<ErrorReason> {
+    known_reason(&status.get_error_details())
+}
+
+/// Whoever read the output has seen enough.
+fn reader_is_gone(failure: &Failure) -> bool {
+    matches!(failure, Failure::Output(err) if err.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn exit_code(failure: &Failure) -> u8 {
+    match failure {
+        Failure::Call(status) if status.code() == Code::InvalidArgument => EXIT_USAGE,
+        Failure::NotARequest { .. } | Failure::Address(_) => EXIT_USAGE,
+        Failure::Several(failures) => {
+            // 2 says that no repetition helps: it must be true of all.
+            failures.iter().map(exit_code).min().unwrap_or(EXIT_FAILED)
+        }
+        Failure::Call(_)
+        | Failure::Unreachable { .. }
+        | Failure::File { .. }
+        | Failure::Incomplete(_)
+        | Failure::StreamEnded
+        | Failure::NotClean(_)
+        | Failure::Output(_) => EXIT_FAILED,
+    }
+}
+
+fn lines(failure: &Failure) -> Vec<String> {
+    match failure {
+        Failure::Call(status) => call_lines(status),
+        Failure::Several(failures) => failures.iter().flat_map(lines).collect(),
+        Failure::Unreachable { .. } => vec![
+            chain(failure),
+            "hint: is sandbox-manager running? Say where it listens with --address or BERTH_ADDRESS"
+                .to_owned(),
+        ],
+        Failure::NotARequest { .. } => vec![
+            chain(failure),
+            "hint: the fields are those of CreateRequest: `id`, `spec`, `wait`; `berth get ID -o yaml` \
+             shows the spec of a sandbox that stands"
+                .to_owned(),
+        ],
+        Failure::NotClean(_) => vec![
+            chain(failure),
+            "hint: the column EXPLANATION says why; objects of a running plan settle by themselves, so look again"
+                .to_owned(),
+        ],
+        Failure::Address(_)
+        | Failure::File { .. }
+        | Failure::Incomplete(_)
+        | Failure::StreamEnded
+        | Failure::Output(_) => vec![chain(failure)],
+    }
+}
+
+/// The failure and its causes. A cause whose words are already there is not repeated.
+fn chain(failure: &Failure) -> String {
+    let mut text = format!("berth: {failure}");
+    let mut cause = failure.source();
+    while let Some(err) = cause {
+        let words = err.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = err.source();
+    }
+    text
+}
+
+fn call_lines(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    // tonic's own deadline, on either side of the wire, ends as CANCELLED; nothing else cancels a call.
+    if details.error_info().is_none()
+        && matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+    {
+        return vec![
+            "berth: no answer within --timeout".to_owned(),
+            format!("hint: {}", hint(ErrorReason::DeadlinePassed)),
+        ];
+    }
+    let mut lines = vec![format!("berth: {}", in_words(status))];
+    if let Some(request) = details.bad_request() {
+        let violations = request.field_violations.iter();
+        lines.extend(violations.map(|it| format!("  {}: {}", it.field, it.description)));
+    }
+    if let Some(failure) = details.precondition_failure() {
+        let violations = failure.violations.iter();
+        lines.extend(violations.map(|it| format!("  {}: {}", it.subject, it.description)));
+    }
+    if let Some(failure) = details.quota_failure() {
+        let violations = failure.violations.iter();
+        lines.extend(violations.map(|it| format!("  {}: {}", it.subject, it.description)));
+    }
+    let retry = details.retry_info().and_then(|it| it.retry_delay);
+    match (known_reason(&details).map(hint), retry) {
+        (Some(hint), None) => lines.push(format!("hint: {hint}")),
+        (Some(hint), Some(delay)) => {
+            lines.push(format!(
+                "hint: {hint}; try again after {}",
+                output::precise_duration(delay)
+            ));
+        }
+        (None, Some(delay)) => {
+            lines.push(format!(
+                "hint: try again after {}",
+                output::precise_duration(delay)
+            ));
+        }
+        (None, None) if status.code() == Code::Unavailable => {
+            lines.push(
+                "hint: the manager went away or does not listen there; see --address and BERTH_ADDRESS"
+                    .to_owned(),
+            );
+        }
+        (None, None) => (),
+    }
+    lines
+}
+
+/// The message, and the causes of a failure that happened on this side of the wire.
+fn in_words(status: &Status) -> String {
+    let mut text = match status.message() {
+        "" => status.code().description().to_owned(),
+        message => message.to_owned(),
+    };
+    let mut cause = status.source();
+    while let Some(err) = cause {
+        let words = err.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = err.source();
+    }
+    text
+}
+
+fn known_reason(details: &ErrorDetails) -> Option<ErrorReason> {
+    let name = &details.error_info()?.reason;
+    ErrorReason::from_str_name(&format!("ERROR_REASON_{name}"))
+}
+
+/// What to do about a refusal.
+fn hint(reason: ErrorReason) -> &'static str {
+    match reason {
+        ErrorReason::Unspecified => "this version of berth does not know the reason",
+        ErrorReason::InvalidField => "correct the fields and try again",
+        ErrorReason::UnsupportedField => {
+            "leave the fields out: this version of the manager does not carry them out"
+        }
+        ErrorReason::SpecTooLarge => "put large files into the image, not into the spec",
+        ErrorReason::SpecConflict => {
+            "see what stands with `berth get ID -o yaml`; choose another id or remove it with `berth rm ID`"
+        }
+        ErrorReason::GenerationConflict => {
+            "the sandbox was created anew meanwhile; look with `berth get ID` and decide again"
+        }
+        ErrorReason::SandboxNotFound => "see all ids with `berth ls --all`",
+        ErrorReason::SandboxEnding => {
+            "wait until it is gone, `berth events -f ID` shows it, and create it again"
+        }
+        ErrorReason::CreateCancelled => {
+            "somebody stopped or removed it meanwhile; create it again when that was not meant"
+        }
+        ErrorReason::ContainerNotFound => "see the container ids with `berth get ID`",
+        ErrorReason::AddressesExhausted => {
+            "remove sandboxes that are not needed (`berth ls --all`) or give the manager a larger subnet"
+        }
+        ErrorReason::ImageNotFound => {
+            "check the name; see the node's images with `berth images ls`, bring one with `berth images import FILE`"
+        }
+        ErrorReason::RegistryUnreachable => {
+            "check that the registry answers; one without https must be in the manager's \
+             `containerd.plain_http_registries`"
+        }
+        ErrorReason::RegistryDenied => {
+            "images are pulled anonymously; make it public or bring it with `berth images import FILE`"
+        }
+        ErrorReason::ImageCorrupt => {
+            "build or push the image again: its content is not what its digest promises"
+        }
+        ErrorReason::ArchiveInvalid => {
+            "make the archive with `docker save` or `skopeo copy ... oci-archive:FILE` and copy it whole"
+        }
+        ErrorReason::PlatformMissing => "use an image that is built for this node's platform",
+        ErrorReason::ImageInUse => {
+            "remove the sandboxes that use it first; `berth images ls` names them"
+        }
+        ErrorReason::PortTimeout => {
+            "check that the program listens on the declared ports, or raise `portWaitTimeout` of the spec"
+        }
+        ErrorReason::ContainerExited => {
+            "check the command, its arguments and its environment; `berth get ID` shows how it ended"
+        }
+        ErrorReason::RuntimeUnreachable => {
+            "check that containerd runs; `berth node status` names its socket"
+        }
+        ErrorReason::RuntimeRefused => {
+            "check the command and the working directory; containerd's log has the whole story"
+        }
+        ErrorReason::NetworkFailed => {
+            "see what the node lacks with `berth node status`; the manager's log has the cause"
+        }
+        ErrorReason::StoreFull => "make room on the file system of the manager's state directory",
+        ErrorReason::RevisionUnknown => {
+            "leave --from out to begin with the sandboxes as they stand"
+        }
+        ErrorReason::DeadlinePassed => {
+            "the node goes on with the work; look with `berth get ID` or allow more with --timeout"
+        }
+        ErrorReason::ShuttingDown => "the manager is stopping; try again when it is back",
+        ErrorReason::Internal => "this is a bug in Berth; its cause is in the manager's log",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use tonic::TimeoutExpired;
+
+    use super::*;
+
+    fn refused(code: Code, reason: &str) -> Failure {
+        let details = ErrorDetails::with_error_info(reason, "berth.v1", []);
+        Status::with_error_details(code, "refused", details).into()
+    }
+
+    #[test]
+    fn every_reason_has_a_hint_of_its_own() {
+        let reasons: Vec<_> = (0..)
+            .map_while(|it| ErrorReason::try_from(it).ok())
+            .collect();
+        assert_eq!(
+            reasons.last(),
+            Some(&ErrorReason::Internal),
+            "a reason was added"
+        );
+        let mut hints = BTreeSet::new();
+        for reason in reasons {
+            let name = reason
+                .as_str_name()
+                .strip_prefix("ERROR_REASON_")
+                .expect("all have it");
+            let told = lines(&refused(Code::Unknown, name));
+            assert_eq!(told.len(), 2, "{told:?}");
+            assert!(told[1].starts_with("hint: "), "{told:?}");
+            assert!(hints.insert(told[1].clone()), "{name} shares its hint");
+        }
+    }
+
+    #[test]
+    fn each_violation_has_its_line() {
+        let mut details = ErrorDetails::with_error_info("INVALID_FIELD", "berth.v1", []);
+        details.add_bad_request_violation("spec.containers[0].name", "is empty");
+        details.add_bad_request_violation("id", "has upper case");
+        let status =
+            Status::with_error_details(Code::InvalidArgument, "the request is invalid", details);
+        let failure = Failure::from(status);
+        assert_eq!(
+            lines(&failure),
+            [
+                "berth: the request is invalid",
+                "  spec.containers[0].name: is empty",
+                "  id: has upper case",
+                "hint: correct the fields and try again",
+            ]
+        );
+        assert_eq!(exit_code(&failure), EXIT_USAGE);
+    }
+
+    #[test]
+    fn a_delay_is_told_with_the_hint() {
+        let mut details = ErrorDetails::with_error_info("SHUTTING_DOWN", "berth.v1", []);
+        details.set_retry_info(Some(Duration::from_secs(2)));
+        let status = Status::with_error_details(Code::Unavailable, "stopping", details);
+        let told = lines(&status.into());
+        assert!(told[1].ends_with("try again after 2.00s"), "{told:?}");
+    }
+
+    #[test]
+    fn an_unknown_reason_is_told_without_a_hint() {
+        let told = lines(&refused(Code::Internal, "OF_A_LATER_VERSION"));
+        assert_eq!(told, ["berth: refused"]);
+    }
+
+    #[test]
+    fn an_unreachable_manager_is_named_with_the_way_to_name_another() {
+        let failure = Failure::Unreachable {
+            address: "unix:/nowhere".to_owned(),
+            source: Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)),
+        };
+        let told = lines(&failure);
+        assert_eq!(
+            told[0],
+            "berth: cannot reach the manager at unix:/nowhere: connection refused"
+        );
+        assert!(
+            told[1].contains("--address") && told[1].contains("BERTH_ADDRESS"),
+            "{told:?}"
+        );
+        assert_eq!(exit_code(&failure), EXIT_FAILED);
+    }
+
+    #[test]
+    fn a_timeout_of_this_side_names_the_argument() {
+        let status = Status::from_error(Box::new(TimeoutExpired(())));
+        let told = lines(&status.into());
+        assert_eq!(told[0], "berth: no answer within --timeout");
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure() {
+        let gone = Failure::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(reader_is_gone(&gone));
+        assert!(!reader_is_gone(&Failure::from(io::Error::from(
+            io::ErrorKind::StorageFull
+        ))));
+    }
+
+    #[test]
+    fn several_failures_are_all_told() {
+        let failure = Failure::Several(vec![
+            refused(Code::InvalidArgument, "INVALID_FIELD"),
+            Failure::StreamEnded,
+        ]);
+        assert_eq!(lines(&failure).len(), 3);
+        assert_eq!(exit_code(&failure), EXIT_FAILED);
+    }
+}
