@@ -342,7 +342,7 @@ pub async fn what_is_impossible_is_refused<R: Runtime + Images, N: Network>(
     ensure(runtime, subject).await;
     assert!(
         network.attach_link(&sandbox).await.is_err(),
-        "a link without namespaces"
+        "a link of a sandbox without anything"
     );
     for role in roles() {
         assert_refused(&role, runtime.create_container(&sandbox, &role).await);
@@ -358,6 +358,10 @@ pub async fn what_is_impossible_is_refused<R: Runtime + Images, N: Network>(
         assert_refused(&role, runtime.start_task(id, &role).await);
     }
     assert_refused("release", runtime.release(id).await);
+    assert!(
+        network.attach_link(&sandbox).await.is_err(),
+        "a link without namespaces"
+    );
     assert_tasks(runtime, id, TaskSeen::Missing).await;
 
     network.open_namespaces(&sandbox).await.unwrap();

@@ -268,9 +268,11 @@ async fn an_archive_is_taken_whole_or_not_at_all() {
     let named = ImageRef::parse("mine:2").unwrap();
     let several = node.import(file.path(), Some(&named), false).await;
     assert!(matches!(several, Err(ImageError::ArchiveInvalid { .. })));
-    let half = tempfile("third\nNOT AN IMAGE\n");
-    let outcome = node.import(half.path(), None, false).await;
-    assert!(matches!(outcome, Err(ImageError::ArchiveInvalid { .. })));
+    for text in ["third\nNOT AN IMAGE\n", ""] {
+        let bad = tempfile(text);
+        let outcome = node.import(bad.path(), None, false).await;
+        assert!(matches!(outcome, Err(ImageError::ArchiveInvalid { .. })));
+    }
     assert_eq!(node.list_images().await.unwrap().len(), 2);
 
     let one = tempfile("web\n");

@@ -1,0 +1,57 @@
+//! What the kernel refuses.
+
+use std::{io, path::PathBuf};
+
+use berth_platform::NetworkError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    #[error("{operation}")]
+    Netlink {
+        operation: String,
+        source: rtnetlink::Error,
+    },
+    #[error("{operation} {}", path.display())]
+    File {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("{operation}")]
+    Kernel {
+        operation: &'static str,
+        source: io::Error,
+    },
+    /// Something of this name exists and is not ours to change.
+    #[error("{what}")]
+    Foreign { what: String },
+    #[error("nft refused the table: {message}")]
+    Table { message: String },
+}
+
+impl NetnsError {
+    pub(crate) fn file(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { operation, path, source }
+    }
+
+    pub(crate) fn kernel(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+        move |source| Self::Kernel { operation, source: source.into() }
+    }
+}
+
+impl From<NetnsError> for NetworkError {
+    fn from(error: NetnsError) -> Self {
+        let operation = error.to_string();
+        let source = match error {
+            NetnsError::Netlink { source, .. } => source.into(),
+            NetnsError::File { source, .. } | NetnsError::Kernel { source, .. } => source.into(),
+            NetnsError::Foreign { what } => what.into(),
+            NetnsError::Table { message } => message.into(),
+        };
+        NetworkError { operation, source }
+    }
+}

@@ -1,0 +1,198 @@
+//! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use futures::TryStreamExt as _;
+use ipnet::{IpNet, Ipv4Net};
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+};
+use rustix::io::Errno;
+
+use crate::error::NetnsError;
+
+/// The link inside every sandbox.
+pub(crate) const INSIDE: &str = "eth0";
+
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) alias: String,
+    pub(crate) controller: Option<u32>,
+    pub(crate) is_bridge: bool,
+}
+
+/// Netlink requests of one network namespace.
+#[derive(Clone, Debug)]
+pub(crate) struct Links(Handle);
+
+impl Links {
+    /// Opens a socket in the namespace of the calling thread, which has to be inside of a runtime.
+    pub(crate) fn here() -> Result<Self, NetnsError> {
+        let (connection, handle, _) = rtnetlink::new_connection()
+            .map_err(|source| NetnsError::Kernel { operation: "opening netlink", source })?;
+        tokio::spawn(connection);
+        Ok(Self(handle))
+    }
+
+    pub(crate) async fn find(&self, name: &str) -> Result<Option<Link>, NetnsError> {
+        let mut found = self.0.link().get().match_name(name).execute();
+        match found.try_next().await {
+            Ok(message) => Ok(message.map(read)),
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(failed(format!("looking up link {name}"), error)),
+        }
+    }
+
+    pub(crate) async fn all(&self) -> Result<Vec<Link>, NetnsError> {
+        let all: Vec<_> = self
+            .0
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing links", it))?;
+        Ok(all.into_iter().map(read).collect())
+    }
+
+    pub(crate) async fn add_bridge(
+        &self,
+        name: &str,
+        alias: &str,
+        net: Ipv4Net,
+    ) -> Result<Link, NetnsError> {
+        let found = match self.find(name).await? {
+            Some(link) => link,
+            None => {
+                // With an address of its own the bridge does not take that of each new link.
+                let bridge = LinkBridge::new(name).address(hardware_address(net.addr())).build();
+                self.request(format!("adding bridge {name}"), self.0.link().add(bridge).execute())
+                    .await?;
+                self.set_alias(name, alias).await?;
+                self.find(name).await?.ok_or_else(|| NetnsError::Foreign {
+                    what: format!("bridge {name} vanished while it was made"),
+                })?
+            }
+        };
+        if !found.is_bridge || !(found.alias.is_empty() || found.alias == alias) {
+            let what = format!("link {name} exists and is not the bridge of this instance");
+            return Err(NetnsError::Foreign { what });
+        }
+        let add = self.0.address().add(found.index, IpAddr::V4(net.addr()), net.prefix_len());
+        self.request(format!("adding {net} to {name}"), add.replace().execute()).await?;
+        self.set_up(found.index).await?;
+        Ok(found)
+    }
+
+    /// Makes a pair whose other end is [`INSIDE`] the namespace `inside`, with the hardware address that belongs to `ip`:
+    /// what others remember of an address stays true when its sandbox is made again.
+    pub(crate) async fn add_pair(
+        &self,
+        name: &str,
+        bridge: u32,
+        inside: BorrowedFd<'_>,
+        ip: Option<Ipv4Addr>,
+    ) -> Result<(), NetnsError> {
+        let mut peer = LinkUnspec::new_with_name(INSIDE).setns_by_fd(inside.as_raw_fd());
+        if let Some(ip) = ip {
+            peer = peer.address(hardware_address(ip));
+        }
+        // Setting the peer up in this message is refused by the kernel.
+        let pair = LinkVeth::new(name, INSIDE)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
+            .controller(bridge)
+            .up()
+            .build();
+        self.request(format!("adding link {name}"), self.0.link().add(pair).execute()).await
+    }
+
+    pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> Result<(), NetnsError> {
+        let message = LinkUnspec::new_with_name(name).alias(alias).build();
+        self.request(format!("naming link {name}"), self.0.link().set(message).execute()).await
+    }
+
+    pub(crate) async fn set_up(&self, index: u32) -> Result<(), NetnsError> {
+        let message = LinkUnspec::new_with_index(index).up().build();
+        self.request("setting a link up", self.0.link().set(message).execute()).await
+    }
+
+    pub(crate) async fn add_address(&self, index: u32, net: &IpNet) -> Result<(), NetnsError> {
+        let add = self.0.address().add(index, net.addr(), net.prefix_len()).replace();
+        self.request(format!("adding address {net}"), add.execute()).await
+    }
+
+    pub(crate) async fn add_route(
+        &self,
+        destination: Ipv4Net,
+        gateway: Ipv4Addr,
+    ) -> Result<(), NetnsError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(destination.network(), destination.prefix_len())
+            .gateway(gateway)
+            .build();
+        let add = self.0.route().add(route).replace();
+        self.request(format!("adding the route to {destination} by {gateway}"), add.execute()).await
+    }
+
+    /// Gone is a success.
+    pub(crate) async fn remove(&self, name: &str) -> Result<(), NetnsError> {
+        let message = LinkUnspec::new_with_name(name).build();
+        match self.0.link().del_with_message(message).execute().await {
+            Err(error) if !is(&error, Errno::NODEV) => {
+                Err(failed(format!("removing link {name}"), error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn request(
+        &self,
+        operation: impl Into<String>,
+        answer: impl Future<Output = Result<(), rtnetlink::Error>>,
+    ) -> Result<(), NetnsError> {
+        answer.await.map_err(|it| failed(operation, it))
+    }
+}
+
+/// `02:42` and the address: local, of one machine, unique on its bridge.
+fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
+    let [a, b, c, d] = ip.octets();
+    vec![0x02, 0x42, a, b, c, d]
+}
+
+fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {
+    NetnsError::Netlink { operation: operation.into(), source }
+}
+
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(it) if it.raw_code() == -errno.raw_os_error())
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "a link has a hundred attributes")]
+fn read(message: LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        alias: String::new(),
+        controller: None,
+        is_bridge: false,
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::IfAlias(alias) => link.alias = alias,
+            LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+            }
+            _ => {}
+        }
+    }
+    link
+}

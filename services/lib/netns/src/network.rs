@@ -1,0 +1,201 @@
+//! The verbs of the network, each found again by names from the sandbox id.
+
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use berth_domain::{Names, Sandbox, SandboxId, ipam};
+use berth_platform::{
+    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+};
+use ipnet::Ipv4Net;
+
+use crate::{
+    error::NetnsError,
+    links::{INSIDE, Links},
+    namespaces, sockets, table,
+};
+
+const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub names: Names,
+    pub bridge: String,
+    pub subnet: Ipv4Net,
+}
+
+/// The network of one instance. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NetnsNetwork {
+    settings: Arc<Settings>,
+    links: Links,
+    bridge: u32,
+}
+
+impl NetnsNetwork {
+    /// Makes what all sandboxes share, as far as it is not there: the bridge with its address, forwarding, the table.
+    pub async fn start(settings: Settings) -> Result<Self, NetnsError> {
+        let instance = settings.names.instance.as_str().to_owned();
+        let dir = settings.names.namespaces_dir();
+        fs::create_dir_all(&dir).map_err(NetnsError::file("making", &dir))?;
+        let links = Links::here()?;
+        let subnet = settings.subnet;
+        let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
+        let alias = format!("berth {instance} bridge");
+        let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
+        let forward = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
+        if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
+            fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
+        }
+        blocking(move || table::install(&instance, subnet)).await?;
+        Ok(Self { settings: Arc::new(settings), links, bridge: bridge.index })
+    }
+
+    /// Removes what `start` made.
+    pub async fn uninstall(&self) -> Result<(), NetnsError> {
+        let instance = self.settings.names.instance.as_str().to_owned();
+        blocking(move || table::remove(&instance)).await?;
+        self.links.remove(&self.settings.bridge).await
+    }
+
+    async fn attach(&self, sandbox: &Sandbox) -> Result<(), NetnsError> {
+        let names = &self.settings.names;
+        let link = names.link(&sandbox.id);
+        let dir = names.namespaces(&sandbox.id);
+        let pin = dir.join("net");
+        let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
+        let own = sandbox.addresses.iter().find_map(|it| match it.addr() {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        });
+        // A former attempt may have ended anywhere.
+        self.links.remove(&link).await?;
+        self.links.add_pair(&link, self.bridge, namespace.as_fd(), own).await?;
+        self.links.set_alias(&link, &names.link_alias(&sandbox.id)).await?;
+
+        let runtime = tokio::runtime::Handle::current();
+        let inside = blocking(move || {
+            namespaces::inside(&dir, || {
+                let _runtime = runtime.enter();
+                Links::here()
+            })
+        })
+        .await?;
+        let eth = inside.find(INSIDE).await?.ok_or_else(|| NetnsError::Foreign {
+            what: format!("{INSIDE} of sandbox {} vanished while it was made", sandbox.id),
+        })?;
+        for net in &sandbox.addresses {
+            inside.add_address(eth.index, net).await?;
+        }
+        inside.set_up(eth.index).await?;
+        let gateway = ipam::gateway(self.settings.subnet);
+        inside.add_route(EVERYWHERE, gateway).await?;
+        for route in &sandbox.spec.routes {
+            inside.add_route(route.destination, route.gateway.unwrap_or(gateway)).await?;
+        }
+        Ok(())
+    }
+
+    async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
+        let names = &self.settings.names;
+        let links = self.links.all().await?.into_iter().filter_map(|link| {
+            let sandbox = names.parse_link_alias(&link.alias).filter(|id| names.link(id) == link.name);
+            let ours = sandbox.is_some() || link.controller == Some(self.bridge);
+            ours.then_some(NetworkObject {
+                kind: NetworkObjectKind::Link,
+                name: link.name,
+                sandbox,
+            })
+        });
+        let mut objects: Vec<_> = links.collect();
+        let dir = names.namespaces_dir();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(objects),
+            Err(error) => return Err(NetnsError::file("listing", dir)(error)),
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            objects.push(NetworkObject {
+                kind: NetworkObjectKind::Namespaces,
+                sandbox: SandboxId::parse(&name).ok(),
+                name: entry.path().display().to_string(),
+            });
+        }
+        Ok(objects)
+    }
+}
+
+impl Network for NetnsNetwork {
+    async fn observe(&self, id: &SandboxId) -> Result<NetworkSeen, NetworkError> {
+        let names = &self.settings.names;
+        let link = self.links.find(&names.link(id)).await?;
+        Ok(NetworkSeen { namespaces: names.namespaces(id).exists(), link: link.is_some() })
+    }
+
+    async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let dir = self.settings.names.namespaces(&sandbox.id);
+        let id = sandbox.id.clone();
+        let runtime = tokio::runtime::Handle::current();
+        let inside = blocking(move || {
+            if namespaces::are_open(&dir) {
+                return Ok(None);
+            }
+            namespaces::close(&dir)?;
+            namespaces::open(&dir, id.as_str(), || {
+                // As container runtimes do: an app needs no rights to listen on port 80 of a network of its own.
+                let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+                fs::write(ports, "0").map_err(NetnsError::file("writing", ports))?;
+                let _runtime = runtime.enter();
+                Links::here().map(Some)
+            })
+        })
+        .await?;
+        let Some(inside) = inside else { return Ok(()) };
+        if let Some(loopback) = inside.find("lo").await? {
+            inside.set_up(loopback.index).await?;
+        }
+        Ok(())
+    }
+
+    async fn attach_link(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        Ok(self.attach(sandbox).await?)
+    }
+
+    async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        Ok(self.links.remove(&self.settings.names.link(id)).await?)
+    }
+
+    async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        let dir = self.settings.names.namespaces(id);
+        Ok(blocking(move || namespaces::close(&dir)).await?)
+    }
+
+    async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
+        let dir = self.settings.names.namespaces(id);
+        Ok(blocking(move || namespaces::inside(&dir, sockets::listening)).await?)
+    }
+
+    async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
+        Ok(self.objects().await?)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
+) -> Result<T, NetnsError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going away, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
