@@ -200,3 +200,219 @@ fn port_timeout(
     .with("listening", there)
     .with("waited_ms", waited.as_millis())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use berth_domain::{
+        Container, Generation, ImageRef, Port, Resources, SandboxId, SandboxRecord,
+    };
+
+    use super::*;
+
+    fn name(text: &str) -> ContainerName {
+        ContainerName::parse(text).unwrap()
+    }
+
+    fn container(text: &str, ports: &[(u16, Protocol)]) -> Container {
+        let port = |&(number, protocol): &(u16, Protocol)| Port {
+            number,
+            name: String::new(),
+            protocol,
+            kind: String::new(),
+        };
+        Container {
+            name: name(text),
+            image: ImageRef::parse(text).unwrap(),
+            command: String::new(),
+            args: None,
+            directory: String::new(),
+            env: vec![],
+            ports: ports.iter().map(port).collect(),
+            oom_score: 0,
+            config_files: vec![],
+            shutdown_timeout: Duration::ZERO,
+            resources: Resources::default(),
+        }
+    }
+
+    fn sandbox(containers: impl IntoIterator<Item = Container>) -> Sandbox {
+        Sandbox {
+            id: SandboxId::parse("s1").unwrap(),
+            generation: Generation(2),
+            spec: Arc::new(SandboxSpec {
+                containers: containers.into_iter().collect(),
+                port_wait_timeout: Duration::from_millis(1500),
+                ..SandboxSpec::default()
+            }),
+            addresses: vec![],
+        }
+    }
+
+    fn web() -> Sandbox {
+        sandbox([container("web", &[(80, Protocol::Tcp)])])
+    }
+
+    fn socket(protocol: Protocol, address: &str, port: u16) -> ListeningSocket {
+        ListeningSocket {
+            protocol,
+            address: address.parse().unwrap(),
+            port,
+        }
+    }
+
+    fn report(port: u16, protocol: Protocol, bound: bool) -> PortSighting {
+        PortSighting {
+            container: name("web"),
+            port,
+            protocol,
+            bound,
+            address: String::new(),
+            source: "sidecar".to_owned(),
+            at: SystemTime::UNIX_EPOCH,
+        }
+    }
+
+    fn timeout(sandbox: &Sandbox, listening: &[ListeningSocket]) -> Failure {
+        let (_, waiting) = sort_ports(&sandbox.spec, listening, &BTreeMap::new());
+        port_timeout(sandbox, &waiting, listening, Duration::from_millis(1502))
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_port_is_there_when_something_outside_reaches_listens_on_it() {
+        use Protocol::{Tcp, Udp};
+        let cases = [
+            (Tcp, "0.0.0.0",   80, true),
+            (Tcp, "10.1.0.2",  80, true),
+            (Tcp, "::",        80, true),
+            (Tcp, "fd00::2",   80, true),
+            (Tcp, "127.0.0.1", 80, false),
+            (Tcp, "127.3.2.1", 80, false),
+            (Tcp, "::1",       80, false),
+            (Tcp, "0.0.0.0",   81, false),
+            (Udp, "0.0.0.0",   80, false),
+        ];
+        for (protocol, address, port, there) in cases {
+            let sandbox = web();
+            let listening = [socket(protocol, address, port)];
+            let (seen, waiting) = sort_ports(&sandbox.spec, &listening, &BTreeMap::new());
+            assert_eq!((seen.len(), waiting.is_empty()), (usize::from(there), there), "{listening:?}");
+        }
+    }
+
+    #[test]
+    fn a_sighting_says_where_the_port_was_seen_and_by_whom() {
+        let sandbox = web();
+        let listening = [
+            socket(Protocol::Tcp, "127.0.0.1", 80),
+            socket(Protocol::Tcp, "::", 80),
+        ];
+        let reported = BTreeMap::from([(80, report(80, Protocol::Tcp, true))]);
+        let (seen, _) = sort_ports(&sandbox.spec, &listening, &reported);
+        assert_eq!(seen.len(), 1);
+        assert_eq!((seen[0].port, seen[0].bound), (80, true));
+        assert_eq!(seen[0].container, name("web"));
+        assert_eq!(seen[0].address, "::");
+        assert_eq!(
+            seen[0].source, "manager",
+            "what is seen comes before what is reported"
+        );
+    }
+
+    #[test]
+    fn a_reported_port_counts_where_nothing_is_seen() {
+        let sandbox = web();
+        let reported = BTreeMap::from([(80, report(80, Protocol::Tcp, true))]);
+        let (seen, waiting) = sort_ports(&sandbox.spec, &[], &reported);
+        assert_eq!(seen, [report(80, Protocol::Tcp, true)]);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn udp_ports_are_not_waited_for() {
+        let ports = [(53, Protocol::Udp), (80, Protocol::Tcp)];
+        let sandbox = sandbox([
+            container("web", &ports),
+            container("db", &[(5432, Protocol::Tcp)]),
+        ]);
+        let listening = [socket(Protocol::Tcp, "0.0.0.0", 80)];
+        let (_, waiting) = sort_ports(&sandbox.spec, &listening, &BTreeMap::new());
+        assert_eq!(waiting, [(&name("db"), 5432)]);
+    }
+
+    #[test]
+    fn a_report_counts_for_its_generation_while_it_is_bound_and_tcp() {
+        let sandbox = web();
+        let reports = vec![
+            report(80, Protocol::Tcp, true),
+            report(81, Protocol::Tcp, false),
+            report(82, Protocol::Udp, true),
+        ];
+        let view = |generation| {
+            let now = SystemTime::UNIX_EPOCH;
+            let spec = sandbox.spec.clone();
+            let mut record = SandboxRecord::new(sandbox.id.clone(), generation, spec, vec![], now);
+            record.ports = reports.clone();
+            View {
+                record: Some(Arc::new(record)),
+                ..View::default()
+            }
+        };
+        let counted = reported_ports(&view(sandbox.generation), &sandbox);
+        assert_eq!(counted.into_keys().collect::<Vec<_>>(), [80]);
+        assert!(reported_ports(&view(Generation(1)), &sandbox).is_empty());
+        assert!(reported_ports(&View::default(), &sandbox).is_empty());
+    }
+
+    #[test]
+    fn a_timeout_tells_what_was_expected_what_listened_and_how_long_it_waited() {
+        let sandbox = web();
+        let listening = [
+            socket(Protocol::Tcp, "::", 8080),
+            socket(Protocol::Tcp, "10.1.0.2", 9000),
+            socket(Protocol::Udp, "0.0.0.0", 53),
+        ];
+        let failure = timeout(&sandbox, &listening);
+        assert_eq!(failure.reason, Reason::PortTimeout);
+        assert_eq!(failure.metadata["expected"], "80 (web)");
+        assert_eq!(failure.metadata["listening"], "10.1.0.2:9000, [::]:8080");
+        assert_eq!(failure.metadata["waited_ms"], "1502");
+        for part in [
+            "sandbox s1",
+            "80 (web)",
+            "1500 ms",
+            "10.1.0.2:9000, [::]:8080",
+        ] {
+            assert!(failure.message.contains(part), "{part}: {failure}");
+        }
+    }
+
+    #[test]
+    fn who_listens_on_loopback_only_is_told_to_bind_everywhere() {
+        for address in ["127.0.0.1", "::1"] {
+            let failure = timeout(&web(), &[socket(Protocol::Tcp, address, 80)]);
+            assert!(failure.message.contains("bind 0.0.0.0"), "{failure}");
+        }
+        // Another port on loopback is not what was expected.
+        let failure = timeout(&web(), &[socket(Protocol::Tcp, "127.0.0.1", 81)]);
+        assert!(!failure.message.contains("bind 0.0.0.0"), "{failure}");
+        assert!(failure.message.contains("127.0.0.1:81"), "{failure}");
+    }
+
+    #[test]
+    fn a_sandbox_in_which_nothing_listens_is_told_so() {
+        let failure = timeout(&web(), &[socket(Protocol::Udp, "0.0.0.0", 80)]);
+        assert!(failure.message.contains("nothing listens"), "{failure}");
+        assert_eq!(failure.metadata["listening"], "");
+    }
+
+    #[test]
+    fn only_the_ports_that_are_missing_are_expected() {
+        let ports = [(80, Protocol::Tcp), (81, Protocol::Tcp)];
+        let sandbox = sandbox([container("web", &ports)]);
+        let failure = timeout(&sandbox, &[socket(Protocol::Tcp, "0.0.0.0", 80)]);
+        assert_eq!(failure.metadata["expected"], "81 (web)");
+    }
+}

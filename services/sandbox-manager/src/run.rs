@@ -106,3 +106,335 @@ async fn timed<E: Execute>(
     };
     (place, start - origin, start.elapsed(), outcome)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use berth_domain::{ContainerName, ImageRef, Reason, Role};
+    use tokio::sync::watch;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    /// Carries out nothing: a step ends at once, or when the test lets it.
+    #[derive(Default)]
+    struct FlakyExecutor {
+        fails: BTreeSet<&'static str>,
+        held: watch::Sender<BTreeSet<&'static str>>,
+        /// What became of the steps: `begin …`, `end …`, `drop …`.
+        events: watch::Sender<Vec<String>>,
+    }
+
+    impl FlakyExecutor {
+        fn failing(fails: impl IntoIterator<Item = &'static str>) -> Self {
+            Self {
+                fails: fails.into_iter().collect(),
+                ..Self::default()
+            }
+        }
+
+        fn holding(self, held: impl IntoIterator<Item = &'static str>) -> Self {
+            self.held.send_replace(held.into_iter().collect());
+            self
+        }
+
+        fn free(&self, step: &str) {
+            self.held.send_modify(|held| {
+                held.remove(step);
+            });
+        }
+
+        fn tell(&self, event: &str, step: &Step) {
+            self.events
+                .send_modify(|events| events.push(format!("{event} {step}")));
+        }
+
+        fn events(&self) -> Vec<String> {
+            self.events.borrow().clone()
+        }
+
+        fn saw(&self, event: &str) -> bool {
+            self.events.borrow().iter().any(|it| it == event)
+        }
+
+        async fn until(&self, event: &str) {
+            let mut events = self.events.subscribe();
+            let seen = events.wait_for(|events| events.iter().any(|it| it == event));
+            let outcome = tokio::time::timeout(DEADLINE, seen).await.map(drop);
+            assert!(outcome.is_ok(), "no `{event}` in {:?}", self.events());
+        }
+    }
+
+    impl Execute for FlakyExecutor {
+        async fn execute(&self, step: &Step) -> Result<(), Failure> {
+            self.tell("begin", step);
+            let mut begun = Begun {
+                executor: self,
+                step,
+                ended: false,
+            };
+            let name = step.to_string();
+            let mut held = self.held.subscribe();
+            drop(held.wait_for(|held| !held.contains(name.as_str())).await);
+            begun.ended = true;
+            self.tell("end", step);
+            if self.fails.contains(name.as_str()) {
+                return Err(Failure::new(Reason::RuntimeRefused, name));
+            }
+            Ok(())
+        }
+    }
+
+    /// Tells of a step that is dropped half-way.
+    struct Begun<'a> {
+        executor: &'a FlakyExecutor,
+        step: &'a Step,
+        ended: bool,
+    }
+
+    impl Drop for Begun<'_> {
+        fn drop(&mut self) {
+            if !self.ended {
+                self.executor.tell("drop", self.step);
+            }
+        }
+    }
+
+    /// Runs `plan` while `script` has its way.
+    async fn ran(
+        plan: &Plan,
+        executor: &FlakyExecutor,
+        on_failure: OnFailure,
+        interrupt: &CancellationToken,
+        script: impl Future<Output = ()>,
+    ) -> Ran {
+        let running = run(plan, executor, on_failure, interrupt, Instant::now());
+        let both = async { tokio::join!(running, script).0 };
+        match tokio::time::timeout(DEADLINE, both).await {
+            Ok(ran) => ran,
+            Err(_) => panic!("the plan does not end: {:?}", executor.events()),
+        }
+    }
+
+    fn names(ran: &Ran) -> Vec<&str> {
+        ran.phases.iter().map(|it| it.name.as_str()).collect()
+    }
+
+    fn failed_step(ran: &Ran) -> &Step {
+        match &ran.ended {
+            Ended::Failed { step, .. } => step,
+            other @ (Ended::Done | Ended::Interrupted) => panic!("it ended {other:?}"),
+        }
+    }
+
+    fn image() -> Step {
+        Step::EnsureImage(ImageRef::parse("web").unwrap())
+    }
+
+    #[tokio::test]
+    async fn steps_that_wait_for_nothing_in_common_run_at_the_same_time() {
+        let mut plan = Plan::default();
+        plan.add(Step::Prepare, []);
+        let open = plan.add(Step::OpenNamespaces, []);
+        plan.add(Step::AttachLink, [open]);
+        let executor = FlakyExecutor::default().holding(["prepare", "open-namespaces"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("begin prepare").await;
+            executor.until("begin open-namespaces").await;
+            assert!(!executor.saw("begin attach-link"));
+            executor.free("open-namespaces");
+            executor.until("end attach-link").await;
+            assert!(!executor.saw("end prepare"));
+            executor.free("prepare");
+        };
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        assert!(matches!(ran.ended, Ended::Done), "{ran:?}");
+    }
+
+    #[tokio::test]
+    async fn a_step_waits_for_all_that_it_is_behind() {
+        let mut plan = Plan::default();
+        let first = plan.add(Step::Prepare, []);
+        let second = plan.add(Step::OpenNamespaces, []);
+        plan.add(Step::AttachLink, [first, second]);
+        let executor = FlakyExecutor::default().holding(["open-namespaces"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("end prepare").await;
+            executor.free("open-namespaces");
+        };
+        ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        let events = executor.events();
+        let place = |event: &str| events.iter().position(|it| it == event);
+        assert!(place("end open-namespaces").is_some());
+        assert!(place("end open-namespaces") < place("begin attach-link"));
+    }
+
+    #[tokio::test]
+    async fn after_a_failure_nothing_begins_and_what_has_begun_to_change_the_node_ends() {
+        let mut plan = Plan::default();
+        let prepare = plan.add(Step::Prepare, []);
+        let open = plan.add(Step::OpenNamespaces, []);
+        plan.add(image(), []);
+        plan.add(Step::CreateContainer(Role::Pause), [prepare]);
+        plan.add(Step::AttachLink, [open]);
+        let wait = "ensure-image docker.io/library/web:latest";
+        let executor =
+            FlakyExecutor::failing(["prepare"]).holding(["prepare", "open-namespaces", wait]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            for step in ["prepare", "open-namespaces", wait] {
+                executor.until(&format!("begin {step}")).await;
+            }
+            executor.free("prepare");
+            // The wait is dropped once the failure is known.
+            executor.until(&format!("drop {wait}")).await;
+            executor.free("open-namespaces");
+        };
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        assert_eq!(failed_step(&ran), &Step::Prepare);
+        assert!(executor.saw("end open-namespaces"));
+        assert!(!executor.saw("drop open-namespaces"));
+        assert!(!executor.saw("begin create-container pause"));
+        assert!(!executor.saw("begin attach-link"));
+        assert!(!interrupt.is_cancelled(), "the interrupt is the caller's");
+    }
+
+    #[tokio::test]
+    async fn without_a_stop_everything_that_does_not_depend_on_the_failure_goes_on() {
+        let mut plan = Plan::default();
+        let stop = plan.add(Step::DetachLink, []);
+        plan.add(Step::CloseNamespaces, [stop]);
+        let delete = plan.add(Step::DeleteTask(Role::Pause), []);
+        let remove = plan.add(Step::RemoveContainer(Role::Pause), [delete]);
+        plan.add(Step::Release, [remove]);
+        let executor = FlakyExecutor::failing(["detach-link"]).holding(["delete-task pause"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("end detach-link").await;
+            executor.free("delete-task pause");
+        };
+        let ran = ran(&plan, &executor, OnFailure::GoOn, &interrupt, script).await;
+        assert_eq!(failed_step(&ran), &Step::DetachLink);
+        assert!(executor.saw("end release"));
+        assert!(!executor.saw("begin close-namespaces"));
+    }
+
+    #[tokio::test]
+    async fn of_two_failures_the_first_is_told() {
+        let mut plan = Plan::default();
+        plan.add(Step::Prepare, []);
+        plan.add(Step::OpenNamespaces, []);
+        for on_failure in [OnFailure::Stop, OnFailure::GoOn] {
+            let executor =
+                FlakyExecutor::failing(["prepare", "open-namespaces"]).holding(["prepare"]);
+            let interrupt = CancellationToken::new();
+            let script = async {
+                executor.until("begin prepare").await;
+                executor.until("end open-namespaces").await;
+                // The runner is polled again before the step that is freed here.
+                tokio::task::yield_now().await;
+                executor.free("prepare");
+            };
+            let ran = ran(&plan, &executor, on_failure, &interrupt, script).await;
+            assert_eq!(failed_step(&ran), &Step::OpenNamespaces, "{on_failure:?}");
+            assert!(executor.saw("end prepare"), "{on_failure:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_drops_what_only_waits_and_lets_what_changes_the_node_end() {
+        let mut plan = Plan::default();
+        let prepare = plan.add(Step::Prepare, []);
+        plan.add(Step::AwaitReady, []);
+        plan.add(Step::CreateContainer(Role::Pause), [prepare]);
+        let executor = FlakyExecutor::default().holding(["prepare", "await-ready"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("begin prepare").await;
+            executor.until("begin await-ready").await;
+            interrupt.cancel();
+            executor.until("drop await-ready").await;
+            executor.free("prepare");
+        };
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        assert!(matches!(ran.ended, Ended::Interrupted), "{ran:?}");
+        assert!(executor.saw("end prepare"));
+        assert!(!executor.saw("begin create-container pause"));
+    }
+
+    #[tokio::test]
+    async fn a_failure_that_an_interrupt_meets_is_still_told() {
+        let mut plan = Plan::default();
+        plan.add(Step::Prepare, []);
+        let executor = FlakyExecutor::failing(["prepare"]).holding(["prepare"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("begin prepare").await;
+            interrupt.cancel();
+            executor.free("prepare");
+        };
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        assert_eq!(failed_step(&ran), &Step::Prepare);
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_that_comes_too_late_changes_nothing() {
+        let mut plan = Plan::default();
+        plan.add(Step::Prepare, []);
+        let executor = FlakyExecutor::default().holding(["prepare"]);
+        let interrupt = CancellationToken::new();
+        let script = async {
+            executor.until("begin prepare").await;
+            interrupt.cancel();
+            executor.free("prepare");
+        };
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, script).await;
+        assert!(matches!(ran.ended, Ended::Done), "{ran:?}");
+    }
+
+    #[tokio::test]
+    async fn nothing_begins_behind_an_interrupt() {
+        let mut plan = Plan::default();
+        plan.add(Step::Prepare, []);
+        plan.add(Step::AwaitReady, []);
+        let executor = FlakyExecutor::default();
+        let interrupt = CancellationToken::new();
+        interrupt.cancel();
+        let ran = ran(&plan, &executor, OnFailure::GoOn, &interrupt, async {}).await;
+        assert!(matches!(ran.ended, Ended::Interrupted), "{ran:?}");
+        assert!(executor.events().is_empty());
+        assert!(ran.phases.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_empty_plan_is_done() {
+        let executor = FlakyExecutor::default();
+        let interrupt = CancellationToken::new();
+        let plan = Plan::default();
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, async {}).await;
+        assert!(matches!(ran.ended, Ended::Done), "{ran:?}");
+    }
+
+    #[tokio::test]
+    async fn every_step_that_began_is_a_phase_with_its_container_and_its_times() {
+        let mut plan = Plan::default();
+        let app = Role::App(ContainerName::parse("app").unwrap());
+        let prepare = plan.add(Step::Prepare, []);
+        let create = plan.add(Step::CreateContainer(app), [prepare]);
+        plan.add(Step::Release, [create]);
+        let executor = FlakyExecutor::failing(["create-container app"]);
+        let interrupt = CancellationToken::new();
+        let ran = ran(&plan, &executor, OnFailure::Stop, &interrupt, async {}).await;
+        assert_eq!(names(&ran), ["prepare", "create-container"]);
+        let (first, second) = (&ran.phases[0], &ran.phases[1]);
+        assert_eq!(
+            (first.container.as_str(), second.container.as_str()),
+            ("", "app")
+        );
+        assert!(second.start >= first.start + first.took, "{ran:?}");
+    }
+}

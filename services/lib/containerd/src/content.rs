@@ -1,0 +1,234 @@
+//! Blobs in containerd's content store, by digest. containerd itself verifies what is written against its digest.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use berth_platform::ImageError;
+use containerd_client::services::v1::{
+    AbortRequest, CreateRequest, DeleteRequest, Info, InfoRequest, ReadContentRequest,
+    UpdateRequest, WriteAction, WriteContentRequest,
+};
+use prost_types::FieldMask;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use crate::{
+    client::{CallError, Client, found, made},
+    oci::Descriptor,
+};
+
+/// containerd refuses messages over 16 MiB.
+const CHUNK: usize = 512 << 10;
+/// A lease whose maker died is collected after that.
+const LEASE_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// A name that no other import, pull or unpacking of this or another process has.
+pub(crate) fn unique(prefix: &str) -> String {
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let nanos = jiff::Timestamp::now().as_nanosecond();
+    format!("{prefix}-{}-{nanos:x}-{number}", std::process::id())
+}
+
+/// Holds what an import makes until an image holds it. Goes with its last user, however that ends.
+#[derive(Debug)]
+pub(crate) struct TemporaryLease {
+    id: String,
+    client: Client,
+    over: bool,
+}
+
+impl TemporaryLease {
+    pub(crate) async fn create(client: &Client) -> Result<Self, CallError> {
+        let id = unique("berth-import");
+        let expire = (jiff::Timestamp::now() + LEASE_LIFE).to_string();
+        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]);
+        let request = CreateRequest { id: id.clone(), labels };
+        client.call("making a lease", client.leases().create(request)).await?;
+        Ok(Self { client: client.with_lease(&id), id, over: false })
+    }
+
+    /// Calls under this lease.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Lets go; with `collect`, what nothing else holds is gone when this returns.
+    pub(crate) async fn end(mut self, collect: bool) -> Result<(), CallError> {
+        self.over = true;
+        delete_lease(&self.client, &self.id, collect).await
+    }
+}
+
+impl Drop for TemporaryLease {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (client, id) = (self.client.clone(), std::mem::take(&mut self.id));
+            runtime.spawn(async move {
+                // One that stays expires.
+                let _ = delete_lease(&client, &id, true).await;
+            });
+        }
+    }
+}
+
+pub(crate) async fn delete_lease(client: &Client, id: &str, sync: bool) -> Result<(), CallError> {
+    let request = DeleteRequest { id: id.to_owned(), sync };
+    let deleted = client.call("removing a lease", client.leases().delete(request)).await;
+    found(deleted).map(drop)
+}
+
+/// Where the bytes of a blob come from. An error ends the write.
+pub(crate) type Chunks = mpsc::Receiver<Result<Vec<u8>, ImageError>>;
+
+/// Writes a blob of known digest; one that is there is a success. `advance` is told how much is there.
+pub(crate) async fn write(
+    client: &Client,
+    image: &str,
+    blob: &Descriptor,
+    labels: HashMap<String, String>,
+    mut chunks: Chunks,
+    advance: impl Fn(u64),
+) -> Result<(), ImageError> {
+    let ingest = Ingest { name: unique("berth"), client: client.clone() };
+    let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
+    let message = |action: WriteAction, offset: u64, data: Vec<u8>| WriteContentRequest {
+        action: action.into(),
+        r#ref: ingest.name.clone(),
+        total,
+        expected: blob.digest.clone(),
+        offset: i64::try_from(offset).unwrap_or(i64::MAX),
+        data,
+        labels: HashMap::new(),
+    };
+    let (sender, receiver) = mpsc::channel(2);
+    let writing = client.long_call(
+        "writing content",
+        client_write(client, ReceiverStream::new(receiver)),
+    );
+    let corrupt = |what: String| ImageError::Corrupt { image: image.to_owned(), what };
+    let advance = &advance;
+    // It owns the sender: however it ends, the write ends with it.
+    let feeding = async move {
+        let mut offset = 0_u64;
+        while let Some(chunk) = chunks.recv().await {
+            for part in chunk?.chunks(CHUNK) {
+                let end = offset + part.len() as u64;
+                if end > blob.size {
+                    let what = format!("{} is longer than its {} bytes", blob.digest, blob.size);
+                    return Err(corrupt(what));
+                }
+                let part = message(WriteAction::Write, offset, part.to_vec());
+                if sender.send(part).await.is_err() {
+                    // The answer says why.
+                    return Ok(());
+                }
+                offset = end;
+                advance(offset);
+            }
+        }
+        if offset != blob.size {
+            let what = format!("{} ends after {offset} of {} bytes", blob.digest, blob.size);
+            return Err(corrupt(what));
+        }
+        let mut commit = message(WriteAction::Commit, offset, vec![]);
+        commit.labels = labels;
+        let _ = sender.send(commit).await;
+        Ok(())
+    };
+    let (written, fed) = tokio::join!(writing, feeding);
+    fed?;
+    match written {
+        Ok(()) => {}
+        Err(error) if error.is(Code::AlreadyExists) => {}
+        Err(error) if error.is(Code::FailedPrecondition) => {
+            return Err(corrupt(format!("{}: {}", blob.digest, error.status.message())));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    advance(blob.size);
+    Ok(())
+}
+
+/// Sends the messages and reads the answers to their end.
+async fn client_write(
+    client: &Client,
+    messages: ReceiverStream<WriteContentRequest>,
+) -> Result<tonic::Response<()>, tonic::Status> {
+    let mut answers = client.content().write(messages).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    Ok(tonic::Response::new(()))
+}
+
+/// An unfinished write is taken back. One that was finished is not there any more.
+struct Ingest {
+    name: String,
+    client: Client,
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (client, name) = (self.client.clone(), std::mem::take(&mut self.name));
+            runtime.spawn(async move {
+                let request = AbortRequest { r#ref: name };
+                let _ = client.call("taking a write back", client.content().abort(request)).await;
+            });
+        }
+    }
+}
+
+/// Writes a blob that is in memory.
+pub(crate) async fn write_bytes(
+    client: &Client,
+    image: &str,
+    blob: &Descriptor,
+    labels: HashMap<String, String>,
+    bytes: Vec<u8>,
+) -> Result<(), ImageError> {
+    let (sender, chunks) = mpsc::channel(1);
+    // The channel has room for the one message.
+    let _ = sender.try_send(Ok(bytes));
+    drop(sender);
+    write(client, image, blob, labels, chunks, |_| {}).await
+}
+
+pub(crate) async fn exists(client: &Client, digest: &str) -> Result<bool, CallError> {
+    let request = InfoRequest { digest: digest.to_owned() };
+    let info = client.call("looking for content", client.content().info(request)).await;
+    Ok(found(info)?.is_some())
+}
+
+/// Reads a document; `None` where it is not there.
+pub(crate) async fn read(client: &Client, digest: &str) -> Result<Option<Vec<u8>>, CallError> {
+    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let reading = async {
+        let mut parts = client.content().read(request).await?.into_inner();
+        let mut bytes = Vec::new();
+        while let Some(part) = parts.message().await? {
+            bytes.extend(part.data);
+        }
+        Ok(tonic::Response::new(bytes))
+    };
+    found(client.call("reading content", reading).await)
+}
+
+/// Sets labels of a blob that is there.
+pub(crate) async fn label(
+    client: &Client,
+    digest: &str,
+    labels: HashMap<String, String>,
+) -> Result<(), CallError> {
+    let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
+    let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
+    let updated = client.call("labelling content", client.content().update(request)).await;
+    made(updated).map(drop)
+}

@@ -1,0 +1,392 @@
+//! The images of the node: ensured, pulled, imported, listed, removed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use berth_domain::ImageRef;
+use berth_platform::{ImageError, ImageInfo, Images, Progress};
+use containerd_client::services::v1::{
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
+    UpdateImageRequest,
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    archive::Archive,
+    client::{CallError, Client, found, made},
+    content::{self, TemporaryLease},
+    oci::{Descriptor, Index, Manifest},
+    runtime::Containerd,
+    unpack::{self, Resolved, document, index_labels, manifest_labels, platform_missing},
+};
+
+/// As Kubernetes calls it: other collectors on the same containerd leave it alone too.
+const LABEL_PINNED: &str = "io.cri-containerd.pinned";
+
+/// What is known of images without asking again: targets are digests, so it stays true.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    resolved: Mutex<BTreeMap<String, Arc<Resolved>>>,
+    /// One pull or unpacking of a name at a time; the others wait for it.
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+const KNOWN_MAX: usize = 1024;
+
+impl Known {
+    fn get(&self, target: &str) -> Option<Arc<Resolved>> {
+        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).get(target).cloned()
+    }
+
+    fn put(&self, target: &str, resolved: Resolved) -> Arc<Resolved> {
+        let mut known = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        let resolved = Arc::new(resolved);
+        known.insert(target.to_owned(), resolved.clone());
+        resolved
+    }
+
+    async fn turn(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, it| Arc::strong_count(it) > 1);
+            turns.entry(name.to_owned()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+}
+
+impl Containerd {
+    /// The image of this name for this machine; `None` where it or a part of its content is not here.
+    pub(crate) async fn local_image(
+        &self,
+        image: &ImageRef,
+    ) -> Result<Option<(Image, Arc<Resolved>)>, ImageError> {
+        let Some(stored) = self.stored_image(image).await? else { return Ok(None) };
+        let resolved = self.resolve(&stored).await?;
+        Ok(resolved.map(|resolved| (stored, resolved)))
+    }
+
+    /// The stored image. One that is asked for by digest is also found under other names of its repository.
+    async fn stored_image(&self, image: &ImageRef) -> Result<Option<Image>, CallError> {
+        let client = self.client();
+        let request = GetImageRequest { name: image.to_string() };
+        let got = client.call("looking for an image", client.images().get(request)).await;
+        if let Some(stored) = found(got)?.and_then(|it| it.image) {
+            return Ok(Some(stored));
+        }
+        let Some(digest) = image.digest() else { return Ok(None) };
+        let filters = vec![format!("target.digest=={digest}")];
+        let request = ListImagesRequest { filters };
+        let list = client.call("listing images", client.images().list(request)).await?;
+        let same = |it: &Image| {
+            ImageRef::parse(&it.name).is_ok_and(|it| {
+                (it.registry(), it.repository()) == (image.registry(), image.repository())
+            })
+        };
+        let Some(other) = list.images.into_iter().find(same) else { return Ok(None) };
+        let target = target_of(&other);
+        self.name(client, &image.to_string(), &target, false).await.map(Some)
+    }
+
+    async fn resolve(&self, stored: &Image) -> Result<Option<Arc<Resolved>>, ImageError> {
+        let target = target_of(stored);
+        if let Some(known) = self.known().get(&target.digest) {
+            return Ok(Some(known));
+        }
+        let resolved = unpack::resolve(self.client(), &stored.name, &target).await?;
+        Ok(resolved.map(|it| self.known().put(&target.digest, it)))
+    }
+
+    /// Gives a target a name, also where the name stood for something else.
+    async fn name(
+        &self,
+        client: &Client,
+        name: &str,
+        target: &Descriptor,
+        pin: bool,
+    ) -> Result<Image, CallError> {
+        let labels = if pin {
+            HashMap::from([(LABEL_PINNED.to_owned(), LABEL_PINNED.to_owned())])
+        } else {
+            HashMap::new()
+        };
+        let image = Image {
+            name: name.to_owned(),
+            labels,
+            target: Some(target.to_proto()),
+            ..Image::default()
+        };
+        let request = CreateImageRequest { image: Some(image.clone()), ..CreateImageRequest::default() };
+        let created = client.call("naming an image", client.images().create(request)).await;
+        if let Some(created) = made(created)? {
+            return Ok(created.image.unwrap_or_default());
+        }
+        let request = UpdateImageRequest { image: Some(image), ..UpdateImageRequest::default() };
+        let updated = client.call("naming an image", client.images().update(request)).await?;
+        Ok(updated.image.unwrap_or_default())
+    }
+
+    async fn fetch(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        let lease = TemporaryLease::create(self.client()).await?;
+        let client = lease.client();
+        let name = image.to_string();
+        let fetched = async {
+            let target = self.registries().fetch(client, image, progress).await?;
+            self.keep(client, &name, &target, false).await
+        };
+        finish(fetched.await, lease).await
+    }
+
+    /// Unpacks a target whose content is here, and names it.
+    async fn keep(
+        &self,
+        client: &Client,
+        name: &str,
+        target: &Descriptor,
+        pin: bool,
+    ) -> Result<ImageInfo, ImageError> {
+        let resolved = unpack::resolve(client, name, target).await?;
+        let resolved = resolved.ok_or_else(|| platform_missing(name))?;
+        unpack::unpack(client, self.snapshotter(), name, &resolved).await?;
+        let resolved = self.known().put(&target.digest, resolved);
+        let stored = self.name(client, name, target, pin).await?;
+        Ok(info(stored, Some(&resolved)))
+    }
+
+    /// Stores what the archive has of one image for this machine.
+    async fn store_archived(
+        &self,
+        client: &Client,
+        archive: &Shared,
+        image: &str,
+        target: &Descriptor,
+    ) -> Result<(), ImageError> {
+        let bytes = archive.document(target).await?;
+        if !target.is_index() {
+            let manifest: Manifest = document(image, target, &bytes)?;
+            for blob in manifest.layers.iter().chain([&manifest.config]) {
+                archive.store(client, image, blob).await?;
+            }
+            let labels = manifest_labels(&manifest);
+            return content::write_bytes(client, image, target, labels, bytes).await;
+        }
+        let index: Index = document(image, target, &bytes)?;
+        let mut kept = vec![];
+        for entry in index.candidates() {
+            if archive.has(&entry.digest) {
+                // An index may hold an index.
+                Box::pin(self.store_archived(client, archive, image, entry)).await?;
+                kept.push(entry);
+            }
+        }
+        if kept.is_empty() {
+            return Err(platform_missing(image));
+        }
+        content::write_bytes(client, image, target, index_labels(kept), bytes).await
+    }
+}
+
+impl Images for Containerd {
+    async fn ensure(
+        &self,
+        image: &ImageRef,
+        progress: &Progress,
+    ) -> Result<ImageInfo, ImageError> {
+        let name = image.to_string();
+        if let Some((stored, resolved)) = self.local_image(image).await?
+            && unpack::has_snapshot(self.client(), self.snapshotter(), &resolved.snapshot()).await?
+        {
+            return Ok(info(stored, Some(&resolved)));
+        }
+        let _turn = self.known().turn(&name).await;
+        let Some((stored, resolved)) = self.local_image(image).await? else {
+            return self.fetch(image, progress).await;
+        };
+        // What is named but not unpacked may have lost layers to somebody else's cleaning.
+        for layer in &resolved.manifest.layers {
+            if !content::exists(self.client(), &layer.digest).await? {
+                return self.fetch(image, progress).await;
+            }
+        }
+        let lease = TemporaryLease::create(self.client()).await?;
+        let unpacked = unpack::unpack(lease.client(), self.snapshotter(), &name, &resolved).await;
+        finish(unpacked.map(|()| info(stored, Some(&resolved))), lease).await
+    }
+
+    async fn pull(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        let _turn = self.known().turn(&image.to_string()).await;
+        self.fetch(image, progress).await
+    }
+
+    async fn import(
+        &self,
+        archive: &Path,
+        name: Option<&ImageRef>,
+        pin: bool,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let path = archive.to_owned();
+        let archive = blocking(move || Archive::open(&path)).await?;
+        let named = names(&archive, name)?;
+        let archive = Shared(Arc::new(Mutex::new(archive)));
+        let lease = TemporaryLease::create(self.client()).await?;
+        let client = lease.client();
+        let imported = async {
+            // All is here and unpacked before the first name is given.
+            for (target, names) in &named {
+                let image = names.first().map(ToString::to_string).unwrap_or_default();
+                self.store_archived(client, &archive, &image, target).await?;
+                let resolved = unpack::resolve(client, &image, target).await?;
+                let resolved = resolved.ok_or_else(|| platform_missing(&image))?;
+                unpack::unpack(client, self.snapshotter(), &image, &resolved).await?;
+            }
+            let mut infos = vec![];
+            for (target, names) in &named {
+                for name in names {
+                    infos.push(self.keep(client, &name.to_string(), target, pin).await?);
+                }
+            }
+            Ok(infos)
+        };
+        finish(imported.await, lease).await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {
+        let client = self.client();
+        let request = ListImagesRequest { filters: vec![] };
+        let list = client.call("listing images", client.images().list(request)).await?;
+        let mut infos = vec![];
+        for stored in list.images {
+            // One that cannot be run here is still an image of the node.
+            let resolved = self.resolve(&stored).await.ok().flatten();
+            infos.push(info(stored, resolved.as_deref()));
+        }
+        Ok(infos)
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
+        let client = self.client();
+        let request =
+            DeleteImageRequest { name: image.to_string(), sync: true, ..DeleteImageRequest::default() };
+        let deleted = client.long_call("removing an image", client.images().delete(request)).await;
+        match found(deleted)? {
+            Some(()) => Ok(()),
+            None => Err(ImageError::NotFound { image: image.to_string(), source: None }),
+        }
+    }
+}
+
+/// Lets go of what an import made: collected at once where it failed.
+async fn finish<T>(result: Result<T, ImageError>, lease: TemporaryLease) -> Result<T, ImageError> {
+    if let Err(error) = lease.end(result.is_err()).await {
+        tracing::warn!(%error, "a lease is left to expire");
+    }
+    result
+}
+
+/// The names that each image of an archive gets: the one that was asked for, else its own.
+fn names(
+    archive: &Archive,
+    asked: Option<&ImageRef>,
+) -> Result<Vec<(Descriptor, Vec<ImageRef>)>, ImageError> {
+    let invalid = |what: String| ImageError::ArchiveInvalid { what };
+    if let Some(name) = asked {
+        return match archive.images.as_slice() {
+            [image] => Ok(vec![(image.target.clone(), vec![name.clone()])]),
+            many => Err(invalid(format!("it has {} images, which one name cannot name", many.len()))),
+        };
+    }
+    let mut named = vec![];
+    for image in &archive.images {
+        if image.names.is_empty() {
+            return Err(invalid(format!("{} has no name: give one", image.target.digest)));
+        }
+        let names = image.names.iter().map(|text| {
+            ImageRef::parse(text).map_err(|error| invalid(format!("the name `{text}` {error}")))
+        });
+        named.push((image.target.clone(), names.collect::<Result<_, _>>()?));
+    }
+    Ok(named)
+}
+
+fn target_of(image: &Image) -> Descriptor {
+    let target = image.target.clone().unwrap_or_default();
+    Descriptor {
+        media_type: target.media_type,
+        digest: target.digest,
+        size: u64::try_from(target.size).unwrap_or_default(),
+        ..Descriptor::default()
+    }
+}
+
+fn info(stored: Image, resolved: Option<&Resolved>) -> ImageInfo {
+    ImageInfo {
+        digest: target_of(&stored).digest,
+        size_bytes: resolved.map_or(0, |it| it.size),
+        created_at: time(stored.created_at),
+        updated_at: time(stored.updated_at),
+        pinned: stored.labels.contains_key(LABEL_PINNED),
+        name: stored.name,
+    }
+}
+
+/// A time of containerd's; one before 1970 is what Go makes of "not set".
+pub(crate) fn time(at: Option<prost_types::Timestamp>) -> SystemTime {
+    at.filter(|it| it.seconds >= 0)
+        .and_then(|it| it.try_into().ok())
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// An archive that is read on blocking threads, one reader at a time.
+#[derive(Clone, Debug)]
+struct Shared(Arc<Mutex<Archive>>);
+
+impl Shared {
+    fn has(&self, digest: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).has(digest)
+    }
+
+    async fn document(&self, blob: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        let (archive, blob) = (self.0.clone(), blob.clone());
+        blocking(move || {
+            archive.lock().unwrap_or_else(PoisonError::into_inner).document(&blob)
+        })
+        .await
+    }
+
+    async fn store(&self, client: &Client, image: &str, blob: &Descriptor) -> Result<(), ImageError> {
+        let (sender, chunks) = mpsc::channel(2);
+        let (archive, digest) = (self.0.clone(), blob.digest.clone());
+        let reading = blocking(move || {
+            let mut archive = archive.lock().unwrap_or_else(PoisonError::into_inner);
+            let read = archive.stream(&digest, |part| sender.blocking_send(Ok(part)).is_ok());
+            if let Err(error) = read {
+                // A reader that has gone has its own reason.
+                let _ = sender.blocking_send(Err(error));
+            }
+            Ok(())
+        });
+        let writing = content::write(client, image, blob, HashMap::new(), chunks, |_| {});
+        let (read, written) = tokio::join!(reading, writing);
+        read.and(written)
+    }
+}
+
+pub(crate) async fn blocking<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going away, and with it whoever waits here.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,818 @@
+//! The verbs of the runtime. Each asks containerd for what a step means, and can be repeated.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use berth_cgroup::{CgroupError, Hierarchy};
+use berth_domain::{
+    ContainerName, ContainerSeen, Generation, Role, Sandbox, SandboxId, TaskSeen, names,
+};
+use berth_platform::{
+    ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
+    RuntimeObjectKind, RuntimeSeen, Usage,
+};
+use containerd_client::{
+    services::v1::{
+        Container, CreateContainerRequest, CreateRequest as CreateLeaseRequest,
+        CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest,
+        GetRequest, KillRequest, ListContainersRequest, ListRequest as ListLeasesRequest,
+        ListTasksRequest, StartRequest, WaitRequest, container,
+        snapshots::{ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest},
+    },
+    types::{Mount, v1::Status as TaskStatus},
+};
+use prost_types::Any;
+use tokio::sync::mpsc;
+use tonic::Code;
+
+use crate::{
+    client::{CallError, Client, found, made, within},
+    content::delete_lease,
+    exits, files,
+    heat::Heat,
+    images::{Known, blocking, time},
+    registry::Registries,
+    settings::{PauseRootfs, SetUpError, Settings},
+    spec::{self, Host, Places},
+    unpack::remove_snapshot,
+    users,
+};
+
+const SIGTERM: u32 = 15;
+const SIGKILL: u32 = 9;
+/// How long a killed process may take until the kernel has let it go.
+const KILLED: Duration = Duration::from_secs(10);
+/// How long a cgroup may stay busy after its last task.
+const CGROUP_BUSY: Duration = Duration::from_secs(5);
+const CGROUP_RETRY: Duration = Duration::from_millis(20);
+const FACTS_TIMEOUT: Duration = Duration::from_secs(2);
+const HINTS: usize = 256;
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const RUNC_OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
+
+/// One containerd as runtime and image store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Containerd(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    client: Client,
+    cgroups: Hierarchy,
+    host: Host,
+    pause_root: PathBuf,
+    known: Known,
+    registries: Registries,
+    heat: Heat,
+    /// Whether containerd has been told of our namespace.
+    greeted: Mutex<bool>,
+}
+
+/// Options of `io.containerd.runc.v2`, as far as they are used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+impl Containerd {
+    /// Gets ready for a containerd that may not run yet.
+    pub fn connect(settings: Settings) -> Result<Self, SetUpError> {
+        let client = Client::new(&settings.address, &settings.namespace, settings.call_timeout)?;
+        let cgroups = Hierarchy::detect()?;
+        let pause_root = files::pause_root(&settings.state_dir, settings.pause_program);
+        let pause_root = pause_root.map_err(|source| SetUpError::PauseRootfs {
+            path: settings.state_dir.clone(),
+            source,
+        })?;
+        let host = Host {
+            cgroup_version: cgroups.version(),
+            negative_oom_score: may_lower_oom_score(),
+        };
+        Ok(Self(Arc::new(Inner {
+            client,
+            cgroups,
+            host,
+            pause_root,
+            known: Known::default(),
+            registries: Registries::new(settings.plain_http_registries.clone()),
+            heat: if settings.warm_cgroup_lock { Heat::start() } else { Heat::off() },
+            greeted: Mutex::new(false),
+            settings,
+        })))
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.0.client
+    }
+
+    pub(crate) fn known(&self) -> &Known {
+        &self.0.known
+    }
+
+    pub(crate) fn registries(&self) -> &Registries {
+        &self.0.registries
+    }
+
+    pub(crate) fn snapshotter(&self) -> &str {
+        &self.0.settings.snapshotter
+    }
+
+    fn names(&self) -> &berth_domain::Names {
+        &self.0.settings.names
+    }
+
+    fn places(&self, id: &SandboxId, role: &Role) -> Places {
+        let names = self.names();
+        Places {
+            namespaces: names.namespaces(id),
+            files: names.files(id),
+            cgroup: names.container_cgroup(id, role),
+        }
+    }
+
+    /// Our containers of one sandbox, by role.
+    async fn containers(&self, id: &SandboxId) -> Result<BTreeMap<Role, Container>, CallError> {
+        let filter = format!(
+            "labels.\"{}\"==\"{}\",labels.\"{}\"==\"{}\"",
+            names::LABEL_ENTITY_ID,
+            names::entity_id(id),
+            names::LABEL_INSTANCE,
+            self.names().instance
+        );
+        let client = self.client();
+        let request = ListContainersRequest { filters: vec![filter] };
+        let list = client.call("listing containers", client.containers().list(request)).await?;
+        let role = |it: &Container| {
+            names::parse_container_id(&it.id).filter(|(of, _)| of == id).map(|(_, role)| role)
+        };
+        Ok(list.containers.into_iter().filter_map(|it| Some((role(&it)?, it))).collect())
+    }
+
+    async fn task(&self, container: &str) -> Result<TaskSeen, RuntimeError> {
+        let client = self.client();
+        let request = GetRequest { container_id: container.to_owned(), exec_id: String::new() };
+        let got = client.call("looking for a task", client.tasks().get(request)).await;
+        let Some(process) = found(got)?.and_then(|it| it.process) else {
+            return Ok(TaskSeen::Missing);
+        };
+        match TaskStatus::try_from(process.status) {
+            Ok(TaskStatus::Created) => Ok(TaskSeen::Created),
+            Ok(TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing) => {
+                Ok(TaskSeen::Running)
+            }
+            Ok(TaskStatus::Stopped) => Ok(TaskSeen::Exited {
+                code: process.exit_status,
+                at: time(process.exited_at),
+            }),
+            // Its shim did not say. That is no end.
+            Ok(TaskStatus::Unknown) | Err(_) => Err(RuntimeError::Unreachable {
+                operation: "looking for a task",
+                source: format!("the shim of {container} does not say how it is").into(),
+            }),
+        }
+    }
+
+    /// Our snapshots of one sandbox, or of all.
+    async fn snapshots(&self, id: Option<&SandboxId>) -> Result<Vec<String>, CallError> {
+        let mut filter =
+            format!("labels.\"{}\"==\"{}\"", names::LABEL_INSTANCE, self.names().instance);
+        if let Some(id) = id {
+            let own = names::entity_id(id);
+            filter = format!("{filter},labels.\"{}\"==\"{own}\"", names::LABEL_ENTITY_ID);
+        }
+        let request = ListSnapshotsRequest {
+            snapshotter: self.snapshotter().to_owned(),
+            filters: vec![filter],
+        };
+        let listing = async {
+            let mut parts = self.client().snapshots().list(request).await?.into_inner();
+            let mut keys = vec![];
+            while let Some(part) = parts.message().await? {
+                keys.extend(part.info.into_iter().map(|it| it.name));
+            }
+            Ok(tonic::Response::new(keys))
+        };
+        self.client().call("listing snapshots", listing).await
+    }
+
+    async fn leases(&self) -> Result<Vec<String>, CallError> {
+        let client = self.client();
+        let request = ListLeasesRequest { filters: vec![] };
+        let list = client.call("listing leases", client.leases().list(request)).await?;
+        Ok(list.leases.into_iter().map(|it| it.id).collect())
+    }
+
+    async fn lease_exists(&self, id: &SandboxId) -> Result<bool, CallError> {
+        let client = self.client();
+        let request = ListLeasesRequest { filters: vec![format!("id==\"{}\"", self.names().lease(id))] };
+        let list = client.call("looking for a lease", client.leases().list(request)).await?;
+        Ok(!list.leases.is_empty())
+    }
+
+    async fn make_lease(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        let client = self.client();
+        let labels = spec::marks(self.names().instance.as_str(), &sandbox.id);
+        let request = CreateLeaseRequest {
+            id: self.names().lease(&sandbox.id),
+            labels: HashMap::from(labels),
+        };
+        let created = client.call("making a lease", client.leases().create(request)).await;
+        Ok(made(created).map(drop)?)
+    }
+
+    /// Makes our namespace known, once per process: a listing of an unknown one is empty, a lease in it is refused.
+    async fn greet(&self) -> Result<(), RuntimeError> {
+        use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
+        if *self.0.greeted.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(());
+        }
+        let client = self.client();
+        let namespace =
+            Namespace { name: self.0.settings.namespace.clone(), labels: HashMap::new() };
+        let request = CreateNamespaceRequest { namespace: Some(namespace) };
+        made(client.call("making the namespace", client.namespaces().create(request)).await)?;
+        *self.0.greeted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Ok(())
+    }
+
+    /// Labels of a container: the caller's, then the system's, which win.
+    fn labels(&self, sandbox: &Sandbox, role: &Role) -> HashMap<String, String> {
+        let spec = &sandbox.spec;
+        let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
+        let mut set = |key: &str, value: String| drop(labels.insert(key.to_owned(), value));
+        for (key, value) in spec::marks(self.names().instance.as_str(), &sandbox.id) {
+            set(&key, value);
+        }
+        set(names::LABEL_GENERATION, sandbox.generation.to_string());
+        if !spec.version.is_empty() {
+            set(names::LABEL_VERSION_ENTITY, spec.version.clone());
+        }
+        match role {
+            Role::Pause => {
+                set(names::LABEL_SANDBOX_VERSION, sandbox.generation.to_string());
+                set(names::LABEL_CONTAINER_KIND, "sandbox".to_owned());
+                let entity = match spec.log_entity.as_str() {
+                    "" => sandbox.id.to_string(),
+                    text => text.to_owned(),
+                };
+                set(names::LABEL_LOG_ENTITY, entity);
+                for (at, net) in sandbox.addresses.iter().enumerate() {
+                    let number = if at == 0 { String::new() } else { at.to_string() };
+                    set(&format!("{}{number}", names::LABEL_IP), net.addr().to_string());
+                }
+            }
+            Role::App(name) => {
+                if let Some(container) = spec.container(name) {
+                    let timeout = container.shutdown_timeout;
+                    set(names::LABEL_SHUTDOWN_TIMEOUT, format!("{}s", timeout.as_secs_f64()));
+                }
+            }
+        }
+        labels
+    }
+
+    fn runtime_of(&self) -> container::Runtime {
+        use prost::Message as _;
+        let options = self.0.settings.runtime_binary.as_ref().map(|binary| {
+            let options = RuncOptions { binary_name: binary.clone() };
+            Any { type_url: RUNC_OPTIONS_TYPE.to_owned(), value: options.encode_to_vec() }
+        });
+        container::Runtime { name: self.0.settings.handler.clone(), options }
+    }
+
+    /// Makes the writable layer of a container; one that is there is as good.
+    async fn prepare_snapshot(
+        &self,
+        client: &Client,
+        id: &SandboxId,
+        key: &str,
+        parent: String,
+    ) -> Result<Vec<Mount>, CallError> {
+        let request = PrepareSnapshotRequest {
+            snapshotter: self.snapshotter().to_owned(),
+            key: key.to_owned(),
+            parent,
+            labels: HashMap::from(spec::marks(self.names().instance.as_str(), id)),
+        };
+        let prepared = client.call("making a snapshot", client.snapshots().prepare(request)).await;
+        match made(prepared)? {
+            Some(answer) => Ok(answer.mounts),
+            None => self.mounts(key).await,
+        }
+    }
+
+    async fn mounts(&self, key: &str) -> Result<Vec<Mount>, CallError> {
+        let client = self.client();
+        let request =
+            MountsRequest { snapshotter: self.snapshotter().to_owned(), key: key.to_owned() };
+        let answer = client.call("mounting a snapshot", client.snapshots().mounts(request)).await?;
+        Ok(answer.mounts)
+    }
+
+    async fn create_pause(&self, sandbox: &Sandbox) -> Result<String, RuntimeError> {
+        let id = &sandbox.id;
+        let key = names::pause_container_id(id);
+        let client = self.client().with_lease(&self.names().lease(id));
+        let places = self.places(id, &Role::Pause);
+        let root = self.0.pause_root.display().to_string();
+        let mut container = Container { id: key.clone(), ..Container::default() };
+        let spec = match self.0.settings.pause_rootfs {
+            PauseRootfs::Shared => spec::pause(self.0.host, &places, &root),
+            PauseRootfs::Snapshot => {
+                let image = berth_domain::ImageRef::parse(&self.0.settings.pause_image);
+                let image = image.map_err(|it| refused("reading the pause image's name", it))?;
+                let local = self.local_image(&image).await.map_err(of_image)?;
+                let (_, resolved) =
+                    local.ok_or(RuntimeError::ImageMissing { image: image.to_string() })?;
+                self.prepare_snapshot(&client, id, &key, resolved.snapshot()).await?;
+                container.snapshotter = self.snapshotter().to_owned();
+                container.snapshot_key.clone_from(&key);
+                spec::pause(self.0.host, &places, "rootfs")
+            }
+        };
+        container.image.clone_from(&self.0.settings.pause_image);
+        self.store(&client, sandbox, &Role::Pause, container, &spec).await?;
+        Ok(String::new())
+    }
+
+    async fn create_app(
+        &self,
+        sandbox: &Sandbox,
+        name: &ContainerName,
+    ) -> Result<String, RuntimeError> {
+        let id = &sandbox.id;
+        let wanted = sandbox.spec.container(name);
+        let wanted = wanted.ok_or_else(|| refused("making a container", "the spec has none"))?;
+        let missing = || RuntimeError::ImageMissing { image: wanted.image.to_string() };
+        let local = self.local_image(&wanted.image).await.map_err(of_image)?;
+        let (_, resolved) = local.ok_or_else(missing)?;
+        let key = names::app_container_id(id, name);
+        let client = self.client().with_lease(&self.names().lease(id));
+        let prepared = self.prepare_snapshot(&client, id, &key, resolved.snapshot()).await;
+        let mounts = match prepared {
+            Err(error) if error.is(Code::NotFound) && error.status.message().contains("parent") => {
+                return Err(missing());
+            }
+            other => other?,
+        };
+        let process = resolved.config.config.clone().unwrap_or_default();
+        let user = process.user.clone();
+        let user = blocking(move || {
+            let layers = users::layers(&mounts);
+            let (passwd, group) =
+                (users::read_from(&layers, "etc/passwd"), users::read_from(&layers, "etc/group"));
+            users::resolve(&user, &passwd, &group)
+        })
+        .await
+        .map_err(|it| refused("finding the user of the image", it))?;
+        let places = self.places(id, &Role::App(name.clone()));
+        let spec = spec::app(self.0.host, &places, sandbox, wanted, &process, &user)
+            .map_err(|it| refused("making a container", it))?;
+        let container = Container {
+            id: key.clone(),
+            image: wanted.image.to_string(),
+            snapshotter: self.snapshotter().to_owned(),
+            snapshot_key: key,
+            ..Container::default()
+        };
+        self.store(&client, sandbox, &Role::App(name.clone()), container, &spec).await?;
+        Ok(resolved.digest.clone())
+    }
+
+    /// Stores a container. One of the same generation is as good, one of another is refused.
+    async fn store(
+        &self,
+        client: &Client,
+        sandbox: &Sandbox,
+        role: &Role,
+        container: Container,
+        spec: &serde_json::Value,
+    ) -> Result<(), RuntimeError> {
+        let id = container.id.clone();
+        let container = Container {
+            labels: self.labels(sandbox, role),
+            runtime: Some(self.runtime_of()),
+            spec: Some(Any {
+                type_url: SPEC_TYPE.to_owned(),
+                value: spec.to_string().into_bytes(),
+            }),
+            ..container
+        };
+        let request = CreateContainerRequest { container: Some(container) };
+        let created = client.call("making a container", client.containers().create(request)).await;
+        if made(created)?.is_some() {
+            return Ok(());
+        }
+        let request = GetContainerRequest { id: id.clone() };
+        let got = client.call("looking for a container", client.containers().get(request)).await;
+        let labels = found(got)?.and_then(|it| it.container).unwrap_or_default().labels;
+        let own = |key: &str, value: &str| labels.get(key).is_some_and(|it| it == value);
+        if own(names::LABEL_GENERATION, &sandbox.generation.to_string())
+            && own(names::LABEL_INSTANCE, self.names().instance.as_str())
+        {
+            return Ok(());
+        }
+        Err(refused("making a container", format!("{id} was made for another generation")))
+    }
+
+    async fn kill(&self, container: &str, signal: u32) -> Result<(), CallError> {
+        let client = self.client();
+        let request = KillRequest {
+            container_id: container.to_owned(),
+            signal,
+            // Of what shares the pid namespace only the first process has a parent that matters.
+            all: signal == SIGKILL,
+            ..KillRequest::default()
+        };
+        match client.call("signalling a task", client.tasks().kill(request)).await {
+            // It has ended, or was never there.
+            Err(error) if error.is(Code::NotFound) || error.is(Code::FailedPrecondition) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Waits until the task has ended; `false` when it has not within `limit`.
+    async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
+        let client = self.client();
+        let request = WaitRequest { container_id: container.to_owned(), exec_id: String::new() };
+        let begun = Instant::now();
+        let waited =
+            within(limit, "waiting for the end of a task", client.tasks().wait(request)).await;
+        match waited {
+            Ok(_) => Ok(true),
+            Err(error) if error.is(Code::NotFound) => Ok(true),
+            Err(_) if begun.elapsed() >= limit => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Kills the task and waits until it has ended.
+    async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
+        self.kill(container, SIGKILL).await?;
+        if self.wait(container, KILLED).await? {
+            return Ok(());
+        }
+        Err(refused("ending a task", format!("{container} was killed {KILLED:?} ago and still runs")))
+    }
+
+    async fn objects(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
+        let client = self.client();
+        let instance = self.names().instance.as_str();
+        let filter = format!("labels.\"{}\"==\"{instance}\"", names::LABEL_INSTANCE);
+        let (mut of_containers, mut of_tasks) = (client.containers(), client.tasks());
+        let (containers, tasks, snapshots, leases) = tokio::join!(
+            client.call(
+                "listing containers",
+                of_containers.list(ListContainersRequest { filters: vec![filter] })
+            ),
+            client.call("listing tasks", of_tasks.list(ListTasksRequest::default())),
+            self.snapshots(None),
+            self.leases(),
+        );
+        let mut objects = vec![];
+        let mut own = std::collections::BTreeMap::new();
+        for container in containers?.containers {
+            let generation = container.labels.get(names::LABEL_GENERATION);
+            let generation = generation.and_then(|it| it.parse().ok()).map(Generation);
+            own.insert(container.id.clone(), generation);
+            objects.push(object(RuntimeObjectKind::Container, container.id, generation));
+        }
+        for task in tasks?.tasks {
+            if let Some(generation) = own.get(&task.container_id) {
+                let id = if task.id.is_empty() { task.container_id } else { task.id };
+                objects.push(object(RuntimeObjectKind::Task, id, *generation));
+            }
+        }
+        for key in snapshots? {
+            let generation = own.get(&key).copied().flatten();
+            objects.push(object(RuntimeObjectKind::Snapshot, key, generation));
+        }
+        let by_name = |kind, name: String, sandbox: &str| RuntimeObject {
+            kind,
+            name,
+            sandbox: SandboxId::parse(sandbox).ok(),
+            generation: None,
+            role: None,
+        };
+        let prefix = format!("berth.{instance}.");
+        for lease in leases? {
+            if let Some(id) = lease.strip_prefix(&prefix) {
+                let id = id.to_owned();
+                objects.push(by_name(RuntimeObjectKind::Lease, lease, &id));
+            }
+        }
+        let parent = &self.names().cgroup_parent;
+        for name in self.0.cgroups.children(parent).map_err(of_cgroup)? {
+            objects.push(by_name(RuntimeObjectKind::Cgroup, format!("{parent}/{name}"), &name));
+        }
+        let dir = self.names().files_dir();
+        let folders = files::folders(&dir).map_err(|it| node("listing the folders", it))?;
+        for name in folders {
+            let path = dir.join(&name).display().to_string();
+            objects.push(by_name(RuntimeObjectKind::Directory, path, &name));
+        }
+        Ok(objects)
+    }
+}
+
+impl Runtime for Containerd {
+    async fn observe(&self, id: &SandboxId) -> Result<RuntimeSeen, RuntimeError> {
+        let (containers, snapshots, lease) =
+            tokio::join!(self.containers(id), self.snapshots(Some(id)), self.lease_exists(id));
+        let mut seen = RuntimeSeen {
+            prepared: lease?
+                || self.0.cgroups.exists(&self.names().cgroup(id))
+                || self.names().files(id).exists(),
+            containers: BTreeMap::new(),
+        };
+        let containers = containers?;
+        let tasks = containers.values().map(|it| self.task(&it.id));
+        let tasks = futures::future::try_join_all(tasks).await?;
+        for (role, task) in containers.into_keys().zip(tasks) {
+            seen.containers.insert(role, ContainerSeen { stored: true, task });
+        }
+        for key in snapshots? {
+            if let Some((_, role)) = names::parse_container_id(&key) {
+                seen.containers.entry(role).or_default().stored = true;
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn prepare(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        self.greet().await?;
+        let (inner, on_disk) = (self.0.clone(), sandbox.clone());
+        let local = blocking(move || {
+            let path = inner.settings.names.cgroup(&on_disk.id);
+            inner.cgroups.create(&path, &on_disk.spec.resources).map_err(of_cgroup)?;
+            files::write(&inner.settings, &on_disk)
+                .map_err(|it| node("writing the files of a sandbox", it))
+        });
+        let (lease, local) = tokio::join!(self.make_lease(sandbox), local);
+        lease.and(local)
+    }
+
+    async fn create_container(
+        &self,
+        sandbox: &Sandbox,
+        role: &Role,
+    ) -> Result<String, RuntimeError> {
+        if !self.names().files(&sandbox.id).exists() {
+            return Err(refused("making a container", "the sandbox is not prepared"));
+        }
+        match role {
+            Role::Pause => self.create_pause(sandbox).await,
+            Role::App(name) => self.create_app(sandbox, name).await,
+        }
+    }
+
+    async fn create_task(&self, sandbox: &Sandbox, role: &Role) -> Result<(), RuntimeError> {
+        let _warm = self.0.heat.warm();
+        let id = &sandbox.id;
+        let container = names::container_id(id, role);
+        let shared = *role == Role::Pause && self.0.settings.pause_rootfs == PauseRootfs::Shared;
+        let rootfs = if shared { vec![] } else { self.mounts(&container).await? };
+        let output = match role {
+            Role::Pause => String::new(),
+            Role::App(name) => {
+                let dir = self.names().logs(id).join(name.as_str());
+                spec::output(
+                    &self.0.settings.log_writer.display().to_string(),
+                    &dir.display().to_string(),
+                    self.0.settings.log_limit_bytes,
+                )
+            }
+        };
+        let request = CreateTaskRequest {
+            container_id: container.clone(),
+            rootfs,
+            stdout: output.clone(),
+            stderr: output,
+            ..CreateTaskRequest::default()
+        };
+        let client = self.client();
+        let created = client.call("making a task", client.tasks().create(request)).await;
+        if made(created)?.is_some() {
+            return Ok(());
+        }
+        match self.task(&container).await? {
+            TaskSeen::Created | TaskSeen::Running => Ok(()),
+            TaskSeen::Missing | TaskSeen::Exited { .. } => {
+                Err(refused("making a task", format!("{container} has one that has ended")))
+            }
+        }
+    }
+
+    async fn start_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        let _warm = self.0.heat.warm();
+        let container = names::container_id(id, role);
+        let client = self.client();
+        let request = StartRequest { container_id: container.clone(), exec_id: String::new() };
+        match client.call("starting a task", client.tasks().start(request)).await {
+            Ok(_) => Ok(()),
+            Err(error) => match self.task(&container).await {
+                Ok(TaskSeen::Running) => Ok(()),
+                Ok(TaskSeen::Missing | TaskSeen::Created | TaskSeen::Exited { .. }) | Err(_) => {
+                    Err(error.into())
+                }
+            },
+        }
+    }
+
+    async fn stop_task(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        let container = names::container_id(id, role);
+        if !grace.is_zero() {
+            self.kill(&container, SIGTERM).await?;
+            if self.wait(&container, grace).await? {
+                return Ok(());
+            }
+        }
+        self.finish(&container).await
+    }
+
+    async fn delete_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        let container = names::container_id(id, role);
+        let client = self.client();
+        let delete = async || {
+            let request = DeleteTaskRequest { container_id: container.clone() };
+            found(client.call("removing a task", client.tasks().delete(request)).await)
+        };
+        match delete().await {
+            Ok(_) => Ok(()),
+            // It still runs.
+            Err(error) if error.is(Code::FailedPrecondition) => {
+                self.finish(&container).await?;
+                Ok(delete().await.map(drop)?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn remove_container(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        let container = names::container_id(id, role);
+        if self.task(&container).await? != TaskSeen::Missing {
+            return Err(refused("removing a container", format!("{container} has a task")));
+        }
+        let client = self.client();
+        let request = DeleteContainerRequest { id: container.clone() };
+        let deleted = client.call("removing a container", client.containers().delete(request)).await;
+        found(deleted)?;
+        if *role != Role::Pause || self.0.settings.pause_rootfs == PauseRootfs::Snapshot {
+            remove_snapshot(client, self.snapshotter(), &container).await?;
+        }
+        Ok(())
+    }
+
+    async fn release(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let containers = self.containers(id).await?;
+        if let Some(container) = containers.values().next() {
+            let what = format!("{} is still there", container.id);
+            return Err(refused("releasing a sandbox", what));
+        }
+        let deadline = Instant::now() + CGROUP_BUSY;
+        loop {
+            let (inner, path) = (self.0.clone(), self.names().cgroup(id));
+            let removed = blocking(move || Ok::<_, RuntimeError>(inner.cgroups.remove(&path))).await?;
+            match removed {
+                Ok(()) => break,
+                Err(CgroupError::Busy { .. }) if Instant::now() < deadline => {
+                    tokio::time::sleep(CGROUP_RETRY).await;
+                }
+                Err(error) => return Err(of_cgroup(error)),
+            }
+        }
+        let dir = self.names().files(id);
+        blocking(move || {
+            files::remove(&dir).map_err(|it| node("removing the files of a sandbox", it))
+        })
+        .await?;
+        Ok(delete_lease(self.client(), &self.names().lease(id), false).await?)
+    }
+
+    async fn forget_logs(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        let dir = self.names().logs(id);
+        blocking(move || files::remove(&dir).map_err(|it| node("removing output", it))).await
+    }
+
+    async fn usage(&self, id: &SandboxId) -> Result<Vec<ContainerReading>, RuntimeError> {
+        let (inner, id) = (self.0.clone(), id.clone());
+        blocking(move || {
+            let names = &inner.settings.names;
+            let mut readings = vec![];
+            for name in inner.cgroups.children(&names.cgroup(&id)).map_err(of_cgroup)? {
+                let role = match name.as_str() {
+                    "pause" => Role::Pause,
+                    text => match ContainerName::parse(text) {
+                        Ok(name) => Role::App(name),
+                        Err(_) => continue,
+                    },
+                };
+                let path = names.container_cgroup(&id, &role);
+                if let Some(it) = inner.cgroups.usage(&path).map_err(of_cgroup)? {
+                    let measured_at = SystemTime::now();
+                    readings.push(ContainerReading { role, measured_at, usage: usage_of(it) });
+                }
+            }
+            Ok(readings)
+        })
+        .await
+    }
+
+    async fn list(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
+        self.objects().await
+    }
+
+    fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>> {
+        let (sender, receiver) = mpsc::channel(HINTS);
+        let namespace = self.0.settings.namespace.clone();
+        tokio::spawn(exits::follow(self.client().clone(), namespace, sender));
+        receiver
+    }
+
+    async fn facts(&self) -> RuntimeFacts {
+        let mut version = self.client().version();
+        let version = within(FACTS_TIMEOUT, "asking for the version", version.version(()));
+        let settings = &self.0.settings;
+        let mut degraded = vec![];
+        if !self.0.host.negative_oom_score {
+            degraded.push(
+                "no CAP_SYS_RESOURCE: negative OOM scores are left at 0, also that of the pause"
+                    .to_owned(),
+            );
+        }
+        if self.0.host.cgroup_version == 1 {
+            degraded.push("cgroup v1: memory_high_bytes is set as the soft limit".to_owned());
+        }
+        RuntimeFacts {
+            address: settings.address.display().to_string(),
+            namespace: settings.namespace.clone(),
+            version: version.await.ok().map(|it| it.version),
+            handler: settings.handler.clone(),
+            cgroup_version: self.0.host.cgroup_version,
+            degraded,
+        }
+    }
+}
+
+fn object(kind: RuntimeObjectKind, name: String, generation: Option<Generation>) -> RuntimeObject {
+    let (sandbox, role) = names::parse_container_id(&name).unzip();
+    RuntimeObject { kind, name, sandbox, generation, role }
+}
+
+fn usage_of(it: berth_cgroup::Usage) -> Usage {
+    Usage {
+        total_cpu_time: it.total_cpu_time,
+        kernel_cpu_time: it.kernel_cpu_time,
+        memory_usage: it.memory_usage,
+        memory_peak: it.memory_peak,
+        swap_usage: it.swap_usage,
+        swap_peak: it.swap_peak,
+        pids: it.pids,
+        oom_kills: it.oom_kills,
+    }
+}
+
+fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
+    RuntimeError::Refused { operation, message: message.to_string() }
+}
+
+fn node(operation: &'static str, source: std::io::Error) -> RuntimeError {
+    RuntimeError::Node { operation, source: source.into() }
+}
+
+fn of_cgroup(error: CgroupError) -> RuntimeError {
+    RuntimeError::Node { operation: "changing a cgroup", source: error.into() }
+}
+
+fn of_image(error: ImageError) -> RuntimeError {
+    match error {
+        ImageError::Unreachable { operation, source } => {
+            RuntimeError::Unreachable { operation, source }
+        }
+        ImageError::NotFound { image, .. } => RuntimeError::ImageMissing { image },
+        ImageError::Refused { operation, message } => RuntimeError::Refused { operation, message },
+        other @ (ImageError::RegistryUnreachable { .. }
+        | ImageError::RegistryDenied { .. }
+        | ImageError::Corrupt { .. }
+        | ImageError::ArchiveInvalid { .. }
+        | ImageError::PlatformMissing { .. }
+        | ImageError::Node { .. }) => refused("looking for an image", other),
+    }
+}
+
+/// Whether a process of this host may be made less likely to be killed for memory. The shims have the rights of
+/// containerd, which are taken to be ours.
+fn may_lower_oom_score() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|it| it.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
+}

@@ -1,0 +1,58 @@
+//! What the adapter is told.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use berth_cgroup::CgroupError;
+use berth_domain::Names;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub names: Names,
+    /// containerd's socket.
+    pub address: PathBuf,
+    pub namespace: String,
+    /// Runtime of the containers, as `io.containerd.runc.v2`.
+    pub handler: String,
+    /// OCI runtime that the handler executes, where it is not its default.
+    pub runtime_binary: Option<String>,
+    pub snapshotter: String,
+    /// Program that takes the output of containers. containerd's shims start it.
+    pub log_writer: PathBuf,
+    pub log_limit_bytes: u64,
+    pub state_dir: PathBuf,
+    /// Name under which the pause image is imported.
+    pub pause_image: String,
+    pub pause_program: &'static [u8],
+    pub pause_rootfs: PauseRootfs,
+    /// `host:port`, or `host:*` for every port of a host.
+    pub plain_http_registries: Vec<String>,
+    pub search_domain: String,
+    pub name_servers: Vec<IpAddr>,
+    pub warm_cgroup_lock: bool,
+    /// How long containerd may take to answer a call that has no reason to take long.
+    pub call_timeout: Duration,
+}
+
+/// Where the root file system of the pause container comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PauseRootfs {
+    /// One read-only folder for all: no snapshot and one mount less per sandbox.
+    Shared,
+    /// A snapshot of the pause image for each.
+    Snapshot,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SetUpError {
+    #[error("`{address}` is no address of containerd")]
+    Address { address: String },
+    #[error("namespace `{namespace}` cannot be sent to containerd")]
+    Namespace { namespace: String },
+    #[error("finding the cgroups of this host")]
+    Cgroups(#[from] CgroupError),
+    #[error("making the root file system of the pause in {}", path.display())]
+    PauseRootfs {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+}
