@@ -9,12 +9,34 @@ fn main() {
     let variable = |name: &str| env::var(name).expect("Cargo sets it");
     let output = Path::new(&variable("OUT_DIR")).join("pause");
     let status = Command::new(variable("RUSTC"))
-        .args(["--edition", "2024", "--crate-name", "pause", "--crate-type", "bin"])
+        .args([
+            "--edition",
+            "2024",
+            "--crate-name",
+            "pause",
+            "--crate-type",
+            "bin",
+        ])
         .args(["--target", &variable("TARGET")])
-        .args(["-C", "opt-level=z", "-C", "panic=abort", "-C", "strip=symbols"])
-        .args(["-C", "relocation-model=static", "-C", "default-linker-libraries=no"])
+        .args([
+            "-C",
+            "opt-level=z",
+            "-C",
+            "panic=abort",
+            "-C",
+            "strip=symbols",
+        ])
+        .args([
+            "-C",
+            "relocation-model=static",
+            "-C",
+            "default-linker-libraries=no",
+        ])
         .args(["-C", "link-args=-nostartfiles -nostdlib -static -no-pie"])
-        .args(["-C", "link-args=-Wl,--build-id=none,-z,norelro,-z,noseparate-code,-n"])
+        .args([
+            "-C",
+            "link-args=-Wl,--build-id=none,-z,norelro,-z,noseparate-code,-n",
+        ])
         .arg(SOURCE)
         .arg("-o")
         .arg(&output)

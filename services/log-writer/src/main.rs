@@ -36,12 +36,17 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     // SAFETY: the shim hands these three over, and nothing else in this process owns them.
-    #[expect(unsafe_code, reason = "descriptors by number are how the shim hands over its pipes")]
+    #[expect(
+        unsafe_code,
+        reason = "descriptors by number are how the shim hands over its pipes"
+    )]
     let [stdout, stderr, ready] = unsafe { [3, 4, 5].map(|fd| OwnedFd::from_raw_fd(fd)) };
     let mut file = settings(std::env::args().skip(1))
         .and_then(|(dir, limit)| BoundedFile::open(&dir, limit).ok());
     drop(ready);
-    match copy(&[stdout, stderr], &told_to_end, |bytes| keep(&mut file, bytes)) {
+    match copy(&[stdout, stderr], &told_to_end, |bytes| {
+        keep(&mut file, bytes)
+    }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -77,9 +82,14 @@ fn copy(
     let mut open: Vec<&OwnedFd> = sources.iter().collect();
     while !open.is_empty() {
         let patience = told_to_end.load(Ordering::Relaxed).then_some(DRAIN);
-        let mut waiting: Vec<_> =
-            open.iter().map(|it| PollFd::new(it, PollFlags::IN)).collect();
-        let patience = patience.map(|it| it.try_into()).transpose().map_err(io::Error::other)?;
+        let mut waiting: Vec<_> = open
+            .iter()
+            .map(|it| PollFd::new(it, PollFlags::IN))
+            .collect();
+        let patience = patience
+            .map(|it| it.try_into())
+            .transpose()
+            .map_err(io::Error::other)?;
         match poll(&mut waiting, patience.as_ref()) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
@@ -123,11 +133,15 @@ mod tests {
             }
         });
         let mut seen = [0_usize; 2];
-        copy(&[out.into(), err.into()], &AtomicBool::new(false), |bytes| {
-            for byte in bytes {
-                seen[usize::from(*byte == b'e')] += 1;
-            }
-        })
+        copy(
+            &[out.into(), err.into()],
+            &AtomicBool::new(false),
+            |bytes| {
+                for byte in bytes {
+                    seen[usize::from(*byte == b'e')] += 1;
+                }
+            },
+        )
         .unwrap();
         writer.join().unwrap();
         assert_eq!(seen, [1_000_000, 100_000]);

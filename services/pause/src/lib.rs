@@ -45,7 +45,8 @@ fn archive(files: &[(&str, &[u8], u32)]) -> Vec<u8> {
         let mut header = tar::Header::new_ustar();
         header.set_mode(*mode);
         header.set_size(bytes.len() as u64);
-        tar.append_data(&mut header, path, *bytes).expect("short names and writing to memory");
+        tar.append_data(&mut header, path, *bytes)
+            .expect("short names and writing to memory");
     }
     tar.into_inner().expect("writing to memory cannot fail")
 }
@@ -55,7 +56,9 @@ fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |it, byte| format!("{it}{byte:02x}"))
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |it, byte| format!("{it}{byte:02x}"))
 }
 
 fn architecture() -> &'static str {
@@ -95,7 +98,10 @@ mod tests {
         // It sleeps nowhere but where it waits for signals.
         let status = format!("/proc/{}/status", child.0.id());
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !std::fs::read_to_string(&status).unwrap().contains("State:\tS") {
+        while !std::fs::read_to_string(&status)
+            .unwrap()
+            .contains("State:\tS")
+        {
             assert!(Instant::now() < deadline, "it does not wait for signals");
             std::thread::yield_now();
         }

@@ -10,9 +10,12 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use berth_api::v1::{
-    image_service_server::ImageServiceServer, node_service_server::NodeServiceServer,
-    sandbox_service_server::SandboxServiceServer,
+use berth_api::{
+    Place,
+    v1::{
+        image_service_server::ImageServiceServer, node_service_server::NodeServiceServer,
+        sandbox_service_server::SandboxServiceServer,
+    },
 };
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, ipam};
@@ -43,6 +46,14 @@ pub struct App {
     stop: CancellationToken,
 }
 
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App")
+            .field("socket", &self.socket)
+            .finish_non_exhaustive()
+    }
+}
+
 impl App {
     pub async fn build(config: Config, stop: CancellationToken) -> anyhow::Result<Self> {
         for dir in [&config.state_dir, &config.run_dir, &config.log_dir] {
@@ -55,8 +66,12 @@ impl App {
         };
         let subnet = config.network.subnet;
         // The store's lock keeps a second manager out before anything on the node is touched.
-        let store = Store::open(&config.state_dir.join("berth.redb"), subnet, config.network.cool_down)
-            .context("opening the store")?;
+        let store = Store::open(
+            &config.state_dir.join("berth.redb"),
+            subnet,
+            config.network.cool_down,
+        )
+        .context("opening the store")?;
         let spool_dir = config.state_dir.join("spool");
         let _ = fs::remove_dir_all(&spool_dir);
 
@@ -95,9 +110,19 @@ impl App {
             end_timeout: config.end_timeout,
             dead_horizon: config.dead_horizon,
         };
-        let node = Node { runtime: Arc::new(runtime), network: Arc::new(network) };
+        let node = Node {
+            runtime: Arc::new(runtime),
+            network: Arc::new(network),
+        };
         let registry = Registry::new(node, store, limits, stop.clone());
-        Ok(Self { registry, listener, socket: config.socket, about, spool_dir, stop })
+        Ok(Self {
+            registry,
+            listener,
+            socket: config.socket,
+            about,
+            spool_dir,
+            stop,
+        })
     }
 
     pub fn socket(&self) -> &Path {
@@ -106,22 +131,45 @@ impl App {
 
     /// Takes up what the store holds, and serves until the stop token is cancelled and all plans are at rest.
     pub async fn serve(self) -> anyhow::Result<()> {
-        let Self { registry, listener, socket, about, spool_dir, stop } = self;
+        let Self {
+            registry,
+            listener,
+            socket,
+            about,
+            spool_dir,
+            stop,
+        } = self;
         registry.start().await.context("taking up the records")?;
-        let pause = pin_pause_image(registry.node().runtime.clone(), spool_dir.clone(), stop.clone());
+        let pause = pin_pause_image(
+            registry.node().runtime.clone(),
+            spool_dir.clone(),
+            stop.clone(),
+        );
         registry.spawn(pause);
 
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<SandboxServiceServer<SandboxRpc<Containerd, NetnsNetwork>>>().await;
-        health.set_serving::<ImageServiceServer<ImageRpc<Containerd, NetnsNetwork>>>().await;
-        health.set_serving::<NodeServiceServer<NodeRpc<Containerd, NetnsNetwork>>>().await;
+        health
+            .set_serving::<SandboxServiceServer<SandboxRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<ImageServiceServer<ImageRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<NodeServiceServer<NodeRpc<Containerd, NetnsNetwork>>>()
+            .await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        let sandboxes =
-            SandboxRpc { registry: registry.clone(), node_id: about.node_id.clone() };
+        let place = Place {
+            node_id: about.node_id.to_string(),
+            bridge: about.bridge.clone(),
+        };
+        let sandboxes = SandboxRpc {
+            registry: registry.clone(),
+            place: Arc::new(place),
+        };
         let served = Server::builder()
             .layer(DeadlineLayer)
             .add_service(health_service)
@@ -129,8 +177,14 @@ impl App {
             // Tools made with Python still ask for the older version.
             .add_service(reflection().build_v1alpha().context("reflection")?)
             .add_service(SandboxServiceServer::new(sandboxes))
-            .add_service(ImageServiceServer::new(ImageRpc { registry: registry.clone(), spool_dir }))
-            .add_service(NodeServiceServer::new(NodeRpc { registry: registry.clone(), about }))
+            .add_service(ImageServiceServer::new(ImageRpc {
+                registry: registry.clone(),
+                spool_dir,
+            }))
+            .add_service(NodeServiceServer::new(NodeRpc {
+                registry: registry.clone(),
+                about,
+            }))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled())
             .await;
         let _ = fs::remove_file(&socket);
@@ -139,7 +193,10 @@ impl App {
     }
 }
 
-fn containerd_settings(config: &Config, names: Names) -> anyhow::Result<berth_containerd::Settings> {
+fn containerd_settings(
+    config: &Config,
+    names: Names,
+) -> anyhow::Result<berth_containerd::Settings> {
     let log_writer = match config.log_writer.as_os_str().is_empty() {
         false => config.log_writer.clone(),
         true => std::env::current_exe()
@@ -179,11 +236,7 @@ fn containerd_settings(config: &Config, names: Names) -> anyhow::Result<berth_co
 }
 
 /// Imports and pins the pause image, however long containerd takes to answer.
-async fn pin_pause_image(
-    runtime: Arc<Containerd>,
-    spool_dir: PathBuf,
-    stop: CancellationToken,
-) {
+async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: CancellationToken) {
     const RETRY: Duration = Duration::from_secs(5);
     let archive = spool_dir.join("pause.tar");
     loop {
@@ -210,7 +263,9 @@ async fn pin_pause_image(
 /// It never changes: what carries the old one would be nobody's.
 fn instance_id(config: &Config) -> anyhow::Result<InstanceId> {
     let file = config.state_dir.join("instance-id");
-    let stored = fs::read_to_string(&file).ok().map(|it| it.trim().to_owned());
+    let stored = fs::read_to_string(&file)
+        .ok()
+        .map(|it| it.trim().to_owned());
     let wanted = match (&stored, config.instance_id.as_str()) {
         (Some(stored), "") => stored.clone(),
         (Some(stored), wanted) if stored != wanted => bail!(
@@ -243,7 +298,9 @@ async fn listen(config: &Config) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))?;
-    let group = fs::read_to_string("/etc/group").ok().and_then(|it| group_id(&it, &config.socket_group));
+    let group = fs::read_to_string("/etc/group")
+        .ok()
+        .and_then(|it| group_id(&it, &config.socket_group));
     let mode = match group {
         Some(gid) => {
             std::os::unix::fs::chown(socket, None, Some(gid))
@@ -266,7 +323,10 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
 }
 
 fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]

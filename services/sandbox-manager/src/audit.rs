@@ -17,16 +17,25 @@ pub(crate) async fn audit<R: Runtime + Images, N: Network>(
 ) -> Result<Vec<Finding>, Failure> {
     let node = registry.node();
     let (runtime, network) = tokio::join!(node.runtime.list(), node.network.list());
-    let runtime = runtime.map_err(runtime_failure)?.into_iter().map(of_runtime);
-    let network = network.map_err(network_failure)?.into_iter().map(of_network);
+    let runtime = runtime
+        .map_err(runtime_failure)?
+        .into_iter()
+        .map(of_runtime);
+    let network = network
+        .map_err(network_failure)?
+        .into_iter()
+        .map(of_network);
     let leases = registry.store().leases().await.map_err(store_failure)?;
-    let leases = leases.into_iter().filter(|it| it.released_at.is_none()).map(|it| Object {
-        kind: Kind::Address,
-        name: it.address.to_string(),
-        sandbox: Some(it.owner),
-        generation: Some(it.generation),
-        role: None,
-    });
+    let leases = leases
+        .into_iter()
+        .filter(|it| it.released_at.is_none())
+        .map(|it| Object {
+            kind: Kind::Address,
+            name: it.address.to_string(),
+            sandbox: Some(it.owner),
+            generation: Some(it.generation),
+            role: None,
+        });
     let objects: Vec<Object> = runtime.chain(network).chain(leases).collect();
     let records = registry.store().all().await.map_err(store_failure)?;
     let promises: Vec<Promise> = records
@@ -37,7 +46,11 @@ pub(crate) async fn audit<R: Runtime + Images, N: Network>(
             status: record.status,
             busy: registry.is_busy(record),
             roles: roles(&record.spec).collect(),
-            addresses: record.addresses.iter().map(|it| it.addr().to_string()).collect(),
+            addresses: record
+                .addresses
+                .iter()
+                .map(|it| it.addr().to_string())
+                .collect(),
         })
         .collect();
     Ok(judge(&promises, &objects))
@@ -66,5 +79,11 @@ fn of_network(it: NetworkObject) -> Object {
         NetworkObjectKind::Namespaces => Kind::Namespaces,
         NetworkObjectKind::Link => Kind::Link,
     };
-    Object { kind, name: it.name, sandbox: it.sandbox, generation: None, role: None }
+    Object {
+        kind,
+        name: it.name,
+        sandbox: it.sandbox,
+        generation: None,
+        role: None,
+    }
 }

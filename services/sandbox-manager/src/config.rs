@@ -136,7 +136,9 @@ impl Default for Config {
                 plain_http_registries: vec![],
                 call_timeout: Duration::from_secs(30),
             },
-            cgroup: Cgroup { parent: String::new() },
+            cgroup: Cgroup {
+                parent: String::new(),
+            },
             network: Network {
                 bridge: "berth0".into(),
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
@@ -148,11 +150,19 @@ impl Default for Config {
 
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
-    let sets: Vec<(String, Value)> =
-        flags.set.iter().map(|(key, value)| (key.clone(), typed(value))).collect();
+    let sets: Vec<(String, Value)> = flags
+        .set
+        .iter()
+        .map(|(key, value)| (key.clone(), typed(value)))
+        .collect();
     let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
-    let config =
-        berth_daemon::load_config(&Config::default(), file, flags.config.is_some(), ENV_PREFIX, &sets)?;
+    let config = berth_daemon::load_config(
+        &Config::default(),
+        file,
+        flags.config.is_some(),
+        ENV_PREFIX,
+        &sets,
+    )?;
     check(&config)?;
     Ok(config)
 }
@@ -175,9 +185,16 @@ fn check(config: &Config) -> anyhow::Result<()> {
         ("socket", &config.socket),
         ("containerd.address", &config.containerd.address),
     ] {
-        ensure!(path.is_absolute(), "{key}: `{}` must be an absolute path", path.display());
+        ensure!(
+            path.is_absolute(),
+            "{key}: `{}` must be an absolute path",
+            path.display()
+        );
     }
-    for (key, path) in [("socket", &config.socket), ("containerd.address", &config.containerd.address)] {
+    for (key, path) in [
+        ("socket", &config.socket),
+        ("containerd.address", &config.containerd.address),
+    ] {
         let length = path.as_os_str().len();
         ensure!(
             length <= SOCKET_PATH_MAX,
@@ -191,7 +208,9 @@ fn check(config: &Config) -> anyhow::Result<()> {
     let parent = config.cgroup.parent.trim_matches('/');
     ensure!(
         config.cgroup.parent.is_empty()
-            || parent.split('/').all(|it| !it.is_empty() && it != "." && it != ".."),
+            || parent
+                .split('/')
+                .all(|it| !it.is_empty() && it != "." && it != ".."),
         "cgroup.parent: `{}` must be a path like `/berth/a1`",
         config.cgroup.parent
     );
@@ -225,14 +244,20 @@ fn check(config: &Config) -> anyhow::Result<()> {
         );
     }
     let not_zero = |key: &str, it: Duration| {
-        ensure!(it >= Duration::from_millis(100), "{key}: must be at least 100ms");
+        ensure!(
+            it >= Duration::from_millis(100),
+            "{key}: must be at least 100ms"
+        );
         Ok(())
     };
     not_zero("end_timeout", config.end_timeout)?;
     not_zero("dead_horizon", config.dead_horizon)?;
     not_zero("shutdown_grace", config.shutdown_grace)?;
     not_zero("containerd.call_timeout", config.containerd.call_timeout)?;
-    ensure!(config.log_limit_bytes >= 64 << 10, "log_limit_bytes: must be at least 65536");
+    ensure!(
+        config.log_limit_bytes >= 64 << 10,
+        "log_limit_bytes: must be at least 65536"
+    );
     Ok(())
 }
 
@@ -271,7 +296,10 @@ mod tests {
 
     #[test]
     fn a_flag_wins_and_an_unknown_key_is_refused() {
-        let flags = |text: &str| Flags { config: None, set: vec![key_value(text).unwrap()] };
+        let flags = |text: &str| Flags {
+            config: None,
+            set: vec![key_value(text).unwrap()],
+        };
         let config = load(&flags("network.subnet=10.9.0.0/16")).unwrap();
         assert_eq!(config.network.subnet.to_string(), "10.9.0.0/16");
         let error = load(&flags("network.subnets=10.9.0.0/16")).unwrap_err();

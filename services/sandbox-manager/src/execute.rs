@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     failures::{image_failure, network_failure, runtime_failure},
     node::Node,
-    ready::{await_ready, ReadyError},
+    ready::{ReadyError, await_ready},
     run::Execute,
     sandbox::View,
 };
@@ -43,11 +43,19 @@ impl<'a, R, N> Executor<'a, R, N> {
         exits: &'a Notify,
         view: watch::Receiver<View>,
     ) -> Self {
-        Self { node, sandbox, exits, view, found: Mutex::default() }
+        Self {
+            node,
+            sandbox,
+            exits,
+            view,
+            found: Mutex::default(),
+        }
     }
 
     pub(crate) fn into_found(self) -> Found {
-        self.found.into_inner().unwrap_or_else(PoisonError::into_inner)
+        self.found
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, change: impl FnOnce(&mut Found)) {
@@ -62,24 +70,32 @@ impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
         match step {
             Step::EnsureImage(image) => {
                 let (progress, _) = watch::channel(vec![]);
-                runtime.ensure(image, &progress).await.map(drop).map_err(image_failure)
+                runtime
+                    .ensure(image, &progress)
+                    .await
+                    .map(drop)
+                    .map_err(image_failure)
             }
             Step::Prepare => runtime.prepare(sandbox).await.map_err(runtime_failure),
-            Step::OpenNamespaces => {
-                network.open_namespaces(sandbox).await.map_err(network_failure)
-            }
+            Step::OpenNamespaces => network
+                .open_namespaces(sandbox)
+                .await
+                .map_err(network_failure),
             Step::AttachLink => network.attach_link(sandbox).await.map_err(network_failure),
             Step::CreateContainer(role) => {
-                let digest =
-                    runtime.create_container(sandbox, role).await.map_err(runtime_failure)?;
+                let digest = runtime
+                    .create_container(sandbox, role)
+                    .await
+                    .map_err(runtime_failure)?;
                 if let Role::App(name) = role {
                     self.note(|found| drop(found.images.insert(name.clone(), digest)));
                 }
                 Ok(())
             }
-            Step::CreateTask(role) => {
-                runtime.create_task(sandbox, role).await.map_err(runtime_failure)
-            }
+            Step::CreateTask(role) => runtime
+                .create_task(sandbox, role)
+                .await
+                .map_err(runtime_failure),
             Step::StartTask(role) => runtime.start_task(id, role).await.map_err(runtime_failure),
             Step::AwaitReady => {
                 match await_ready(self.node, sandbox, self.exits, self.view.clone()).await {
@@ -93,13 +109,15 @@ impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
                     }
                 }
             }
-            Step::StopTask { role, grace } => {
-                runtime.stop_task(id, role, *grace).await.map_err(runtime_failure)
-            }
+            Step::StopTask { role, grace } => runtime
+                .stop_task(id, role, *grace)
+                .await
+                .map_err(runtime_failure),
             Step::DeleteTask(role) => runtime.delete_task(id, role).await.map_err(runtime_failure),
-            Step::RemoveContainer(role) => {
-                runtime.remove_container(id, role).await.map_err(runtime_failure)
-            }
+            Step::RemoveContainer(role) => runtime
+                .remove_container(id, role)
+                .await
+                .map_err(runtime_failure),
             Step::DetachLink => network.detach_link(id).await.map_err(network_failure),
             Step::CloseNamespaces => network.close_namespaces(id).await.map_err(network_failure),
             Step::Release => runtime.release(id).await.map_err(runtime_failure),

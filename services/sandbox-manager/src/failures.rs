@@ -71,7 +71,11 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
     log(&error);
     match error {
         StoreError::Full { .. } => Failure::new(Reason::StoreFull, "the store's disk is full"),
-        _ => internal("the store failed"),
+        StoreError::InUse { .. }
+        | StoreError::NewerSchema { .. }
+        | StoreError::ForeignAddress { .. }
+        | StoreError::Unreadable { .. }
+        | StoreError::Failed { .. } => internal("the store failed"),
     }
 }
 

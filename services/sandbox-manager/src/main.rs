@@ -14,7 +14,10 @@ const EX_CONFIG: u8 = 78;
 async fn main() -> ExitCode {
     let config = match load(&Flags::parse()) {
         Ok(config) => config,
-        #[expect(clippy::print_stderr, reason = "logging is set up after the configuration")]
+        #[expect(
+            clippy::print_stderr,
+            reason = "logging is set up after the configuration"
+        )]
         Err(err) => {
             eprintln!("sandbox-manager: invalid configuration: {err:#}");
             return ExitCode::from(EX_CONFIG);

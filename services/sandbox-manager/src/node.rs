@@ -16,7 +16,10 @@ pub(crate) struct Node<R, N> {
 
 impl<R, N> Clone for Node<R, N> {
     fn clone(&self) -> Self {
-        Self { runtime: self.runtime.clone(), network: self.network.clone() }
+        Self {
+            runtime: self.runtime.clone(),
+            network: self.network.clone(),
+        }
     }
 }
 

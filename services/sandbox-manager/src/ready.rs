@@ -12,11 +12,7 @@ use berth_domain::{
 use berth_platform::{Images, ListeningSocket, Network, Runtime};
 use tokio::sync::{Notify, watch};
 
-use crate::{
-    failures::network_failure,
-    node::Node,
-    sandbox::View,
-};
+use crate::{failures::network_failure, node::Node, sandbox::View};
 
 /// An app that listens at once is seen at once.
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
@@ -36,7 +32,10 @@ pub(crate) struct ReadyError {
 
 impl From<Failure> for ReadyError {
     fn from(failure: Failure) -> Self {
-        Self { failure: Box::new(failure), exit: None }
+        Self {
+            failure: Box::new(failure),
+            exit: None,
+        }
     }
 }
 
@@ -59,7 +58,11 @@ pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
     let mut pause = FIRST_PAUSE;
     let mut exit_look = begun + EXIT_LOOK;
     loop {
-        let listening = node.network.listening(&sandbox.id).await.map_err(network_failure)?;
+        let listening = node
+            .network
+            .listening(&sandbox.id)
+            .await
+            .map_err(network_failure)?;
         let reported = reported_ports(&view.borrow(), sandbox);
         let (seen, waiting) = sort_ports(&sandbox.spec, &listening, &reported);
         if waiting.is_empty() {
@@ -100,7 +103,10 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
             if let Some(signal) = exit.signal {
                 failure = failure.with("signal", signal);
             }
-            Err(ReadyError { failure: Box::new(failure), exit: Some(exit) })
+            Err(ReadyError {
+                failure: Box::new(failure),
+                exit: Some(exit),
+            })
         }
         Health::Lost { role, what } => {
             Err(Failure::new(Reason::RuntimeRefused, format!("container {role}: {what}")).into())
@@ -120,13 +126,18 @@ pub(crate) async fn exit_record<R: Runtime + Images, N: Network>(
     at: SystemTime,
 ) -> ExitRecord {
     let readings = node.runtime.usage(&sandbox.id).await.unwrap_or_default();
-    let oom_killed = readings.iter().any(|it| it.role == role && it.usage.oom_kills > 0);
+    let oom_killed = readings
+        .iter()
+        .any(|it| it.role == role && it.usage.oom_kills > 0);
     ExitRecord::from_status(role, code, at, oom_killed)
 }
 
 /// The declared TCP ports that somebody reported as bound.
 fn reported_ports(view: &View, sandbox: &Sandbox) -> BTreeMap<u16, PortSighting> {
-    let record = view.record.as_ref().filter(|it| it.generation == sandbox.generation);
+    let record = view
+        .record
+        .as_ref()
+        .filter(|it| it.generation == sandbox.generation);
     record
         .into_iter()
         .flat_map(|it| it.ports.clone())
@@ -171,15 +182,23 @@ fn port_timeout(
     waited: Duration,
 ) -> Failure {
     let join = |it: &mut dyn Iterator<Item = String>| it.collect::<Vec<_>>().join(", ");
-    let expected = join(&mut waiting.iter().map(|(name, port)| format!("{port} ({name})")));
-    let tcp: BTreeSet<_> = listening.iter().filter(|it| it.protocol == Protocol::Tcp).collect();
+    let expected = join(
+        &mut waiting
+            .iter()
+            .map(|(name, port)| format!("{port} ({name})")),
+    );
+    let tcp: BTreeSet<_> = listening
+        .iter()
+        .filter(|it| it.protocol == Protocol::Tcp)
+        .collect();
     let there = join(&mut tcp.iter().map(|it| match it.address {
         std::net::IpAddr::V4(ip) => format!("{ip}:{}", it.port),
         std::net::IpAddr::V6(ip) => format!("[{ip}]:{}", it.port),
     }));
-    let loopback_only = waiting
-        .iter()
-        .any(|(_, port)| tcp.iter().any(|it| it.port == *port && it.address.is_loopback()));
+    let loopback_only = waiting.iter().any(|(_, port)| {
+        tcp.iter()
+            .any(|it| it.port == *port && it.address.is_loopback())
+    });
     let advice = if loopback_only {
         "it listens on loopback only, where nobody outside the sandbox reaches it: bind 0.0.0.0"
             .to_owned()

@@ -64,7 +64,9 @@ impl<R, N> Shared<R, N> {
 
     /// The number of the latest poke.
     pub(crate) fn ticket(&self, id: &SandboxId) -> u64 {
-        self.tasks().get(id).map_or(0, |it| it.ticket.load(Ordering::Acquire))
+        self.tasks()
+            .get(id)
+            .map_or(0, |it| it.ticket.load(Ordering::Acquire))
     }
 
     pub(crate) fn take_admitted(&self, id: &SandboxId) -> Option<Admitted> {
@@ -156,7 +158,13 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 view: sender,
             };
             self.0.tracker.spawn(task.drive());
-            Handle { poke, exits, view, ticket: Arc::default(), admitted: None }
+            Handle {
+                poke,
+                exits,
+                view,
+                ticket: Arc::default(),
+                admitted: None,
+            }
         });
         if admitted.is_some() {
             handle.admitted = admitted;
@@ -179,7 +187,13 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         }
         match self.0.store.admit(id, spec, SystemTime::now()).await {
             Ok(StoreAdmitted::Begun(record)) => {
-                self.poke(id, Some(Admitted { at, took: at.elapsed() }));
+                self.poke(
+                    id,
+                    Some(Admitted {
+                        at,
+                        took: at.elapsed(),
+                    }),
+                );
                 Ok(record)
             }
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
@@ -204,7 +218,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             let record = view.record.as_ref();
             let unreachable = || {
                 let trouble = view.trouble.as_ref();
-                trouble.filter(|it| it.reason == Reason::RuntimeUnreachable).cloned().map(Err)
+                trouble
+                    .filter(|it| it.reason == Reason::RuntimeUnreachable)
+                    .cloned()
+                    .map(Err)
             };
             match record {
                 None if view.absent => Some(Err(cancelled(id))),
@@ -212,9 +229,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Some(it) if it.generation < generation => None,
                 Some(it) if it.generation > generation => Some(Err(cancelled(id))),
                 Some(it) => match it.status {
-                    Status::Dead => {
-                        Some(Err(it.failure.clone().unwrap_or_else(|| cancelled(id))))
-                    }
+                    Status::Dead => Some(Err(it.failure.clone().unwrap_or_else(|| cancelled(id)))),
                     _ if it.ending.is_some() => Some(Err(cancelled(id))),
                     Status::Running => Some(Ok(it.clone())),
                     Status::Stopped => Some(Err(cancelled(id))),
@@ -232,7 +247,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         expected: Option<Generation>,
     ) -> Result<Arc<SandboxRecord>, Failure> {
         let record = self.promise_end(id, expected, Ending::Stop).await?;
-        let Some(record) = record else { return Err(not_found(id)) };
+        let Some(record) = record else {
+            return Err(not_found(id));
+        };
         if record.status == Status::Dead {
             return Ok(Arc::new(record));
         }
@@ -258,7 +275,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let generation = record.as_ref().map(|it| it.generation);
         let gone = self.watch(id, |ticket, view| match &view.record {
             // Without a record when it was asked, one that is there is somebody's new Create.
-            Some(it) => generation.is_none_or(|of| it.generation > of).then_some(Ok(())),
+            Some(it) => generation
+                .is_none_or(|of| it.generation > of)
+                .then_some(Ok(())),
             None => (view.absent && view.ticket >= ticket).then_some(Ok(())),
         });
         self.bounded(id, gone).await?;
@@ -331,7 +350,12 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 record.ports.push(sighting);
             }
         };
-        match self.0.store.update(id, record.generation, SystemTime::now(), change).await {
+        match self
+            .0
+            .store
+            .update(id, record.generation, SystemTime::now(), change)
+            .await
+        {
             Ok(_) => {
                 self.poke(id, None);
                 Ok(())
@@ -347,11 +371,6 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             Status::Pending | Status::Stopped => true,
             Status::Running | Status::NotReady | Status::Dead => record.ending.is_some(),
         }
-    }
-
-    /// Ids that have a task and may have no record: an unrecorded Delete.
-    pub(crate) fn ids_with_task(&self) -> Vec<SandboxId> {
-        self.0.tasks().keys().cloned().collect()
     }
 
     /// Pokes the task of `id` and waits until `settled` has an answer.
@@ -393,8 +412,11 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     /// What a caller is told whose patience ends before the sandbox does.
     pub(crate) fn overdue(&self, id: &SandboxId) -> Failure {
-        let trouble =
-            self.0.tasks().get(id).and_then(|handle| handle.view.borrow().trouble.clone());
+        let trouble = self
+            .0
+            .tasks()
+            .get(id)
+            .and_then(|handle| handle.view.borrow().trouble.clone());
         match trouble {
             Some(it) if it.reason == Reason::RuntimeUnreachable => it,
             Some(it) => {
@@ -423,7 +445,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             let Some(hint) = hint else { return };
             let tasks = self.0.tasks();
             match hint {
-                Some(id) => tasks.get(&id).into_iter().for_each(|it| it.exits.notify_one()),
+                Some(id) => tasks
+                    .get(&id)
+                    .into_iter()
+                    .for_each(|it| it.exits.notify_one()),
                 None => tasks.values().for_each(|it| it.exits.notify_one()),
             }
         }
@@ -436,13 +461,19 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 () = tokio::time::sleep(PURGE_EVERY.min(self.0.limits.dead_horizon)) => {}
                 () = self.0.stop.cancelled() => return,
             }
-            let Ok(records) = self.0.store.all().await.map_err(store_failure) else { continue };
+            let Ok(records) = self.0.store.all().await.map_err(store_failure) else {
+                continue;
+            };
             let now = SystemTime::now();
             for record in records {
                 let rested = now.duration_since(record.updated_at).unwrap_or_default();
                 if record.status == Status::Dead && rested >= self.0.limits.dead_horizon {
                     let generation = Some(record.generation);
-                    if self.promise_end(&record.id, generation, Ending::Delete).await.is_ok() {
+                    if self
+                        .promise_end(&record.id, generation, Ending::Delete)
+                        .await
+                        .is_ok()
+                    {
                         self.poke(&record.id, None);
                     }
                 }

@@ -24,7 +24,10 @@ pub(crate) enum OnFailure {
 pub(crate) enum Ended {
     Done,
     /// The first failure, and the step that it hit.
-    Failed { step: Step, failure: Failure },
+    Failed {
+        step: Step,
+        failure: Failure,
+    },
     Interrupted,
 }
 
@@ -59,7 +62,9 @@ pub(crate) async fn run<E: Execute>(
                 running.push(timed(place, &planned.step, executor, &halt, origin));
             }
         }
-        let Some((place, start, took, outcome)) = running.next().await else { break };
+        let Some((place, start, took, outcome)) = running.next().await else {
+            break;
+        };
         let step = &steps[place].step;
         phases.push(Phase {
             name: step.name().to_owned(),

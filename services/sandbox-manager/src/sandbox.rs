@@ -72,7 +72,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             let next = match self.turn(ticket).await {
                 Ok(next) => {
                     backoff = FIRST_BACKOFF;
-                    self.view.send_if_modified(|view| view.trouble.take().is_some());
+                    self.view
+                        .send_if_modified(|view| view.trouble.take().is_some());
                     next
                 }
                 Err(trouble) => {
@@ -105,10 +106,22 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// One look and what follows from it.
     async fn turn(&mut self, ticket: u64) -> Result<Next, Failure> {
-        let Some(record) = self.shared.store.get(&self.id).await.map_err(store_failure)? else {
+        let Some(record) = self
+            .shared
+            .store
+            .get(&self.id)
+            .await
+            .map_err(store_failure)?
+        else {
             return self.clear_unrecorded(ticket).await;
         };
-        self.show(ticket, &record);
+        let current = Arc::new(record.clone());
+        // One change: a new ticket must never be seen beside an old answer.
+        self.view.send_modify(|view| {
+            view.ticket = ticket;
+            view.absent = false;
+            view.record = Some(current);
+        });
         let over = record.ending.is_some() || record.status == Status::Stopped;
         match record.status {
             _ if over => self.end(&record).await,
@@ -118,10 +131,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         }
     }
 
-    fn show(&self, ticket: u64, record: &SandboxRecord) {
+    fn show(&self, record: &SandboxRecord) {
         let record = Arc::new(record.clone());
         self.view.send_modify(|view| {
-            view.ticket = ticket;
             view.absent = false;
             view.record = Some(record);
         });
@@ -130,9 +142,19 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     /// Removes what an id holds that has no record.
     async fn clear_unrecorded(&self, ticket: u64) -> Result<Next, Failure> {
         self.clear(None, Manner::Graceful).await?;
-        self.shared.node.runtime.forget_logs(&self.id).await.map_err(runtime_failure)?;
+        self.shared
+            .node
+            .runtime
+            .forget_logs(&self.id)
+            .await
+            .map_err(runtime_failure)?;
         self.view.send_modify(|view| {
-            *view = View { ticket, record: None, absent: true, trouble: None };
+            *view = View {
+                ticket,
+                record: None,
+                absent: true,
+                trouble: None,
+            };
         });
         Ok(Next::Over)
     }
@@ -159,8 +181,12 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         };
         let plan = decide(Goal::Present, &record.spec, &seen);
         let sandbox = record.sandbox();
-        let executor =
-            Executor::new(&self.shared.node, &sandbox, &self.exits, self.view.subscribe());
+        let executor = Executor::new(
+            &self.shared.node,
+            &sandbox,
+            &self.exits,
+            self.view.subscribe(),
+        );
         let ran = {
             let watching = interrupted(&self.shared, &mut self.pokes, &self.view, record);
             let running = run(&plan, &executor, OnFailure::Stop, &interrupt, origin);
@@ -208,9 +234,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 record.images = found.images;
                 record.phases = phases;
                 for sighting in found.ports {
-                    record.ports.retain(|it| {
-                        (it.port, it.protocol) != (sighting.port, sighting.protocol)
-                    });
+                    record
+                        .ports
+                        .retain(|it| (it.port, it.protocol) != (sighting.port, sighting.protocol));
                     record.ports.push(sighting);
                 }
                 // Whoever wants the end of it has been promised that.
@@ -222,8 +248,12 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         match written {
             Ok(record) => {
                 let ending = record.ending.is_some();
-                self.show(self.view.borrow().ticket, &record);
-                Ok(if ending { Next::Again } else { Next::Wait(RESYNC) })
+                self.show(&record);
+                Ok(if ending {
+                    Next::Again
+                } else {
+                    Next::Wait(RESYNC)
+                })
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
             Err(UpdateError::Store(error)) => Err(store_failure(error)),
@@ -270,10 +300,17 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             return Ok(());
         }
         let sandbox = Sandbox::of_id(self.id.clone());
-        let executor =
-            Executor::new(&self.shared.node, &sandbox, &self.exits, self.view.subscribe());
+        let executor = Executor::new(
+            &self.shared.node,
+            &sandbox,
+            &self.exits,
+            self.view.subscribe(),
+        );
         let never = CancellationToken::new();
-        match run(plan, &executor, OnFailure::GoOn, &never, Instant::now()).await.ended {
+        match run(plan, &executor, OnFailure::GoOn, &never, Instant::now())
+            .await
+            .ended
+        {
             Ended::Done | Ended::Interrupted => Ok(()),
             Ended::Failed { step, failure } => Err(failure.with("held", step)),
         }
@@ -286,16 +323,29 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 Some(Ending::Delete) => ("DELETE_REQUESTED", "it was told to go"),
                 Some(Ending::Stop) | None => ("STOP_REQUESTED", "it was told to stop"),
             };
-            self.write(record, move |it, now| it.enter(Status::Stopped, reason, message, now))
-                .await?;
+            self.write(record, move |it, now| {
+                it.enter(Status::Stopped, reason, message, now)
+            })
+            .await?;
         }
         self.clear(Some(record), Manner::Graceful).await?;
         // A Delete may have come while a Stop was under way.
-        let Some(record) = self.shared.store.get(&self.id).await.map_err(store_failure)? else {
+        let Some(record) = self
+            .shared
+            .store
+            .get(&self.id)
+            .await
+            .map_err(store_failure)?
+        else {
             return Ok(Next::Again);
         };
         if record.ending == Some(Ending::Delete) {
-            self.shared.node.runtime.forget_logs(&self.id).await.map_err(runtime_failure)?;
+            self.shared
+                .node
+                .runtime
+                .forget_logs(&self.id)
+                .await
+                .map_err(runtime_failure)?;
             self.shared
                 .store
                 .remove(&self.id, record.generation, SystemTime::now())
@@ -303,7 +353,12 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 .map_err(store_failure)?;
             let ticket = self.view.borrow().ticket;
             self.view.send_modify(|view| {
-                *view = View { ticket, record: None, absent: true, trouble: None };
+                *view = View {
+                    ticket,
+                    record: None,
+                    absent: true,
+                    trouble: None,
+                };
             });
             return Ok(Next::Over);
         }
@@ -364,7 +419,12 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 let message = exit.describe();
                 self.write(record, move |it, now| {
                     it.exit = Some(exit);
-                    it.enter(Status::Stopped, Reason::ContainerExited.as_str(), message, now);
+                    it.enter(
+                        Status::Stopped,
+                        Reason::ContainerExited.as_str(),
+                        message,
+                        now,
+                    );
                 })
                 .await?;
             }
@@ -405,9 +465,14 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     ) -> Result<(), Failure> {
         let now = SystemTime::now();
         let change = move |record: &mut SandboxRecord| change(record, now);
-        match self.shared.store.update(&self.id, record.generation, now, change).await {
+        match self
+            .shared
+            .store
+            .update(&self.id, record.generation, now, change)
+            .await
+        {
             Ok(record) => {
-                self.show(self.view.borrow().ticket, &record);
+                self.show(&record);
                 Ok(())
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(()),
@@ -441,5 +506,10 @@ async fn interrupted<R, N>(
 }
 
 fn phase(name: &str, start: Duration, took: Duration) -> Phase {
-    Phase { name: name.to_owned(), container: String::new(), start, took }
+    Phase {
+        name: name.to_owned(),
+        container: String::new(),
+        start,
+        took,
+    }
 }

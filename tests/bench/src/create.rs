@@ -27,7 +27,10 @@ const WARM_UP: usize = 3;
 pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let channel = berth_api::connect(&arguments.address).await?;
     let mut berth = SandboxServiceClient::new(channel);
-    let ctr = Ctr { socket: &arguments.containerd, namespace: &arguments.namespace };
+    let ctr = Ctr {
+        socket: &arguments.containerd,
+        namespace: &arguments.namespace,
+    };
     let mut all = Figures::default();
     for round in 0..WARM_UP + arguments.rounds {
         let (up, down, phases) = one_create(&mut berth, &arguments.image, round).await?;
@@ -89,7 +92,10 @@ impl Figures {
             .phases
             .iter()
             .map(|(name, (start, took))| {
-                (name, json!({ "start": start.to_json(), "took": took.to_json() }))
+                (
+                    name,
+                    json!({ "start": start.to_json(), "took": took.to_json() }),
+                )
             })
             .collect();
         json!({
@@ -148,18 +154,33 @@ async fn one_create(
         containers: vec![Container {
             name: "app".into(),
             image: image.into(),
-            args: ["/bin/busybox", "httpd", "-f", "-p", "8080"].map(String::from).to_vec(),
-            ports: vec![Port { port: PORT, ..Port::default() }],
+            args: ["/bin/busybox", "httpd", "-f", "-p", "8080"]
+                .map(String::from)
+                .to_vec(),
+            ports: vec![Port {
+                port: PORT,
+                ..Port::default()
+            }],
             ..Container::default()
         }],
         ..SandboxSpec::default()
     };
-    let request = CreateRequest { id: id.clone(), spec: Some(spec), wait: 0 };
+    let request = CreateRequest {
+        id: id.clone(),
+        spec: Some(spec),
+        wait: 0,
+    };
     let begun = Instant::now();
     let created = berth.create(request).await.context("Create")?.into_inner();
     let up = begun.elapsed();
     let begun = Instant::now();
-    berth.delete(DeleteRequest { id, expected_generation: 0 }).await.context("Delete")?;
+    berth
+        .delete(DeleteRequest {
+            id,
+            expected_generation: 0,
+        })
+        .await
+        .context("Delete")?;
     let down = begun.elapsed();
     let phases = created.sandbox.map(|it| it.phases).unwrap_or_default();
     let phases = phases
@@ -167,7 +188,8 @@ async fn one_create(
         .map(|it| {
             let name = format!("{} {}", it.name, it.container).trim().to_owned();
             let read = |it: Option<_>| {
-                it.and_then(|it| Duration::try_from(it).ok()).unwrap_or_default()
+                it.and_then(|it| Duration::try_from(it).ok())
+                    .unwrap_or_default()
             };
             (name, read(it.start), read(it.took))
         })

@@ -47,7 +47,11 @@ impl Ctr<'_> {
             .output()
             .context("starting ctr")?;
         let took = begun.elapsed();
-        ensure!(status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&stderr));
+        ensure!(
+            status.success(),
+            "ctr {arguments:?}: {}",
+            String::from_utf8_lossy(&stderr)
+        );
         Ok(took)
     }
 }

@@ -13,7 +13,9 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 pub fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |it, byte| format!("{it}{byte:02x}"))
+    Sha256::digest(bytes)
+        .iter()
+        .fold("sha256:".to_owned(), |it, byte| format!("{it}{byte:02x}"))
 }
 
 /// A layer: regular files with their content, and links as `-> target`.
@@ -31,14 +33,17 @@ fn add(tar: &mut tar::Builder<Vec<u8>>, path: &str, content: &str) {
     if let Some(target) = content.strip_prefix("-> ") {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
-        tar.append_link(&mut header, path, target).expect("a link fits a header");
+        tar.append_link(&mut header, path, target)
+            .expect("a link fits a header");
     } else if path.ends_with('/') {
         header.set_entry_type(tar::EntryType::Directory);
         header.set_size(0);
-        tar.append_data(&mut header, path, &[][..]).expect("a folder fits a header");
+        tar.append_data(&mut header, path, &[][..])
+            .expect("a folder fits a header");
     } else {
         header.set_size(content.len() as u64);
-        tar.append_data(&mut header, path, content.as_bytes()).expect("a file fits a header");
+        tar.append_data(&mut header, path, content.as_bytes())
+            .expect("a file fits a header");
     }
 }
 
@@ -52,15 +57,25 @@ pub fn busybox_layer() -> Vec<u8> {
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o755);
     header.set_size(program.len() as u64);
-    tar.append_data(&mut header, "bin/busybox", &program[..]).expect("it fits");
+    tar.append_data(&mut header, "bin/busybox", &program[..])
+        .expect("it fits");
     for applet in [
-        "sh", "sleep", "httpd", "wget", "nc", "echo", "cat", "mkdir", "id", "env", "hostname", "ls",
-        "true", "kill", "dd", "seq", "tr", "stat", "ip", "grep", "test", "touch", "tail", "nslookup",
+        "sh", "sleep", "httpd", "wget", "nc", "echo", "cat", "mkdir", "id", "env", "hostname",
+        "ls", "true", "kill", "dd", "seq", "tr", "stat", "ip", "grep", "test", "touch", "tail",
+        "nslookup",
     ] {
         add(&mut tar, &format!("bin/{applet}"), "-> busybox");
     }
-    add(&mut tar, "etc/passwd", "root:x:0:0:root:/:/bin/sh\nanna:x:1001:2002:Anna:/home:/bin/sh\n");
-    add(&mut tar, "etc/group", "root:x:0:\nanna:x:2002:\nstaff:x:50:anna\n");
+    add(
+        &mut tar,
+        "etc/passwd",
+        "root:x:0:0:root:/:/bin/sh\nanna:x:1001:2002:Anna:/home:/bin/sh\n",
+    );
+    add(
+        &mut tar,
+        "etc/group",
+        "root:x:0:\nanna:x:2002:\nstaff:x:50:anna\n",
+    );
     tar.into_inner().expect("writing to memory cannot fail")
 }
 
@@ -87,8 +102,10 @@ impl ImageParts {
             "architecture": architecture, "os": "linux", "config": config,
             "rootfs": { "type": "layers", "diff_ids": diff_ids },
         });
-        let layers: Vec<_> =
-            layers.iter().map(|(bytes, kind, _)| store(bytes.clone(), kind)).collect();
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|(bytes, kind, _)| store(bytes.clone(), kind))
+            .collect();
         let config = store(image.to_string().into_bytes(), CONFIG);
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
@@ -98,8 +115,10 @@ impl ImageParts {
     }
 
     pub fn plain(layers: &[Vec<u8>], config: Value) -> Self {
-        let layers: Vec<_> =
-            layers.iter().map(|tar| (tar.clone(), LAYER, tar.clone())).collect();
+        let layers: Vec<_> = layers
+            .iter()
+            .map(|tar| (tar.clone(), LAYER, tar.clone()))
+            .collect();
         Self::of(&layers, config, architecture())
     }
 
@@ -114,7 +133,11 @@ impl ImageParts {
         let mut tar = tar::Builder::new(vec![]);
         add(&mut tar, "oci-layout", r#"{"imageLayoutVersion":"1.0.0"}"#);
         for (digest, bytes) in &self.blobs {
-            add_bytes(&mut tar, &format!("blobs/{}", digest.replace(':', "/")), bytes);
+            add_bytes(
+                &mut tar,
+                &format!("blobs/{}", digest.replace(':', "/")),
+                bytes,
+            );
         }
         add_bytes(&mut tar, "index.json", index.to_string().as_bytes());
         tar.into_inner().expect("writing to memory cannot fail")
@@ -127,9 +150,18 @@ impl ImageParts {
         let config_name = format!("{}.json", &config["sha256:".len()..]);
         let mut tar = tar::Builder::new(vec![]);
         let mut layers = vec![];
-        for (number, layer) in manifest["layers"].as_array().expect("a list").iter().enumerate() {
+        for (number, layer) in manifest["layers"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .enumerate()
+        {
             let name = format!("layer{number}/layer.tar");
-            add_bytes(&mut tar, &name, &self.blobs[layer["digest"].as_str().expect("it has one")]);
+            add_bytes(
+                &mut tar,
+                &name,
+                &self.blobs[layer["digest"].as_str().expect("it has one")],
+            );
             layers.push(name);
         }
         add_bytes(&mut tar, &config_name, &self.blobs[config]);
@@ -160,7 +192,10 @@ pub fn multi_arch(images: &[(&str, &ImageParts)], name: &str) -> Vec<u8> {
         "annotations": { "io.containerd.image.name": name },
     });
     blobs.insert(digest(&index), index);
-    let parts = ImageParts { blobs, manifest: Value::Null };
+    let parts = ImageParts {
+        blobs,
+        manifest: Value::Null,
+    };
     parts.oci_archive_with(&json!({ "schemaVersion": 2, "manifests": [descriptor] }))
 }
 
@@ -168,7 +203,8 @@ fn add_bytes(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
     let mut header = tar::Header::new_ustar();
     header.set_mode(0o644);
     header.set_size(bytes.len() as u64);
-    tar.append_data(&mut header, path, bytes).expect("a file fits a header");
+    tar.append_data(&mut header, path, bytes)
+        .expect("a file fits a header");
 }
 
 /// The busybox image as an OCI archive.
@@ -177,12 +213,17 @@ pub fn busybox() -> Vec<u8> {
 }
 
 pub fn busybox_parts() -> ImageParts {
-    ImageParts::plain(&[busybox_layer()], json!({ "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"] }))
+    ImageParts::plain(
+        &[busybox_layer()],
+        json!({ "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"] }),
+    )
 }
 
 pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
-    encoder.write_all(bytes).expect("writing to memory cannot fail");
+    encoder
+        .write_all(bytes)
+        .expect("writing to memory cannot fail");
     encoder.finish().expect("writing to memory cannot fail")
 }
 

@@ -18,8 +18,15 @@ pub struct Leftovers {
 impl Leftovers {
     pub fn of(home: &Path, namespace: &str) -> anyhow::Result<Self> {
         let instance = fs::read_to_string(home.join("instance"))?.trim().to_owned();
-        ensure!(!instance.is_empty() && !namespace.is_empty(), "the node has no name to look for");
-        Ok(Self { home: home.to_owned(), namespace: namespace.to_owned(), instance })
+        ensure!(
+            !instance.is_empty() && !namespace.is_empty(),
+            "the node has no name to look for"
+        );
+        Ok(Self {
+            home: home.to_owned(),
+            namespace: namespace.to_owned(),
+            instance,
+        })
     }
 
     /// Fails with everything that is left.
@@ -40,10 +47,17 @@ impl Leftovers {
         let home = self.home.to_string_lossy().into_owned();
         let mut left = vec![];
         for entry in fs::read_dir("/proc")?.flatten() {
-            let Ok(command) = fs::read(entry.path().join("cmdline")) else { continue };
+            let Ok(command) = fs::read(entry.path().join("cmdline")) else {
+                continue;
+            };
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains(&home) || command.contains(&format!("-namespace {} ", self.namespace)) {
-                left.push(format!("process {}: {command}", entry.file_name().to_string_lossy()));
+            if command.contains(&home)
+                || command.contains(&format!("-namespace {} ", self.namespace))
+            {
+                left.push(format!(
+                    "process {}: {command}",
+                    entry.file_name().to_string_lossy()
+                ));
             }
         }
         Ok(left)
@@ -52,13 +66,23 @@ impl Leftovers {
     fn mounts(&self) -> anyhow::Result<Vec<String>> {
         let home = self.home.to_string_lossy().into_owned();
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        Ok(mounts.lines().filter(|it| it.contains(&home)).map(|it| format!("mount {it}")).collect())
+        Ok(mounts
+            .lines()
+            .filter(|it| it.contains(&home))
+            .map(|it| format!("mount {it}"))
+            .collect())
     }
 
     fn cgroups(&self) -> Vec<String> {
         let mut left = vec![];
         let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-        roots.extend(fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|it| it.path()));
+        roots.extend(
+            fs::read_dir("/sys/fs/cgroup")
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|it| it.path()),
+        );
         for root in roots {
             for name in [format!("berth/{}", self.instance), self.namespace.clone()] {
                 let path = root.join(name);
@@ -76,7 +100,10 @@ impl Leftovers {
         let bridge = format!("br-{}", self.instance);
         let alias = format!("berth {}", self.instance);
         let text = |link: &serde_json::Value, key: &str| {
-            link.get(key).and_then(|it| it.as_str()).unwrap_or_default().to_owned()
+            link.get(key)
+                .and_then(|it| it.as_str())
+                .unwrap_or_default()
+                .to_owned()
         };
         Ok(links
             .iter()

@@ -19,7 +19,10 @@ use crate::{images, leftovers::Leftovers};
 
 /// Root of the repository.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the repository is here")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the repository is here")
 }
 
 /// A running node. Dropping it takes it down; [`TestNode::finish`] also proves that nothing is left.
@@ -38,7 +41,9 @@ impl TestNode {
 
     /// Starts a node whose configuration has `toml` at its end.
     pub async fn start_with(toml: &str, options: &[&str]) -> anyhow::Result<Self> {
-        let home = tempfile::Builder::new().prefix("berth-e2e-").tempdir_in("/tmp")?;
+        let home = tempfile::Builder::new()
+            .prefix("berth-e2e-")
+            .tempdir_in("/tmp")?;
         let extra = home.path().join("extra.toml");
         std::fs::write(&extra, toml)?;
         let mut command = script("up", home.path());
@@ -54,10 +59,14 @@ impl TestNode {
             .filter_map(|line| line.strip_prefix("export ")?.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.trim_matches(['\'', '"']).to_owned()))
             .collect::<BTreeMap<_, _>>();
-        let address = env.get("BERTH_ADDRESS").context("no BERTH_ADDRESS in the environment")?;
+        let address = env
+            .get("BERTH_ADDRESS")
+            .context("no BERTH_ADDRESS in the environment")?;
         let channel = berth_api::connect(address).await?;
         let node = Self { home, env, channel };
-        node.import(&images::busybox(), "").await.context("importing busybox")?;
+        node.import(&images::busybox(), "")
+            .await
+            .context("importing busybox")?;
         Ok(node)
     }
 
@@ -86,8 +95,13 @@ impl TestNode {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         let path = std::env::var("PATH").unwrap_or_default();
-        let own = self.variable("PATH").replace("$PATH", &path).replace("${PATH}", &path);
-        command.envs(self.env.iter().filter(|(key, _)| *key != "PATH")).env("PATH", own);
+        let own = self
+            .variable("PATH")
+            .replace("$PATH", &path)
+            .replace("${PATH}", &path);
+        command
+            .envs(self.env.iter().filter(|(key, _)| *key != "PATH"))
+            .env("PATH", own);
         command.stdin(Stdio::null());
         command
     }
@@ -100,13 +114,22 @@ impl TestNode {
     }
 
     /// Imports an archive over the API.
-    pub async fn import(&self, archive: &[u8], name: &str) -> Result<Vec<v1::Image>, tonic::Status> {
-        let header = v1::ImportImageHeader { name: name.to_owned() };
+    pub async fn import(
+        &self,
+        archive: &[u8],
+        name: &str,
+    ) -> Result<Vec<v1::Image>, tonic::Status> {
+        let header = v1::ImportImageHeader {
+            name: name.to_owned(),
+        };
         let parts = std::iter::once(Part::Header(header))
             .chain(archive.chunks(512 << 10).map(|it| Part::Chunk(it.to_vec())))
             .map(|part| v1::ImportImageRequest { part: Some(part) })
             .collect::<Vec<_>>();
-        let answer = self.images().import_image(tokio_stream::iter(parts)).await?;
+        let answer = self
+            .images()
+            .import_image(tokio_stream::iter(parts))
+            .await?;
         Ok(answer.into_inner().images)
     }
 
@@ -115,18 +138,29 @@ impl TestNode {
         id: &str,
         spec: v1::SandboxSpec,
     ) -> Result<v1::Sandbox, tonic::Status> {
-        let request = v1::CreateRequest { id: id.into(), spec: Some(spec), wait: 0 };
+        let request = v1::CreateRequest {
+            id: id.into(),
+            spec: Some(spec),
+            wait: 0,
+        };
         let answer = self.sandboxes().create(request).await?.into_inner();
         Ok(answer.sandbox.unwrap_or_default())
     }
 
     pub async fn get(&self, id: &str) -> Result<v1::Sandbox, tonic::Status> {
-        let answer = self.sandboxes().get(v1::GetRequest { id: id.into() }).await?.into_inner();
+        let answer = self
+            .sandboxes()
+            .get(v1::GetRequest { id: id.into() })
+            .await?
+            .into_inner();
         Ok(answer.sandbox.unwrap_or_default())
     }
 
     pub async fn delete(&self, id: &str) -> Result<bool, tonic::Status> {
-        let request = v1::DeleteRequest { id: id.into(), expected_generation: 0 };
+        let request = v1::DeleteRequest {
+            id: id.into(),
+            expected_generation: 0,
+        };
         Ok(self.sandboxes().delete(request).await?.into_inner().existed)
     }
 
@@ -188,7 +222,11 @@ pub async fn eventually<F: Future<Output = bool>>(
 
 fn script(verb: &str, home: &Path) -> Command {
     let mut command = Command::new(root().join("deploy/dev/node"));
-    command.arg(verb).arg("--home").arg(home).stdin(Stdio::null());
+    command
+        .arg(verb)
+        .arg("--home")
+        .arg(home)
+        .stdin(Stdio::null());
     command.env("BERTH_BIN", programs());
     command
 }
@@ -205,8 +243,11 @@ pub fn programs() -> PathBuf {
 /// Runs a command and returns its standard output.
 pub fn succeed(mut command: impl std::borrow::BorrowMut<Command>) -> anyhow::Result<String> {
     let command = command.borrow_mut();
-    let Output { status, stdout, stderr } =
-        command.output().with_context(|| format!("{command:?}"))?;
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().with_context(|| format!("{command:?}"))?;
     if !status.success() {
         bail!(
             "{command:?} ended with {status}\n{}{}",

@@ -10,14 +10,27 @@ pub fn shell(name: &str, line: &str, ports: &[u32]) -> Container {
         name: name.into(),
         image: IMAGE.into(),
         command: line.into(),
-        ports: ports.iter().map(|&port| Port { port, ..Port::default() }).collect(),
-        shutdown_timeout: Some(std::time::Duration::from_secs(1).try_into().expect("it fits")),
+        ports: ports
+            .iter()
+            .map(|&port| Port {
+                port,
+                ..Port::default()
+            })
+            .collect(),
+        shutdown_timeout: Some(
+            std::time::Duration::from_secs(1)
+                .try_into()
+                .expect("it fits"),
+        ),
         ..Container::default()
     }
 }
 
 pub fn spec(containers: impl IntoIterator<Item = Container>) -> SandboxSpec {
-    SandboxSpec { containers: containers.into_iter().collect(), ..SandboxSpec::default() }
+    SandboxSpec {
+        containers: containers.into_iter().collect(),
+        ..SandboxSpec::default()
+    }
 }
 
 /// A sandbox that serves `text` at `/` on `port`.
@@ -34,5 +47,10 @@ pub fn idle() -> SandboxSpec {
 }
 
 pub fn limits(cpu_millis: u32, memory_bytes: u64, pids: u32) -> Resources {
-    Resources { cpu_millis, memory_bytes, pids, ..Resources::default() }
+    Resources {
+        cpu_millis,
+        memory_bytes,
+        pids,
+        ..Resources::default()
+    }
 }

@@ -15,7 +15,9 @@ pub enum ConnectError {
 
 /// Connects to a manager at `unix:/path`, `/path` or `http://host:port`.
 pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
-    let malformed = || ConnectError::Malformed { address: address.to_owned() };
+    let malformed = || ConnectError::Malformed {
+        address: address.to_owned(),
+    };
     let uri = match address {
         path if path.starts_with('/') => format!("unix:{path}"),
         it if it.starts_with("unix:/") || it.starts_with("http://") => it.to_owned(),
@@ -25,5 +27,8 @@ pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
     endpoint
         .connect()
         .await
-        .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })
+        .map_err(|source| ConnectError::Unreachable {
+            address: address.to_owned(),
+            source,
+        })
 }

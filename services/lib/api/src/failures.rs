@@ -53,7 +53,11 @@ pub fn status(failure: Failure) -> Status {
     let mut details = ErrorDetails::new();
     match failure.reason {
         Reason::AddressesExhausted => {
-            let figures = format!("{} of {} addresses are held", value("held"), value("capacity"));
+            let figures = format!(
+                "{} of {} addresses are held",
+                value("held"),
+                value("capacity")
+            );
             details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
         }
         Reason::ImageInUse => {
@@ -95,7 +99,10 @@ fn cut(text: &str) -> String {
     if text.len() <= TEXT_MAX {
         return text.to_owned();
     }
-    let end = (0..=TEXT_MAX).rev().find(|&at| text.is_char_boundary(at)).unwrap_or_default();
+    let end = (0..=TEXT_MAX)
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or_default();
     format!("{}…", &text[..end])
 }
 
@@ -110,9 +117,14 @@ mod tests {
     fn the_reasons_of_the_contract_are_those_of_the_domain() {
         for &reason in Reason::ALL {
             let name = format!("ERROR_REASON_{}", reason.as_str());
-            assert!(ErrorReason::from_str_name(&name).is_some(), "{name} is not in the contract");
+            assert!(
+                ErrorReason::from_str_name(&name).is_some(),
+                "{name} is not in the contract"
+            );
         }
-        let published = (1..).map_while(|number| ErrorReason::try_from(number).ok()).count();
+        let published = (1..)
+            .map_while(|number| ErrorReason::try_from(number).ok())
+            .count();
         assert_eq!(published, Reason::ALL.len());
     }
 
@@ -126,7 +138,10 @@ mod tests {
         assert_eq!(status.message(), "spec.x is wrong");
         let details = status.get_error_details();
         let info = details.error_info().unwrap();
-        assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_FIELD", "berth.v1"));
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("INVALID_FIELD", "berth.v1")
+        );
         assert_eq!(info.metadata["key"], "value");
         let violations = &details.bad_request().unwrap().field_violations;
         assert_eq!(violations[0].field, "spec.x");
@@ -143,6 +158,10 @@ mod tests {
         let failure = Failure::of_violations(Reason::InvalidField, violations.collect());
         let status = status(failure.with("key", "x".repeat(5000)));
         assert!(status.message().len() <= TEXT_MAX + 3);
-        assert!(status.details().len() < 48 << 10, "{}", status.details().len());
+        assert!(
+            status.details().len() < 48 << 10,
+            "{}",
+            status.details().len()
+        );
     }
 }

@@ -52,7 +52,10 @@ pub struct Create {
 
 /// Checks a whole request and reports everything that is wrong with it.
 pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> {
-    let size = request.spec.as_ref().map_or(0, v1::SandboxSpec::encoded_len);
+    let size = request
+        .spec
+        .as_ref()
+        .map_or(0, v1::SandboxSpec::encoded_len);
     if size > SPEC_MAX {
         return Err(Failure::of_violations(
             Reason::SpecTooLarge,
@@ -83,7 +86,11 @@ pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> 
     };
     check.finish()?;
     match (id, spec) {
-        (Some(id), Some(spec)) => Ok(Create { id, spec, wait_for_running }),
+        (Some(id), Some(spec)) => Ok(Create {
+            id,
+            spec,
+            wait_for_running,
+        }),
         // What is missing was reported.
         _ => Err(Failure::invalid("id", "must not be empty")),
     }
@@ -108,16 +115,25 @@ struct Check {
 impl Check {
     fn finish(self) -> Result<(), Failure> {
         if !self.violations.is_empty() {
-            return Err(Failure::of_violations(Reason::InvalidField, self.violations));
+            return Err(Failure::of_violations(
+                Reason::InvalidField,
+                self.violations,
+            ));
         }
         if !self.unsupported.is_empty() {
-            return Err(Failure::of_violations(Reason::UnsupportedField, self.unsupported));
+            return Err(Failure::of_violations(
+                Reason::UnsupportedField,
+                self.unsupported,
+            ));
         }
         Ok(())
     }
 
     fn wrong(&mut self, field: impl Into<String>, problem: impl ToString) {
-        self.violations.push(Violation { field: field.into(), problem: problem.to_string() });
+        self.violations.push(Violation {
+            field: field.into(),
+            problem: problem.to_string(),
+        });
     }
 
     fn unsupported(&mut self, field: String, is_set: bool) {
@@ -140,7 +156,10 @@ impl Check {
     /// A text that ends up where NUL ends a text.
     fn text(&mut self, field: &str, text: &str, limit: usize) {
         if text.len() > limit {
-            self.wrong(field, format!("is {} bytes long, the limit is {limit}", text.len()));
+            self.wrong(
+                field,
+                format!("is {} bytes long, the limit is {limit}", text.len()),
+            );
         }
         if text.contains('\0') {
             self.wrong(field, "must not contain a NUL byte");
@@ -150,9 +169,14 @@ impl Check {
     fn absolute_path(&mut self, field: &str, path: &str) {
         self.text(field, path, PATH_MAX);
         let plain = |part: &str| !matches!(part, "" | "." | "..");
-        let well_formed = path.strip_prefix('/').is_some_and(|it| it.split('/').all(plain));
+        let well_formed = path
+            .strip_prefix('/')
+            .is_some_and(|it| it.split('/').all(plain));
         if !well_formed && !path.contains('\0') {
-            self.wrong(field, "must be an absolute path without `.`, `..` and empty parts");
+            self.wrong(
+                field,
+                "must be an absolute path without `.`, `..` and empty parts",
+            );
         }
     }
 
@@ -191,7 +215,9 @@ impl Check {
         self.text("spec.log_entity", &it.log_entity, TEXT_MAX);
         self.unsupported("spec.host_network".into(), it.host_network);
         self.unsupported("spec.volumes".into(), !it.volumes.is_empty());
-        let given = it.port_wait_timeout.filter(|it| (it.seconds, it.nanos) != (0, 0));
+        let given = it
+            .port_wait_timeout
+            .filter(|it| (it.seconds, it.nanos) != (0, 0));
         let port_wait_timeout = self.duration(
             "spec.port_wait_timeout",
             given,
@@ -207,11 +233,17 @@ impl Check {
             }
         };
         self.count("spec.routes", it.routes.len(), ROUTES_MAX);
-        let routes = it.routes.iter().enumerate().filter_map(|(at, it)| self.route(at, it));
+        let routes = it
+            .routes
+            .iter()
+            .enumerate()
+            .filter_map(|(at, it)| self.route(at, it));
         let routes = routes.collect();
         self.count("spec.static_hosts", it.static_hosts.len(), HOSTS_MAX);
         let hosts = it.static_hosts.into_iter().enumerate();
-        let static_hosts = hosts.filter_map(|(at, it)| self.static_host(at, it)).collect();
+        let static_hosts = hosts
+            .filter_map(|(at, it)| self.static_host(at, it))
+            .collect();
         if it.containers.is_empty() {
             self.wrong("spec.containers", "must have at least one container");
         }
@@ -224,7 +256,9 @@ impl Check {
             }
         }
         let containers = it.containers.into_iter().enumerate();
-        let containers = containers.filter_map(|(at, it)| self.container(at, it)).collect();
+        let containers = containers
+            .filter_map(|(at, it)| self.container(at, it))
+            .collect();
         let resources = self.resources("spec.resources", it.resources);
         SandboxSpec {
             labels,
@@ -275,7 +309,10 @@ impl Check {
                 self.take(field, text.parse::<Ipv4Addr>().map_err(|_| problem))
             }
         };
-        Some(Route { destination: destination?, gateway })
+        Some(Route {
+            destination: destination?,
+            gateway,
+        })
     }
 
     fn static_host(&mut self, at: usize, it: v1::StaticHost) -> Option<StaticHost> {
@@ -283,7 +320,10 @@ impl Check {
             let problem = "must be a host name: labels of letters, digits and `-`, joined by `.`";
             self.wrong(format!("spec.static_hosts[{at}].host"), problem);
         }
-        let ip = it.ip.parse::<IpAddr>().map_err(|_| "must be an IPv4 or IPv6 address");
+        let ip = it
+            .ip
+            .parse::<IpAddr>()
+            .map_err(|_| "must be an IPv4 or IPv6 address");
         let ip = self.take(format!("spec.static_hosts[{at}].ip"), ip)?;
         Some(StaticHost { host: it.host, ip })
     }
@@ -316,7 +356,9 @@ impl Check {
         }
         self.count(&of("ports"), it.ports.len(), PORTS_MAX);
         let ports = it.ports.into_iter().enumerate();
-        let ports = ports.filter_map(|(i, it)| self.port(&of(&format!("ports[{i}]")), it)).collect();
+        let ports = ports
+            .filter_map(|(i, it)| self.port(&of(&format!("ports[{i}]")), it))
+            .collect();
         if !(-1000..=1000).contains(&it.oom_score) {
             self.wrong(of("oom_score"), "must be -1000 to 1000");
         }
@@ -369,9 +411,17 @@ impl Check {
         };
         let number = number?;
         if !self.ports.insert((number, protocol)) {
-            self.wrong(format!("{field}.port"), format!("{number} is declared twice"));
+            self.wrong(
+                format!("{field}.port"),
+                format!("{number} is declared twice"),
+            );
         }
-        Some(Port { number, name: it.name, protocol, kind: it.r#type })
+        Some(Port {
+            number,
+            name: it.name,
+            protocol,
+            kind: it.r#type,
+        })
     }
 
     fn config_file(&mut self, field: &str, it: v1::ConfigFile) -> ConfigFile {
@@ -384,32 +434,46 @@ impl Check {
             "" => Some(MODE_DEFAULT),
             text => {
                 let digits = text.bytes().all(|it| matches!(it, b'0'..=b'7'));
-                let mode = u32::from_str_radix(text, 8).ok().filter(|it| digits && *it <= 0o7777);
+                let mode = u32::from_str_radix(text, 8)
+                    .ok()
+                    .filter(|it| digits && *it <= 0o7777);
                 self.take(
                     format!("{field}.mode"),
                     mode.ok_or("must be octal permissions like `0640`"),
                 )
             }
         };
-        ConfigFile { path: it.path, data: it.data, mode: mode.unwrap_or(MODE_DEFAULT) }
+        ConfigFile {
+            path: it.path,
+            data: it.data,
+            mode: mode.unwrap_or(MODE_DEFAULT),
+        }
     }
 
     fn resources(&mut self, field: &str, it: Option<v1::Resources>) -> Resources {
         let it = it.unwrap_or_default();
         if it.cpu_millis != 0 && !CPU_MILLIS.contains(&it.cpu_millis) {
-            let problem = format!("must be 0 or {} to {}", CPU_MILLIS.start(), CPU_MILLIS.end());
+            let problem = format!(
+                "must be 0 or {} to {}",
+                CPU_MILLIS.start(),
+                CPU_MILLIS.end()
+            );
             self.wrong(format!("{field}.cpu_millis"), problem);
         }
-        for (name, bytes) in
-            [("memory_bytes", it.memory_bytes), ("memory_high_bytes", it.memory_high_bytes)]
-        {
+        for (name, bytes) in [
+            ("memory_bytes", it.memory_bytes),
+            ("memory_high_bytes", it.memory_high_bytes),
+        ] {
             if bytes != 0 && !(MEMORY_MIN..=i64::MAX as u64).contains(&bytes) {
                 let problem = format!("must be 0 or at least {MEMORY_MIN} (4 MiB)");
                 self.wrong(format!("{field}.{name}"), problem);
             }
         }
         if it.memory_bytes != 0 && it.memory_high_bytes > it.memory_bytes {
-            self.wrong(format!("{field}.memory_high_bytes"), "must not be above `memory_bytes`");
+            self.wrong(
+                format!("{field}.memory_high_bytes"),
+                "must not be above `memory_bytes`",
+            );
         }
         if it.pids > PIDS_MAX {
             self.wrong(format!("{field}.pids"), format!("must be 0 to {PIDS_MAX}"));
@@ -444,8 +508,15 @@ mod tests {
             image: "nginx".into(),
             ..v1::Container::default()
         };
-        let spec = v1::SandboxSpec { containers: vec![container], ..v1::SandboxSpec::default() };
-        v1::CreateRequest { id: "web".into(), spec: Some(spec), wait: 0 }
+        let spec = v1::SandboxSpec {
+            containers: vec![container],
+            ..v1::SandboxSpec::default()
+        };
+        v1::CreateRequest {
+            id: "web".into(),
+            spec: Some(spec),
+            wait: 0,
+        }
     }
 
     /// The fields that are reported when `spoil` has changed a good request.
@@ -453,7 +524,10 @@ mod tests {
         let mut request = request();
         spoil(&mut request);
         let failure = create_from_proto(request).unwrap_err();
-        (failure.reason, failure.violations.into_iter().map(|it| it.field).collect())
+        (
+            failure.reason,
+            failure.violations.into_iter().map(|it| it.field).collect(),
+        )
     }
 
     fn spec(request: &mut v1::CreateRequest) -> &mut v1::SandboxSpec {
@@ -465,11 +539,18 @@ mod tests {
     }
 
     fn port(number: u32) -> v1::Port {
-        v1::Port { port: number, ..v1::Port::default() }
+        v1::Port {
+            port: number,
+            ..v1::Port::default()
+        }
     }
 
     fn file(path: &str, mode: &str) -> v1::ConfigFile {
-        v1::ConfigFile { path: path.into(), data: vec![], mode: mode.into() }
+        v1::ConfigFile {
+            path: path.into(),
+            data: vec![],
+            mode: mode.into(),
+        }
     }
 
     #[test]
@@ -500,60 +581,115 @@ mod tests {
             ("wait", |it| it.wait = 9),
             ("spec", |it| it.spec = None),
             ("spec.labels[runtime.computer/x]", |it| {
-                drop(spec(it).labels.insert("runtime.computer/x".into(), "y".into()));
+                drop(
+                    spec(it)
+                        .labels
+                        .insert("runtime.computer/x".into(), "y".into()),
+                );
             }),
-            ("spec.labels[a]", |it| drop(spec(it).labels.insert("a".into(), "y".repeat(1025)))),
+            ("spec.labels[a]", |it| {
+                drop(spec(it).labels.insert("a".into(), "y".repeat(1025)))
+            }),
             ("spec.labels", |it| {
                 spec(it).labels = (0..65).map(|it| (it.to_string(), String::new())).collect();
             }),
             ("spec.port_wait_timeout", |it| {
-                spec(it).port_wait_timeout = Some(prost_types::Duration { seconds: -1, nanos: 0 });
+                spec(it).port_wait_timeout = Some(prost_types::Duration {
+                    seconds: -1,
+                    nanos: 0,
+                });
             }),
             ("spec.port_wait_timeout", |it| {
-                spec(it).port_wait_timeout = Some(prost_types::Duration { seconds: 3601, nanos: 0 });
+                spec(it).port_wait_timeout = Some(prost_types::Duration {
+                    seconds: 3601,
+                    nanos: 0,
+                });
             }),
             ("spec.restart_policy", |it| spec(it).restart_policy = 7),
             ("spec.routes[0].destination", |it| {
-                spec(it).routes = vec![v1::Route { destination: "10.0.0.0/33".into(), gateway: String::new() }];
+                spec(it).routes = vec![v1::Route {
+                    destination: "10.0.0.0/33".into(),
+                    gateway: String::new(),
+                }];
             }),
             ("spec.routes[0].destination", |it| {
-                spec(it).routes = vec![v1::Route { destination: "10.0.0.1/8".into(), gateway: String::new() }];
+                spec(it).routes = vec![v1::Route {
+                    destination: "10.0.0.1/8".into(),
+                    gateway: String::new(),
+                }];
             }),
             ("spec.routes[0].gateway", |it| {
-                spec(it).routes = vec![v1::Route { destination: "10.0.0.0/8".into(), gateway: "x".into() }];
+                spec(it).routes = vec![v1::Route {
+                    destination: "10.0.0.0/8".into(),
+                    gateway: "x".into(),
+                }];
             }),
             ("spec.static_hosts[0].host", |it| {
-                spec(it).static_hosts = vec![v1::StaticHost { host: "a b".into(), ip: "::1".into() }];
+                spec(it).static_hosts = vec![v1::StaticHost {
+                    host: "a b".into(),
+                    ip: "::1".into(),
+                }];
             }),
             ("spec.static_hosts[0].ip", |it| {
-                spec(it).static_hosts = vec![v1::StaticHost { host: "a".into(), ip: "1.2.3".into() }];
+                spec(it).static_hosts = vec![v1::StaticHost {
+                    host: "a".into(),
+                    ip: "1.2.3".into(),
+                }];
             }),
             ("spec.containers", |it| spec(it).containers.clear()),
             ("spec.containers[1].name", |it| {
                 let twin = web(it).clone();
                 spec(it).containers.push(twin);
             }),
-            ("spec.containers[0].name", |it| web(it).name = "pause".into()),
-            ("spec.containers[0].image", |it| web(it).image = "UPPER".into()),
+            ("spec.containers[0].name", |it| {
+                web(it).name = "pause".into()
+            }),
+            ("spec.containers[0].image", |it| {
+                web(it).image = "UPPER".into()
+            }),
             ("spec.containers[0].args", |it| {
                 web(it).command = "x".into();
                 web(it).args = vec!["y".into()];
             }),
-            ("spec.containers[0].args[0]", |it| web(it).args = vec!["\0".into()]),
-            ("spec.containers[0].directory", |it| web(it).directory = "etc".into()),
-            ("spec.containers[0].directory", |it| web(it).directory = "/a/../b".into()),
-            ("spec.containers[0].env[1]", |it| web(it).env = vec!["A=b".into(), "A".into()]),
-            ("spec.containers[0].env[0]", |it| web(it).env = vec!["=b".into()]),
-            ("spec.containers[0].ports[0].port", |it| web(it).ports = vec![port(0)]),
-            ("spec.containers[0].ports[0].port", |it| web(it).ports = vec![port(65536)]),
-            ("spec.containers[0].ports[1].port", |it| web(it).ports = vec![port(80), port(80)]),
+            ("spec.containers[0].args[0]", |it| {
+                web(it).args = vec!["\0".into()]
+            }),
+            ("spec.containers[0].directory", |it| {
+                web(it).directory = "etc".into()
+            }),
+            ("spec.containers[0].directory", |it| {
+                web(it).directory = "/a/../b".into()
+            }),
+            ("spec.containers[0].env[1]", |it| {
+                web(it).env = vec!["A=b".into(), "A".into()]
+            }),
+            ("spec.containers[0].env[0]", |it| {
+                web(it).env = vec!["=b".into()]
+            }),
+            ("spec.containers[0].ports[0].port", |it| {
+                web(it).ports = vec![port(0)]
+            }),
+            ("spec.containers[0].ports[0].port", |it| {
+                web(it).ports = vec![port(65536)]
+            }),
+            ("spec.containers[0].ports[1].port", |it| {
+                web(it).ports = vec![port(80), port(80)]
+            }),
             ("spec.containers[0].ports[0].protocol", |it| {
-                web(it).ports = vec![v1::Port { protocol: 9, ..port(80) }];
+                web(it).ports = vec![v1::Port {
+                    protocol: 9,
+                    ..port(80)
+                }];
             }),
             ("spec.containers[0].ports[0].name", |it| {
-                web(it).ports = vec![v1::Port { name: "A".into(), ..port(80) }];
+                web(it).ports = vec![v1::Port {
+                    name: "A".into(),
+                    ..port(80)
+                }];
             }),
-            ("spec.containers[0].oom_score", |it| web(it).oom_score = 1001),
+            ("spec.containers[0].oom_score", |it| {
+                web(it).oom_score = 1001
+            }),
             ("spec.containers[0].config_files[0].mode", |it| {
                 web(it).config_files = vec![file("/a", "0888")];
             }),
@@ -568,17 +704,29 @@ mod tests {
             }),
             ("spec.containers[0].config_files[0].data", |it| {
                 let data = vec![0; (64 << 10) + 1];
-                web(it).config_files = vec![v1::ConfigFile { data, ..file("/a", "") }];
+                web(it).config_files = vec![v1::ConfigFile {
+                    data,
+                    ..file("/a", "")
+                }];
             }),
             ("spec.containers[0].shutdown_timeout", |it| {
-                web(it).shutdown_timeout = Some(prost_types::Duration { seconds: 3601, nanos: 0 });
+                web(it).shutdown_timeout = Some(prost_types::Duration {
+                    seconds: 3601,
+                    nanos: 0,
+                });
             }),
             ("spec.resources.cpu_millis", |it| {
-                let resources = v1::Resources { cpu_millis: 9, ..v1::Resources::default() };
+                let resources = v1::Resources {
+                    cpu_millis: 9,
+                    ..v1::Resources::default()
+                };
                 spec(it).resources = Some(resources);
             }),
             ("spec.containers[0].resources.memory_bytes", |it| {
-                let resources = v1::Resources { memory_bytes: 1, ..v1::Resources::default() };
+                let resources = v1::Resources {
+                    memory_bytes: 1,
+                    ..v1::Resources::default()
+                };
                 web(it).resources = Some(resources);
             }),
             ("spec.resources.memory_high_bytes", |it| {
@@ -590,7 +738,10 @@ mod tests {
                 spec(it).resources = Some(resources);
             }),
             ("spec.resources.pids", |it| {
-                spec(it).resources = Some(v1::Resources { pids: u32::MAX, ..v1::Resources::default() });
+                spec(it).resources = Some(v1::Resources {
+                    pids: u32::MAX,
+                    ..v1::Resources::default()
+                });
             }),
         ];
         for (place, (field, spoil)) in cases.iter().enumerate() {
@@ -607,17 +758,29 @@ mod tests {
         type Spoil = fn(&mut v1::CreateRequest);
         let cases: &[(&str, Spoil)] = &[
             ("spec.host_network", |it| spec(it).host_network = true),
-            ("spec.volumes", |it| spec(it).volumes.push(v1::Volume::default())),
-            ("spec.containers[0].privileged", |it| web(it).privileged = true),
+            ("spec.volumes", |it| {
+                spec(it).volumes.push(v1::Volume::default())
+            }),
+            ("spec.containers[0].privileged", |it| {
+                web(it).privileged = true
+            }),
             ("spec.containers[0].tty", |it| web(it).tty = true),
             ("spec.containers[0].stdin", |it| web(it).stdin = true),
-            ("spec.containers[0].mounts", |it| web(it).mounts.push(v1::Mount::default())),
+            ("spec.containers[0].mounts", |it| {
+                web(it).mounts.push(v1::Mount::default())
+            }),
             ("spec.containers[0].ports[0].node_port", |it| {
-                web(it).ports = vec![v1::Port { node_port: 8080, ..port(80) }];
+                web(it).ports = vec![v1::Port {
+                    node_port: 8080,
+                    ..port(80)
+                }];
             }),
         ];
         for (field, spoil) in cases {
-            assert_eq!(refused(spoil), (Reason::UnsupportedField, vec![(*field).to_owned()]));
+            assert_eq!(
+                refused(spoil),
+                (Reason::UnsupportedField, vec![(*field).to_owned()])
+            );
         }
     }
 
@@ -633,8 +796,16 @@ mod tests {
     #[test]
     fn one_port_may_be_declared_for_both_transports() {
         let mut request = request();
-        let udp = v1::Port { protocol: v1::Protocol::Udp.into(), ..port(53) };
+        let udp = v1::Port {
+            protocol: v1::Protocol::Udp.into(),
+            ..port(53)
+        };
         web(&mut request).ports = vec![port(53), udp];
-        assert_eq!(create_from_proto(request).unwrap().spec.containers[0].ports.len(), 2);
+        assert_eq!(
+            create_from_proto(request).unwrap().spec.containers[0]
+                .ports
+                .len(),
+            2
+        );
     }
 }

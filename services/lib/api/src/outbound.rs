@@ -78,7 +78,11 @@ fn exit_to_proto(it: &ExitRecord) -> v1::ExitRecord {
 }
 
 fn port_to_proto(it: &PortSighting) -> v1::PortState {
-    let status = if it.bound { v1::PortStatus::Bound } else { v1::PortStatus::Unbound };
+    let status = if it.bound {
+        v1::PortStatus::Bound
+    } else {
+        v1::PortStatus::Unbound
+    };
     v1::PortState {
         container: it.container.to_string(),
         port: it.port.into(),

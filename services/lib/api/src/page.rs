@@ -27,11 +27,17 @@ impl PageFilter {
                 format!("{number} is not a status"),
             )),
         };
-        let mut statuses =
-            statuses.iter().enumerate().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let mut statuses = statuses
+            .iter()
+            .enumerate()
+            .map(parse)
+            .collect::<Result<Vec<_>, _>>()?;
         statuses.sort_unstable();
         statuses.dedup();
-        let labels = labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        let labels = labels
+            .iter()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
         Ok(Self { statuses, labels })
     }
 
@@ -41,17 +47,26 @@ impl PageFilter {
         } else {
             self.statuses.contains(&record.status)
         };
-        status && self.labels.iter().all(|(key, value)| record.spec.labels.get(key) == Some(value))
+        status
+            && self
+                .labels
+                .iter()
+                .all(|(key, value)| record.spec.labels.get(key) == Some(value))
     }
 
     /// Tells the lists of different filters apart. FNV-1a: no secret hangs on it.
     fn fingerprint(&self) -> u64 {
         let statuses = self.statuses.iter().map(|it| it.as_str());
-        let labels = self.labels.iter().flat_map(|(key, value)| [key.as_str(), value.as_str()]);
+        let labels = self
+            .labels
+            .iter()
+            .flat_map(|(key, value)| [key.as_str(), value.as_str()]);
         let texts = statuses.chain(["labels"]).chain(labels);
-        texts.flat_map(|it| it.bytes().chain([0])).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
-        })
+        texts
+            .flat_map(|it| it.bytes().chain([0]))
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            })
     }
 }
 
@@ -69,7 +84,10 @@ impl PageToken {
         }
         let invalid = |problem| Failure::invalid("page_token", problem);
         let parts = text.split_once('.').and_then(|(hash, id)| {
-            Some((u64::from_str_radix(hash, 16).ok()?, SandboxId::parse(id).ok()?))
+            Some((
+                u64::from_str_radix(hash, 16).ok()?,
+                SandboxId::parse(id).ok()?,
+            ))
         });
         match parts {
             Some((hash, after)) if hash == filter.fingerprint() => Ok(Some(Self { after })),
@@ -89,20 +107,28 @@ mod tests {
 
     fn filter(statuses: &[v1::SandboxStatus], labels: &[(&str, &str)]) -> PageFilter {
         let statuses: Vec<i32> = statuses.iter().map(|&it| it.into()).collect();
-        let labels = labels.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect();
+        let labels = labels
+            .iter()
+            .map(|(a, b)| ((*a).to_owned(), (*b).to_owned()))
+            .collect();
         PageFilter::parse(&statuses, &labels).unwrap()
     }
 
     #[test]
     fn a_token_leads_only_into_the_list_that_it_comes_from() {
         use v1::SandboxStatus::{Dead, Running};
-        let token = PageToken { after: SandboxId::parse("web").unwrap() };
+        let token = PageToken {
+            after: SandboxId::parse("web").unwrap(),
+        };
         let own = filter(&[Running, Dead], &[("a", "b")]);
         let text = token.to_text(&own);
         let same = filter(&[Dead, Running, Dead], &[("a", "b")]);
         assert_eq!(PageToken::parse(&text, &same), Ok(Some(token)));
         assert_eq!(PageToken::parse("", &own), Ok(None));
-        for other in [filter(&[Running], &[("a", "b")]), filter(&[Running, Dead], &[("a", "c")])] {
+        for other in [
+            filter(&[Running], &[("a", "b")]),
+            filter(&[Running, Dead], &[("a", "c")]),
+        ] {
             assert!(PageToken::parse(&text, &other).is_err());
         }
         for text in ["x", "0.web", "zz.web", &format!("{text}.."), "."] {

@@ -32,7 +32,11 @@ pub enum CgroupError {
 
 impl CgroupError {
     pub(crate) fn failed(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Failed { operation, path: path.to_owned(), source }
+        Self::Failed {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -68,8 +72,12 @@ impl Hierarchy {
     fn parse(mounts: &str) -> Option<Self> {
         let (mut controllers, mut roots, mut unified) = (vec![], BTreeSet::new(), None);
         for line in mounts.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+            let Some((left, right)) = line.split_once(" - ") else {
+                continue;
+            };
+            let Some(point) = left.split(' ').nth(4).map(PathBuf::from) else {
+                continue;
+            };
             let mut right = right.split(' ');
             match right.next() {
                 Some("cgroup2") => {
@@ -78,9 +86,9 @@ impl Hierarchy {
                 }
                 Some("cgroup") => {
                     let options = right.nth(1).unwrap_or_default();
-                    let ours = options.split(',').filter(|it| {
-                        CONTROLLERS.contains(it) || *it == "cpuacct"
-                    });
+                    let ours = options
+                        .split(',')
+                        .filter(|it| CONTROLLERS.contains(it) || *it == "cpuacct");
                     controllers.extend(ours.map(|it| (it.to_owned(), point.clone())));
                     roots.insert(point);
                 }
@@ -183,16 +191,28 @@ fn v1_limits(controller: &str, limits: &Resources) -> Vec<(&'static str, String)
         .into_iter()
         .filter_map(|(file, value)| Some((file, value?.to_string())))
         .collect(),
-        "pids" => limits.pids.map(|it| ("pids.max", it.to_string())).into_iter().collect(),
+        "pids" => limits
+            .pids
+            .map(|it| ("pids.max", it.to_string()))
+            .into_iter()
+            .collect(),
         _ => vec![],
     }
 }
 
 fn v2_limits(limits: &Resources) -> Vec<(&'static str, String)> {
     [
-        ("cpu.max", limits.cpu_millis.map(|it| format!("{} {CPU_PERIOD}", quota(it)))),
+        (
+            "cpu.max",
+            limits
+                .cpu_millis
+                .map(|it| format!("{} {CPU_PERIOD}", quota(it))),
+        ),
         ("memory.max", limits.memory_bytes.map(|it| it.to_string())),
-        ("memory.high", limits.memory_high_bytes.map(|it| it.to_string())),
+        (
+            "memory.high",
+            limits.memory_high_bytes.map(|it| it.to_string()),
+        ),
         ("pids.max", limits.pids.map(|it| it.to_string())),
     ]
     .into_iter()
@@ -257,11 +277,17 @@ fn remove_tree(dir: &Path) -> Result<Result<(), CgroupError>, CgroupError> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Ok(())),
         Err(error) if error.kind() == ErrorKind::ResourceBusy => {
             let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            for pid in procs.lines().filter_map(|it| it.parse().ok()).filter_map(Pid::from_raw) {
+            for pid in procs
+                .lines()
+                .filter_map(|it| it.parse().ok())
+                .filter_map(Pid::from_raw)
+            {
                 // One that has ended meanwhile is what was wanted.
                 let _ = kill_process(pid, Signal::KILL);
             }
-            Ok(Err(CgroupError::Busy { path: dir.to_owned() }))
+            Ok(Err(CgroupError::Busy {
+                path: dir.to_owned(),
+            }))
         }
         Err(error) => Err(CgroupError::failed("removing", dir, error)),
     }
@@ -304,7 +330,11 @@ pub(crate) mod tests {
             fs::write(dir.join("cgroup.controllers"), "cpuset cpu memory pids\n").unwrap();
             fs::write(dir.join("cgroup.subtree_control"), "memory\n").unwrap();
         }
-        Hierarchy { kind: Kind::V2 { root: root.to_owned() } }
+        Hierarchy {
+            kind: Kind::V2 {
+                root: root.to_owned(),
+            },
+        }
     }
 
     #[test]
@@ -318,7 +348,8 @@ pub(crate) mod tests {
             pids: Some(10),
         };
         hierarchy.create("berth/web", &limits).unwrap();
-        let read = |file: &str| fs::read_to_string(dir.path().join("berth/web").join(file)).unwrap();
+        let read =
+            |file: &str| fs::read_to_string(dir.path().join("berth/web").join(file)).unwrap();
         assert_eq!(read("cpu.max"), "25000 100000");
         assert_eq!(read("memory.max"), "67108864");
         assert_eq!(read("memory.high"), "33554432");
@@ -329,7 +360,11 @@ pub(crate) mod tests {
     #[test]
     fn no_limit_writes_nothing() {
         assert!(v2_limits(&Resources::default()).is_empty());
-        assert!(CONTROLLERS.iter().all(|it| v1_limits(it, &Resources::default()).is_empty()));
+        assert!(
+            CONTROLLERS
+                .iter()
+                .all(|it| v1_limits(it, &Resources::default()).is_empty())
+        );
     }
 
     /// Needs the right to make cgroups.
@@ -338,14 +373,26 @@ pub(crate) mod tests {
         let hierarchy = Hierarchy::detect().unwrap();
         let parent = format!("berth-test-{}", std::process::id());
         let path = format!("{parent}/web");
-        let limits = Resources { pids: Some(7), memory_bytes: Some(64 << 20), ..Resources::default() };
+        let limits = Resources {
+            pids: Some(7),
+            memory_bytes: Some(64 << 20),
+            ..Resources::default()
+        };
         hierarchy.create(&path, &limits).unwrap();
-        hierarchy.create(&format!("{path}/pause"), &Resources::default()).unwrap();
+        hierarchy
+            .create(&format!("{path}/pause"), &Resources::default())
+            .unwrap();
         assert!(hierarchy.exists(&path));
-        assert_eq!(hierarchy.children(&parent).unwrap(), BTreeSet::from(["web".to_owned()]));
+        assert_eq!(
+            hierarchy.children(&parent).unwrap(),
+            BTreeSet::from(["web".to_owned()])
+        );
         let usage = hierarchy.usage(&path).unwrap().unwrap();
         assert_eq!((usage.pids, usage.oom_kills), (0, 0));
-        let mut sleeper = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("100")
+            .spawn()
+            .unwrap();
         for root in hierarchy.roots() {
             let procs = root.join(&path).join("pause/cgroup.procs");
             if procs.exists() {

@@ -28,7 +28,9 @@ impl Hierarchy {
             Kind::V1 { controllers, .. } => {
                 let file = |controller: &str, name: &str| {
                     let root = controllers.iter().find(|(it, _)| it == controller);
-                    root.map_or(Ok(String::new()), |(_, root)| read(&root.join(path).join(name)))
+                    root.map_or(Ok(String::new()), |(_, root)| {
+                        read(&root.join(path).join(name))
+                    })
                 };
                 let number = |controller: &str, name: &str| Ok(number(&file(controller, name)?));
                 // Memory with swap cannot be below memory, but both are read at different times.
@@ -88,7 +90,9 @@ fn number(text: &str) -> u64 {
 
 /// The figure of `key` in lines of `key figure`.
 fn entry(text: &str, key: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
     line.map(number).unwrap_or_default()
 }
 
@@ -106,7 +110,10 @@ mod tests {
             ("memory.current", "4096\n"),
             ("memory.swap.current", "1\n"),
             ("pids.current", "3\n"),
-            ("memory.events", "low 0\noom 4\noom_kill 2\noom_group_kill 9\n"),
+            (
+                "memory.events",
+                "low 0\noom 4\noom_kill 2\noom_group_kill 9\n",
+            ),
         ];
         for (name, text) in files {
             fs::write(dir.path().join("berth/web").join(name), text).unwrap();

@@ -70,7 +70,10 @@ fn invalid(what: impl Into<String>) -> ImageError {
 }
 
 fn node(operation: &'static str) -> impl FnOnce(io::Error) -> ImageError {
-    move |source| ImageError::Node { operation, source: source.into() }
+    move |source| ImageError::Node {
+        operation,
+        source: source.into(),
+    }
 }
 
 impl Archive {
@@ -119,22 +122,35 @@ impl Archive {
 
     fn layout_images(&mut self) -> Result<Vec<ArchiveImage>, ImageError> {
         let index: Index = self.json("index.json")?;
-        let named = index.manifests.into_iter().filter(|it| it.is_index() || it.is_manifest());
+        let named = index
+            .manifests
+            .into_iter()
+            .filter(|it| it.is_index() || it.is_manifest());
         let mut images: Vec<ArchiveImage> = vec![];
         for mut target in named {
-            let name = ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-                .iter()
-                .find_map(|key| target.annotations.get(*key))
-                .cloned();
+            let name = [
+                "io.containerd.image.name",
+                "org.opencontainers.image.ref.name",
+            ]
+            .iter()
+            .find_map(|key| target.annotations.get(*key))
+            .cloned();
             target.annotations.clear();
             target.platform = None;
-            match images.iter_mut().find(|it| it.target.digest == target.digest) {
+            match images
+                .iter_mut()
+                .find(|it| it.target.digest == target.digest)
+            {
                 Some(image) => image.names.extend(name),
-                None => images.push(ArchiveImage { names: name.into_iter().collect(), target }),
+                None => images.push(ArchiveImage {
+                    names: name.into_iter().collect(),
+                    target,
+                }),
             }
         }
         // A `docker save` of today is both, and only the older part has the tags.
-        if images.iter().all(|it| it.names.is_empty()) && self.entries.contains_key("manifest.json") {
+        if images.iter().all(|it| it.names.is_empty()) && self.entries.contains_key("manifest.json")
+        {
             return self.saved_images();
         }
         Ok(images)
@@ -163,7 +179,10 @@ impl Archive {
                 ..Descriptor::default()
             };
             self.made.insert(target.digest.clone(), bytes);
-            images.push(ArchiveImage { names: it.repo_tags.unwrap_or_default(), target });
+            images.push(ArchiveImage {
+                names: it.repo_tags.unwrap_or_default(),
+                target,
+            });
         }
         Ok(images)
     }
@@ -176,7 +195,9 @@ impl Archive {
         let mut buffer = vec![0; 1 << 20];
         let mut magic = None;
         loop {
-            let length = reader.read(&mut buffer).map_err(node("reading the archive"))?;
+            let length = reader
+                .read(&mut buffer)
+                .map_err(node("reading the archive"))?;
             if length == 0 {
                 break;
             }
@@ -191,7 +212,12 @@ impl Archive {
         };
         let digest = oci::digest_text(hash);
         self.places.insert(digest.clone(), path.to_owned());
-        Ok(Descriptor { media_type: format!("{media_type}{suffix}"), digest, size, ..Descriptor::default() })
+        Ok(Descriptor {
+            media_type: format!("{media_type}{suffix}"),
+            digest,
+            size,
+            ..Descriptor::default()
+        })
     }
 
     /// Whether the archive has this blob.
@@ -206,10 +232,15 @@ impl Archive {
         }
         let (start, size) = self.blob_place(&blob.digest)?;
         if size > oci::DOCUMENT_MAX {
-            return Err(invalid(format!("{} is too large for a document", blob.digest)));
+            return Err(invalid(format!(
+                "{} is too large for a document",
+                blob.digest
+            )));
         }
         let mut bytes = Vec::new();
-        self.reader(start, size)?.read_to_end(&mut bytes).map_err(node("reading the archive"))?;
+        self.reader(start, size)?
+            .read_to_end(&mut bytes)
+            .map_err(node("reading the archive"))?;
         Ok(bytes)
     }
 
@@ -223,7 +254,9 @@ impl Archive {
         let mut reader = self.reader(start, size)?;
         loop {
             let mut part = vec![0; 512 << 10];
-            let length = reader.read(&mut part).map_err(node("reading the archive"))?;
+            let length = reader
+                .read(&mut part)
+                .map_err(node("reading the archive"))?;
             part.truncate(length);
             if length == 0 || !take(part) {
                 return Ok(());
@@ -241,7 +274,9 @@ impl Archive {
     }
 
     fn reader(&mut self, start: u64, size: u64) -> Result<io::Take<&mut File>, ImageError> {
-        self.file.seek(SeekFrom::Start(start)).map_err(node("reading the archive"))?;
+        self.file
+            .seek(SeekFrom::Start(start))
+            .map_err(node("reading the archive"))?;
         Ok((&mut self.file).take(size))
     }
 
@@ -274,7 +309,9 @@ impl Archive {
 
 /// Where each file lies. Reads to the end, so that an archive that was cut is found out before anything is kept of it.
 fn index(file: &mut File) -> Result<BTreeMap<String, Entry>, ImageError> {
-    let length = file.seek(SeekFrom::End(0)).map_err(node("reading the archive"))?;
+    let length = file
+        .seek(SeekFrom::End(0))
+        .map_err(node("reading the archive"))?;
     file.rewind().map_err(node("reading the archive"))?;
     let torn = |error: io::Error| invalid(format!("it is not a whole tar: {error}"));
     let mut entries = BTreeMap::new();
@@ -286,7 +323,10 @@ fn index(file: &mut File) -> Result<BTreeMap<String, Entry>, ImageError> {
         let kind = entry.header().entry_type();
         if kind.is_symlink() {
             let target = entry.link_name_bytes().unwrap_or_default();
-            entries.insert(path, Entry::Link(String::from_utf8_lossy(&target).into_owned()));
+            entries.insert(
+                path,
+                Entry::Link(String::from_utf8_lossy(&target).into_owned()),
+            );
         } else if kind.is_hard_link() {
             let target = entry.link_name_bytes().unwrap_or_default();
             let target = format!("/{}", String::from_utf8_lossy(&target));
@@ -359,9 +399,14 @@ mod tests {
     }
 
     fn saved() -> Vec<u8> {
-        let manifest = br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l1/layer.tar","l2/layer.tar"]}]"#;
+        let manifest =
+            br#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["l1/layer.tar","l2/layer.tar"]}]"#;
         tar(
-            &[("manifest.json", manifest), ("c.json", b"{}"), ("l1/layer.tar", b"layer")],
+            &[
+                ("manifest.json", manifest),
+                ("c.json", b"{}"),
+                ("l1/layer.tar", b"layer"),
+            ],
             &[("l2/layer.tar", "../l1/layer.tar")],
         )
     }
@@ -375,8 +420,16 @@ mod tests {
         let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
         let layer = oci::digest(b"layer");
         assert_eq!(manifest.config.digest, oci::digest(b"{}"));
-        let digests: Vec<_> = manifest.layers.iter().map(|it| it.digest.as_str()).collect();
-        assert_eq!(digests, [&layer, &layer], "the second layer is a link to the first");
+        let digests: Vec<_> = manifest
+            .layers
+            .iter()
+            .map(|it| it.digest.as_str())
+            .collect();
+        assert_eq!(
+            digests,
+            [&layer, &layer],
+            "the second layer is a link to the first"
+        );
         let mut read = vec![];
         archive
             .stream(&layer, |part| {
@@ -397,7 +450,10 @@ mod tests {
         let archive = Archive::open(&path).unwrap();
         assert_eq!(archive.images.len(), 1);
         drop(archive);
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().path()).collect();
+        let left: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|it| it.unwrap().path())
+            .collect();
         assert_eq!(left, [path]);
     }
 
@@ -407,7 +463,10 @@ mod tests {
         let content_end = whole.len() - 1024;
         for length in (0..content_end).step_by(97) {
             let error = open(&whole[..length]).unwrap_err();
-            assert!(matches!(error, ImageError::ArchiveInvalid { .. }), "{length}: {error}");
+            assert!(
+                matches!(error, ImageError::ArchiveInvalid { .. }),
+                "{length}: {error}"
+            );
         }
     }
 
@@ -421,8 +480,16 @@ mod tests {
             &[("manifest.json", br#"[{"Config":"a","Layers":[]}]"#)],
             &[("a", "b"), ("b", "a")],
         );
-        for bytes in [&b"hello"[..], &tar(&[("x", b"")], &[]), &tar(&[("index.json", b"[")], &[]), &circle] {
-            assert!(matches!(open(bytes), Err(ImageError::ArchiveInvalid { .. })));
+        for bytes in [
+            &b"hello"[..],
+            &tar(&[("x", b"")], &[]),
+            &tar(&[("index.json", b"[")], &[]),
+            &circle,
+        ] {
+            assert!(matches!(
+                open(bytes),
+                Err(ImageError::ArchiveInvalid { .. })
+            ));
         }
     }
 }

@@ -33,9 +33,13 @@ pub(crate) struct Headers {
 
 impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("containerd-namespace", self.namespace.clone());
+        request
+            .metadata_mut()
+            .insert("containerd-namespace", self.namespace.clone());
         if let Some(lease) = &self.lease {
-            request.metadata_mut().insert("containerd-lease", lease.clone());
+            request
+                .metadata_mut()
+                .insert("containerd-lease", lease.clone());
         }
         Ok(request)
     }
@@ -76,11 +80,16 @@ impl Client {
         let address = format!("unix:{}", address.display());
         let endpoint = Endpoint::try_from(address.clone());
         let endpoint = endpoint.map_err(|_| SetUpError::Address { address })?;
-        let invalid = |_| SetUpError::Namespace { namespace: namespace.to_owned() };
+        let invalid = |_| SetUpError::Namespace {
+            namespace: namespace.to_owned(),
+        };
         let namespace = namespace.parse().map_err(invalid)?;
         Ok(Self {
             channel: endpoint.connect_lazy(),
-            headers: Headers { namespace, lease: None },
+            headers: Headers {
+                namespace,
+                lease: None,
+            },
             timeout,
         })
     }
@@ -89,7 +98,13 @@ impl Client {
     pub(crate) fn with_lease(&self, lease: &str) -> Self {
         // Names of leases are of our own making.
         let lease = lease.parse().ok();
-        Self { headers: Headers { lease, ..self.headers.clone() }, ..self.clone() }
+        Self {
+            headers: Headers {
+                lease,
+                ..self.headers.clone()
+            },
+            ..self.clone()
+        }
     }
 
     services! {
@@ -134,7 +149,10 @@ pub(crate) async fn within<T>(
         Ok(Err(status)) => Err(CallError { operation, status }),
         Err(_) => {
             let text = format!("no answer within {limit:?}");
-            Err(CallError { operation, status: Status::unavailable(text) })
+            Err(CallError {
+                operation,
+                status: Status::unavailable(text),
+            })
         }
     }
 }
@@ -175,9 +193,15 @@ impl From<CallError> for RuntimeError {
     fn from(error: CallError) -> Self {
         let operation = error.operation;
         if error.is_unreachable() {
-            Self::Unreachable { operation, source: error.status.into() }
+            Self::Unreachable {
+                operation,
+                source: error.status.into(),
+            }
         } else {
-            Self::Refused { operation, message: error.status.message().to_owned() }
+            Self::Refused {
+                operation,
+                message: error.status.message().to_owned(),
+            }
         }
     }
 }
@@ -186,9 +210,15 @@ impl From<CallError> for ImageError {
     fn from(error: CallError) -> Self {
         let operation = error.operation;
         if error.is_unreachable() {
-            Self::Unreachable { operation, source: error.status.into() }
+            Self::Unreachable {
+                operation,
+                source: error.status.into(),
+            }
         } else {
-            Self::Refused { operation, message: error.status.message().to_owned() }
+            Self::Refused {
+                operation,
+                message: error.status.message().to_owned(),
+            }
         }
     }
 }

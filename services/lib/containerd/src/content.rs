@@ -47,9 +47,18 @@ impl TemporaryLease {
         let id = unique("berth-import");
         let expire = (jiff::Timestamp::now() + LEASE_LIFE).to_string();
         let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]);
-        let request = CreateRequest { id: id.clone(), labels };
-        client.call("making a lease", client.leases().create(request)).await?;
-        Ok(Self { client: client.with_lease(&id), id, over: false })
+        let request = CreateRequest {
+            id: id.clone(),
+            labels,
+        };
+        client
+            .call("making a lease", client.leases().create(request))
+            .await?;
+        Ok(Self {
+            client: client.with_lease(&id),
+            id,
+            over: false,
+        })
     }
 
     /// Calls under this lease.
@@ -80,8 +89,13 @@ impl Drop for TemporaryLease {
 }
 
 pub(crate) async fn delete_lease(client: &Client, id: &str, sync: bool) -> Result<(), CallError> {
-    let request = DeleteRequest { id: id.to_owned(), sync };
-    let deleted = client.call("removing a lease", client.leases().delete(request)).await;
+    let request = DeleteRequest {
+        id: id.to_owned(),
+        sync,
+    };
+    let deleted = client
+        .call("removing a lease", client.leases().delete(request))
+        .await;
     found(deleted).map(drop)
 }
 
@@ -97,7 +111,10 @@ pub(crate) async fn write(
     mut chunks: Chunks,
     advance: impl Fn(u64),
 ) -> Result<(), ImageError> {
-    let ingest = Ingest { name: unique("berth"), client: client.clone() };
+    let ingest = Ingest {
+        name: unique("berth"),
+        client: client.clone(),
+    };
     let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
     let message = |action: WriteAction, offset: u64, data: Vec<u8>| WriteContentRequest {
         action: action.into(),
@@ -113,7 +130,10 @@ pub(crate) async fn write(
         "writing content",
         client_write(client, ReceiverStream::new(receiver)),
     );
-    let corrupt = |what: String| ImageError::Corrupt { image: image.to_owned(), what };
+    let corrupt = |what: String| ImageError::Corrupt {
+        image: image.to_owned(),
+        what,
+    };
     let advance = &advance;
     // It owns the sender: however it ends, the write ends with it.
     let feeding = async move {
@@ -149,7 +169,11 @@ pub(crate) async fn write(
         Ok(()) => {}
         Err(error) if error.is(Code::AlreadyExists) => {}
         Err(error) if error.is(Code::FailedPrecondition) => {
-            return Err(corrupt(format!("{}: {}", blob.digest, error.status.message())));
+            return Err(corrupt(format!(
+                "{}: {}",
+                blob.digest,
+                error.status.message()
+            )));
         }
         Err(error) => return Err(error.into()),
     }
@@ -179,7 +203,9 @@ impl Drop for Ingest {
             let (client, name) = (self.client.clone(), std::mem::take(&mut self.name));
             runtime.spawn(async move {
                 let request = AbortRequest { r#ref: name };
-                let _ = client.call("taking a write back", client.content().abort(request)).await;
+                let _ = client
+                    .call("taking a write back", client.content().abort(request))
+                    .await;
             });
         }
     }
@@ -201,14 +227,22 @@ pub(crate) async fn write_bytes(
 }
 
 pub(crate) async fn exists(client: &Client, digest: &str) -> Result<bool, CallError> {
-    let request = InfoRequest { digest: digest.to_owned() };
-    let info = client.call("looking for content", client.content().info(request)).await;
+    let request = InfoRequest {
+        digest: digest.to_owned(),
+    };
+    let info = client
+        .call("looking for content", client.content().info(request))
+        .await;
     Ok(found(info)?.is_some())
 }
 
 /// Reads a document; `None` where it is not there.
 pub(crate) async fn read(client: &Client, digest: &str) -> Result<Option<Vec<u8>>, CallError> {
-    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let request = ReadContentRequest {
+        digest: digest.to_owned(),
+        offset: 0,
+        size: 0,
+    };
     let reading = async {
         let mut parts = client.content().read(request).await?.into_inner();
         let mut bytes = Vec::new();
@@ -227,8 +261,17 @@ pub(crate) async fn label(
     labels: HashMap<String, String>,
 ) -> Result<(), CallError> {
     let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
-    let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
-    let request = UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) };
-    let updated = client.call("labelling content", client.content().update(request)).await;
+    let info = Info {
+        digest: digest.to_owned(),
+        labels,
+        ..Info::default()
+    };
+    let request = UpdateRequest {
+        info: Some(info),
+        update_mask: Some(FieldMask { paths }),
+    };
+    let updated = client
+        .call("labelling content", client.content().update(request))
+        .await;
     made(updated).map(drop)
 }

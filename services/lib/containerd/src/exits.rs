@@ -21,7 +21,11 @@ const RETRY: Duration = Duration::from_millis(500);
 const HELLO_EVERY: Duration = Duration::from_millis(100);
 
 /// Sends hints until nobody takes them any more.
-pub(crate) async fn follow(client: Client, namespace: String, hints: mpsc::Sender<Option<SandboxId>>) {
+pub(crate) async fn follow(
+    client: Client,
+    namespace: String,
+    hints: mpsc::Sender<Option<SandboxId>>,
+) {
     while !hints.is_closed() {
         tokio::select! {
             () = subscription(&client, &namespace, &hints) => {}
@@ -56,7 +60,10 @@ async fn subscription(client: &Client, namespace: &str, hints: &mpsc::Sender<Opt
     loop {
         match events.message().await {
             Ok(Some(event)) => {
-                let hint = event.event.as_ref().and_then(|it| sandbox_of(&event.topic, it));
+                let hint = event
+                    .event
+                    .as_ref()
+                    .and_then(|it| sandbox_of(&event.topic, it));
                 if let Some(id) = hint
                     && hints.send(Some(id)).await.is_err()
                 {
@@ -75,9 +82,18 @@ async fn subscription(client: &Client, namespace: &str, hints: &mpsc::Sender<Opt
 /// Never returns but when containerd refuses.
 async fn say_hello(client: &Client) {
     loop {
-        let event = Any { type_url: "berth.Hello".to_owned(), value: vec![] };
-        let request = PublishRequest { topic: HELLO.to_owned(), event: Some(event) };
-        if let Err(error) = client.call("saying hello", client.events().publish(request)).await {
+        let event = Any {
+            type_url: "berth.Hello".to_owned(),
+            value: vec![],
+        };
+        let request = PublishRequest {
+            topic: HELLO.to_owned(),
+            event: Some(event),
+        };
+        if let Err(error) = client
+            .call("saying hello", client.events().publish(request))
+            .await
+        {
             tracing::debug!(error = %error.status, "containerd does not take events");
             return;
         }

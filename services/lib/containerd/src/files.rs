@@ -20,10 +20,23 @@ pub(crate) fn write(settings: &Settings, sandbox: &Sandbox) -> io::Result<()> {
     let dir = settings.names.files(&sandbox.id);
     fs::create_dir_all(&dir)?;
     let resolv_conf = files::resolv_conf(&settings.search_domain, &settings.name_servers);
-    put(&dir.join(HOSTS), files::hosts(sandbox).as_bytes(), TEXT_MODE)?;
+    put(
+        &dir.join(HOSTS),
+        files::hosts(sandbox).as_bytes(),
+        TEXT_MODE,
+    )?;
     put(&dir.join(RESOLV_CONF), resolv_conf.as_bytes(), TEXT_MODE)?;
-    for file in sandbox.spec.containers.iter().flat_map(|it| &it.config_files) {
-        put(&dir.join(files::config_file_name(file)), &file.data, file.mode)?;
+    for file in sandbox
+        .spec
+        .containers
+        .iter()
+        .flat_map(|it| &it.config_files)
+    {
+        put(
+            &dir.join(files::config_file_name(file)),
+            &file.data,
+            file.mode,
+        )?;
     }
     Ok(())
 }
@@ -49,7 +62,9 @@ pub(crate) fn folders(dir: &Path) -> io::Result<Vec<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(error),
     };
-    entries.map(|it| Ok(it?.file_name().to_string_lossy().into_owned())).collect()
+    entries
+        .map(|it| Ok(it?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
 /// Makes the read-only root of all pause containers, with the places that the runtime mounts to.

@@ -6,9 +6,7 @@
 use std::{
     fs,
     path::PathBuf,
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-    },
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -41,10 +39,14 @@ impl Heat {
 
     /// Starts the thread that rewrites this process's own membership; stays off where that is not possible.
     pub(crate) fn start() -> Self {
-        let Some(procs) = own_procs_file() else { return Self::off() };
+        let Some(procs) = own_procs_file() else {
+            return Self::off();
+        };
         let state = Arc::new((Mutex::new(State::default()), Condvar::new()));
         let seen = state.clone();
-        let begun = thread::Builder::new().name("heat".into()).spawn(move || warm(&seen, &procs));
+        let begun = thread::Builder::new()
+            .name("heat".into())
+            .spawn(move || warm(&seen, &procs));
         match begun {
             Ok(_) => Self(Some(Arc::new(Shared { state }))),
             Err(_) => Self::off(),
@@ -109,5 +111,7 @@ fn own_procs_file() -> Option<PathBuf> {
         Some(root.join(path.trim_start_matches('/')).join("cgroup.procs"))
     });
     let own = std::process::id().to_string();
-    candidates.into_iter().find(|it| it.exists() && fs::write(it, &own).is_ok())
+    candidates
+        .into_iter()
+        .find(|it| it.exists() && fs::write(it, &own).is_ok())
 }

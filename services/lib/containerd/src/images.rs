@@ -39,7 +39,11 @@ const KNOWN_MAX: usize = 1024;
 
 impl Known {
     fn get(&self, target: &str) -> Option<Arc<Resolved>> {
-        self.resolved.lock().unwrap_or_else(PoisonError::into_inner).get(target).cloned()
+        self.resolved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(target)
+            .cloned()
     }
 
     fn put(&self, target: &str, resolved: Resolved) -> Arc<Resolved> {
@@ -68,7 +72,9 @@ impl Containerd {
         &self,
         image: &ImageRef,
     ) -> Result<Option<(Image, Arc<Resolved>)>, ImageError> {
-        let Some(stored) = self.stored_image(image).await? else { return Ok(None) };
+        let Some(stored) = self.stored_image(image).await? else {
+            return Ok(None);
+        };
         let resolved = self.resolve(&stored).await?;
         Ok(resolved.map(|resolved| (stored, resolved)))
     }
@@ -76,23 +82,35 @@ impl Containerd {
     /// The stored image. One that is asked for by digest is also found under other names of its repository.
     async fn stored_image(&self, image: &ImageRef) -> Result<Option<Image>, CallError> {
         let client = self.client();
-        let request = GetImageRequest { name: image.to_string() };
-        let got = client.call("looking for an image", client.images().get(request)).await;
+        let request = GetImageRequest {
+            name: image.to_string(),
+        };
+        let got = client
+            .call("looking for an image", client.images().get(request))
+            .await;
         if let Some(stored) = found(got)?.and_then(|it| it.image) {
             return Ok(Some(stored));
         }
-        let Some(digest) = image.digest() else { return Ok(None) };
+        let Some(digest) = image.digest() else {
+            return Ok(None);
+        };
         let filters = vec![format!("target.digest=={digest}")];
         let request = ListImagesRequest { filters };
-        let list = client.call("listing images", client.images().list(request)).await?;
+        let list = client
+            .call("listing images", client.images().list(request))
+            .await?;
         let same = |it: &Image| {
             ImageRef::parse(&it.name).is_ok_and(|it| {
                 (it.registry(), it.repository()) == (image.registry(), image.repository())
             })
         };
-        let Some(other) = list.images.into_iter().find(same) else { return Ok(None) };
+        let Some(other) = list.images.into_iter().find(same) else {
+            return Ok(None);
+        };
         let target = target_of(&other);
-        self.name(client, &image.to_string(), &target, false).await.map(Some)
+        self.name(client, &image.to_string(), &target, false)
+            .await
+            .map(Some)
     }
 
     async fn resolve(&self, stored: &Image) -> Result<Option<Arc<Resolved>>, ImageError> {
@@ -123,13 +141,23 @@ impl Containerd {
             target: Some(target.to_proto()),
             ..Image::default()
         };
-        let request = CreateImageRequest { image: Some(image.clone()), ..CreateImageRequest::default() };
-        let created = client.call("naming an image", client.images().create(request)).await;
+        let request = CreateImageRequest {
+            image: Some(image.clone()),
+            ..CreateImageRequest::default()
+        };
+        let created = client
+            .call("naming an image", client.images().create(request))
+            .await;
         if let Some(created) = made(created)? {
             return Ok(created.image.unwrap_or_default());
         }
-        let request = UpdateImageRequest { image: Some(image), ..UpdateImageRequest::default() };
-        let updated = client.call("naming an image", client.images().update(request)).await?;
+        let request = UpdateImageRequest {
+            image: Some(image),
+            ..UpdateImageRequest::default()
+        };
+        let updated = client
+            .call("naming an image", client.images().update(request))
+            .await?;
         Ok(updated.image.unwrap_or_default())
     }
 
@@ -194,11 +222,7 @@ impl Containerd {
 }
 
 impl Images for Containerd {
-    async fn ensure(
-        &self,
-        image: &ImageRef,
-        progress: &Progress,
-    ) -> Result<ImageInfo, ImageError> {
+    async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
         let name = image.to_string();
         if let Some((stored, resolved)) = self.local_image(image).await?
             && unpack::has_snapshot(self.client(), self.snapshotter(), &resolved.snapshot()).await?
@@ -241,7 +265,8 @@ impl Images for Containerd {
             // All is here and unpacked before the first name is given.
             for (target, names) in &named {
                 let image = names.first().map(ToString::to_string).unwrap_or_default();
-                self.store_archived(client, &archive, &image, target).await?;
+                self.store_archived(client, &archive, &image, target)
+                    .await?;
                 let resolved = unpack::resolve(client, &image, target).await?;
                 let resolved = resolved.ok_or_else(|| platform_missing(&image))?;
                 unpack::unpack(client, self.snapshotter(), &image, &resolved).await?;
@@ -260,7 +285,9 @@ impl Images for Containerd {
     async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {
         let client = self.client();
         let request = ListImagesRequest { filters: vec![] };
-        let list = client.call("listing images", client.images().list(request)).await?;
+        let list = client
+            .call("listing images", client.images().list(request))
+            .await?;
         let mut infos = vec![];
         for stored in list.images {
             // One that cannot be run here is still an image of the node.
@@ -272,12 +299,20 @@ impl Images for Containerd {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
         let client = self.client();
-        let request =
-            DeleteImageRequest { name: image.to_string(), sync: true, ..DeleteImageRequest::default() };
-        let deleted = client.long_call("removing an image", client.images().delete(request)).await;
+        let request = DeleteImageRequest {
+            name: image.to_string(),
+            sync: true,
+            ..DeleteImageRequest::default()
+        };
+        let deleted = client
+            .long_call("removing an image", client.images().delete(request))
+            .await;
         match found(deleted)? {
             Some(()) => Ok(()),
-            None => Err(ImageError::NotFound { image: image.to_string(), source: None }),
+            None => Err(ImageError::NotFound {
+                image: image.to_string(),
+                source: None,
+            }),
         }
     }
 }
@@ -299,13 +334,19 @@ fn names(
     if let Some(name) = asked {
         return match archive.images.as_slice() {
             [image] => Ok(vec![(image.target.clone(), vec![name.clone()])]),
-            many => Err(invalid(format!("it has {} images, which one name cannot name", many.len()))),
+            many => Err(invalid(format!(
+                "it has {} images, which one name cannot name",
+                many.len()
+            ))),
         };
     }
     let mut named = vec![];
     for image in &archive.images {
         if image.names.is_empty() {
-            return Err(invalid(format!("{} has no name: give one", image.target.digest)));
+            return Err(invalid(format!(
+                "{} has no name: give one",
+                image.target.digest
+            )));
         }
         let names = image.names.iter().map(|text| {
             ImageRef::parse(text).map_err(|error| invalid(format!("the name `{text}` {error}")))
@@ -349,18 +390,29 @@ struct Shared(Arc<Mutex<Archive>>);
 
 impl Shared {
     fn has(&self, digest: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).has(digest)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .has(digest)
     }
 
     async fn document(&self, blob: &Descriptor) -> Result<Vec<u8>, ImageError> {
         let (archive, blob) = (self.0.clone(), blob.clone());
         blocking(move || {
-            archive.lock().unwrap_or_else(PoisonError::into_inner).document(&blob)
+            archive
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .document(&blob)
         })
         .await
     }
 
-    async fn store(&self, client: &Client, image: &str, blob: &Descriptor) -> Result<(), ImageError> {
+    async fn store(
+        &self,
+        client: &Client,
+        image: &str,
+        blob: &Descriptor,
+    ) -> Result<(), ImageError> {
         let (sender, chunks) = mpsc::channel(2);
         let (archive, digest) = (self.0.clone(), blob.digest.clone());
         let reading = blocking(move || {

@@ -104,7 +104,10 @@ impl Platform {
             "aarch64" => "arm64",
             other => other,
         };
-        Self { os: "linux".into(), architecture: architecture.into() }
+        Self {
+            os: "linux".into(),
+            architecture: architecture.into(),
+        }
     }
 
     fn runs(&self) -> bool {
@@ -130,9 +133,14 @@ impl Config {
 impl Index {
     /// The manifests to try, best first: those for this machine, then those that do not say.
     pub(crate) fn candidates(&self) -> Vec<&Descriptor> {
-        let manifests = || self.manifests.iter().filter(|it| it.is_manifest() || it.is_index());
+        let manifests = || {
+            self.manifests
+                .iter()
+                .filter(|it| it.is_manifest() || it.is_index())
+        };
         let own = manifests().filter(|it| it.platform.as_ref().is_some_and(Platform::runs));
-        own.chain(manifests().filter(|it| it.platform.is_none())).collect()
+        own.chain(manifests().filter(|it| it.platform.is_none()))
+            .collect()
     }
 }
 
@@ -154,13 +162,20 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn digest_text(hash: Sha256) -> String {
-    hash.finalize().iter().fold("sha256:".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    hash.finalize()
+        .iter()
+        .fold("sha256:".to_owned(), |text, byte| {
+            format!("{text}{byte:02x}")
+        })
 }
 
 /// Whether a text is `sha256:` and 64 hex digits.
 pub(crate) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
+        hex.len() == 64
+            && hex
+                .bytes()
+                .all(|it| matches!(it, b'0'..=b'9' | b'a'..=b'f'))
     })
 }
 
@@ -185,7 +200,10 @@ mod tests {
             platform,
             ..Descriptor::default()
         };
-        let other = Platform { os: "linux".into(), architecture: "vax".into() };
+        let other = Platform {
+            os: "linux".into(),
+            architecture: "vax".into(),
+        };
         let index = Index {
             manifests: vec![
                 entry("other", Some(other)),
@@ -193,7 +211,11 @@ mod tests {
                 entry("own", Some(Platform::own())),
             ],
         };
-        let order: Vec<_> = index.candidates().iter().map(|it| it.digest.as_str()).collect();
+        let order: Vec<_> = index
+            .candidates()
+            .iter()
+            .map(|it| it.digest.as_str())
+            .collect();
         assert_eq!(order, ["own", "silent"]);
     }
 

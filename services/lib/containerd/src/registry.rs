@@ -20,8 +20,12 @@ use crate::{
     unpack::{document, index_labels, manifest_labels, platform_missing},
 };
 
-const ACCEPTED: [&str; 4] =
-    [oci::OCI_INDEX, oci::DOCKER_INDEX, oci::OCI_MANIFEST, oci::DOCKER_MANIFEST];
+const ACCEPTED: [&str; 4] = [
+    oci::OCI_INDEX,
+    oci::DOCKER_INDEX,
+    oci::OCI_MANIFEST,
+    oci::DOCKER_MANIFEST,
+];
 /// Layers that are fetched at the same time, as docker does it.
 const PARALLEL: usize = 3;
 
@@ -33,7 +37,9 @@ pub(crate) struct Registries {
 
 impl std::fmt::Debug for Registries {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registries").field("plain_http", &self.plain_http).finish_non_exhaustive()
+        f.debug_struct("Registries")
+            .field("plain_http", &self.plain_http)
+            .finish_non_exhaustive()
     }
 }
 
@@ -49,7 +55,11 @@ impl Registries {
                 ..ClientConfig::default()
             })
         };
-        Self { plain_http, http: client(ClientProtocol::Http), https: client(ClientProtocol::Https) }
+        Self {
+            plain_http,
+            http: client(ClientProtocol::Http),
+            https: client(ClientProtocol::Https),
+        }
     }
 
     /// Brings the documents and layers of the image for this machine into the content store; returns what the name
@@ -62,14 +72,20 @@ impl Registries {
     ) -> Result<Descriptor, ImageError> {
         let name = image.to_string();
         let source = Source {
-            registry: if speaks_http(&self.plain_http, image.registry()) { &self.http } else { &self.https },
+            registry: if speaks_http(&self.plain_http, image.registry()) {
+                &self.http
+            } else {
+                &self.https
+            },
             reference: reference(image),
             name: &name,
         };
         let (target, bytes) = source.document(image.digest()).await?;
         if !target.is_index() {
             let manifest: Manifest = document(&name, &target, &bytes)?;
-            source.manifest(client, &target, bytes, &manifest, progress).await?;
+            source
+                .manifest(client, &target, bytes, &manifest, progress)
+                .await?;
             return Ok(target);
         }
         let index: Index = document(&name, &target, &bytes)?;
@@ -77,7 +93,9 @@ impl Registries {
         let own = own.ok_or_else(|| platform_missing(&name))?;
         let (entry, manifest_bytes) = source.document(Some(&own.digest)).await?;
         let manifest: Manifest = document(&name, &entry, &manifest_bytes)?;
-        source.manifest(client, &entry, manifest_bytes, &manifest, progress).await?;
+        source
+            .manifest(client, &entry, manifest_bytes, &manifest, progress)
+            .await?;
         content::write_bytes(client, &name, &target, index_labels([own]), bytes).await?;
         Ok(target)
     }
@@ -96,13 +114,21 @@ impl Source<'_> {
             Some(digest) => self.reference.clone_with_digest(digest.to_owned()),
             None => self.reference.clone(),
         };
-        let fetched =
-            self.registry.pull_manifest_raw(&reference, &RegistryAuth::Anonymous, &ACCEPTED).await;
+        let fetched = self
+            .registry
+            .pull_manifest_raw(&reference, &RegistryAuth::Anonymous, &ACCEPTED)
+            .await;
         let (bytes, _) = fetched.map_err(|it| self.failed(it))?;
         let actual = oci::digest(&bytes);
         if digest.is_some_and(|it| it != actual) {
-            let what = format!("the registry gave {actual} for {}", digest.unwrap_or_default());
-            return Err(ImageError::Corrupt { image: self.name.to_owned(), what });
+            let what = format!(
+                "the registry gave {actual} for {}",
+                digest.unwrap_or_default()
+            );
+            return Err(ImageError::Corrupt {
+                image: self.name.to_owned(),
+                what,
+            });
         }
         let descriptor = Descriptor {
             media_type: media_type(&bytes),
@@ -155,7 +181,10 @@ impl Source<'_> {
     ) -> Result<(), ImageError> {
         if !oci::is_digest(&blob.digest) {
             let what = format!("`{}` is not a digest", blob.digest);
-            return Err(ImageError::Corrupt { image: self.name.to_owned(), what });
+            return Err(ImageError::Corrupt {
+                image: self.name.to_owned(),
+                what,
+            });
         }
         if content::exists(client, &blob.digest).await? {
             // Held by the lease from here on, whatever becomes of the image that brought it.
@@ -163,12 +192,17 @@ impl Source<'_> {
             advance(blob.size);
             return Ok(());
         }
-        let opened = self.registry.pull_blob_stream(&self.reference, blob.digest.as_str()).await;
+        let opened = self
+            .registry
+            .pull_blob_stream(&self.reference, blob.digest.as_str())
+            .await;
         let mut parts = opened.map_err(|it| self.failed(it))?.stream;
         let (sender, chunks) = mpsc::channel(2);
         let feeding = async move {
             while let Some(part) = parts.next().await {
-                let part = part.map(|it| it.to_vec()).map_err(|source| self.broken(source));
+                let part = part
+                    .map(|it| it.to_vec())
+                    .map_err(|source| self.broken(source));
                 let over = part.is_err();
                 if sender.send(part).await.is_err() || over {
                     return;
@@ -186,7 +220,10 @@ impl Source<'_> {
         if text.to_ascii_lowercase().contains("digest") {
             return ImageError::Corrupt { image, what: text };
         }
-        ImageError::RegistryUnreachable { image, source: source.into() }
+        ImageError::RegistryUnreachable {
+            image,
+            source: source.into(),
+        }
     }
 
     fn failed(&self, error: OciDistributionError) -> ImageError {
@@ -194,13 +231,17 @@ impl Source<'_> {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "the library has thirty errors")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the library has thirty errors"
+)]
 fn classify(name: &str, error: OciDistributionError) -> ImageError {
     let image = name.to_owned();
     match error {
-        OciDistributionError::ImageManifestNotFoundError(_) => {
-            ImageError::NotFound { image, source: Some(error.into()) }
-        }
+        OciDistributionError::ImageManifestNotFoundError(_) => ImageError::NotFound {
+            image,
+            source: Some(error.into()),
+        },
         OciDistributionError::RegistryError { ref envelope, .. } => {
             let codes: Vec<&OciErrorCode> = envelope.errors.iter().map(|it| &it.code).collect();
             let has = |wanted: &[OciErrorCode]| codes.iter().any(|it| wanted.contains(it));
@@ -210,33 +251,51 @@ fn classify(name: &str, error: OciDistributionError) -> ImageError {
                 OciErrorCode::BlobUnknown,
                 OciErrorCode::NotFound,
             ]) {
-                ImageError::NotFound { image, source: Some(error.into()) }
+                ImageError::NotFound {
+                    image,
+                    source: Some(error.into()),
+                }
             } else if has(&[OciErrorCode::Unauthorized, OciErrorCode::Denied]) {
-                ImageError::RegistryDenied { image, source: error.into() }
+                ImageError::RegistryDenied {
+                    image,
+                    source: error.into(),
+                }
             } else {
-                ImageError::RegistryUnreachable { image, source: error.into() }
+                ImageError::RegistryUnreachable {
+                    image,
+                    source: error.into(),
+                }
             }
         }
         OciDistributionError::UnauthorizedError { .. }
-        | OciDistributionError::AuthenticationFailure(_) => {
-            ImageError::RegistryDenied { image, source: error.into() }
-        }
-        OciDistributionError::ServerError { code: 404, .. } => {
-            ImageError::NotFound { image, source: Some(error.into()) }
-        }
-        OciDistributionError::ServerError { code: 401 | 403, .. } => {
-            ImageError::RegistryDenied { image, source: error.into() }
-        }
+        | OciDistributionError::AuthenticationFailure(_) => ImageError::RegistryDenied {
+            image,
+            source: error.into(),
+        },
+        OciDistributionError::ServerError { code: 404, .. } => ImageError::NotFound {
+            image,
+            source: Some(error.into()),
+        },
+        OciDistributionError::ServerError {
+            code: 401 | 403, ..
+        } => ImageError::RegistryDenied {
+            image,
+            source: error.into(),
+        },
         OciDistributionError::DigestError(_)
         | OciDistributionError::ManifestEncodingError(_)
         | OciDistributionError::ManifestParsingError(_)
         | OciDistributionError::VersionedParsingError(_)
         | OciDistributionError::UnsupportedMediaTypeError(_)
         | OciDistributionError::UnsupportedSchemaVersionError(_)
-        | OciDistributionError::JsonError(_) => {
-            ImageError::Corrupt { image, what: error.to_string() }
-        }
-        _ => ImageError::RegistryUnreachable { image, source: error.into() },
+        | OciDistributionError::JsonError(_) => ImageError::Corrupt {
+            image,
+            what: error.to_string(),
+        },
+        _ => ImageError::RegistryUnreachable {
+            image,
+            source: error.into(),
+        },
     }
 }
 
@@ -278,7 +337,12 @@ mod tests {
         for plain in ["127.0.0.1:5000", "127.0.0.1", "cluster.local:5000"] {
             assert!(speaks_http(&settings, plain), "{plain}");
         }
-        for secure in ["docker.io", "cluster.local:5001", "cluster.local", "127.0.0.10:5000"] {
+        for secure in [
+            "docker.io",
+            "cluster.local:5001",
+            "cluster.local",
+            "127.0.0.10:5000",
+        ] {
             assert!(!speaks_http(&settings, secure), "{secure}");
         }
     }

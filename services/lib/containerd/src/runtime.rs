@@ -17,10 +17,10 @@ use berth_platform::{
 };
 use containerd_client::{
     services::v1::{
-        Container, CreateContainerRequest, CreateRequest as CreateLeaseRequest,
-        CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest,
-        GetRequest, KillRequest, ListContainersRequest, ListRequest as ListLeasesRequest,
-        ListTasksRequest, StartRequest, WaitRequest, container,
+        Container, CreateContainerRequest, CreateRequest as CreateLeaseRequest, CreateTaskRequest,
+        DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
+        ListContainersRequest, ListRequest as ListLeasesRequest, ListTasksRequest, StartRequest,
+        WaitRequest, container,
         snapshots::{ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest},
     },
     types::{Mount, v1::Status as TaskStatus},
@@ -82,7 +82,11 @@ struct RuncOptions {
 impl Containerd {
     /// Gets ready for a containerd that may not run yet.
     pub fn connect(settings: Settings) -> Result<Self, SetUpError> {
-        let client = Client::new(&settings.address, &settings.namespace, settings.call_timeout)?;
+        let client = Client::new(
+            &settings.address,
+            &settings.namespace,
+            settings.call_timeout,
+        )?;
         let cgroups = Hierarchy::detect()?;
         let pause_root = files::pause_root(&settings.state_dir, settings.pause_program);
         let pause_root = pause_root.map_err(|source| SetUpError::PauseRootfs {
@@ -100,7 +104,11 @@ impl Containerd {
             pause_root,
             known: Known::default(),
             registries: Registries::new(settings.plain_http_registries.clone()),
-            heat: if settings.warm_cgroup_lock { Heat::start() } else { Heat::off() },
+            heat: if settings.warm_cgroup_lock {
+                Heat::start()
+            } else {
+                Heat::off()
+            },
             greeted: Mutex::new(false),
             settings,
         })))
@@ -145,18 +153,33 @@ impl Containerd {
             self.names().instance
         );
         let client = self.client();
-        let request = ListContainersRequest { filters: vec![filter] };
-        let list = client.call("listing containers", client.containers().list(request)).await?;
-        let role = |it: &Container| {
-            names::parse_container_id(&it.id).filter(|(of, _)| of == id).map(|(_, role)| role)
+        let request = ListContainersRequest {
+            filters: vec![filter],
         };
-        Ok(list.containers.into_iter().filter_map(|it| Some((role(&it)?, it))).collect())
+        let list = client
+            .call("listing containers", client.containers().list(request))
+            .await?;
+        let role = |it: &Container| {
+            names::parse_container_id(&it.id)
+                .filter(|(of, _)| of == id)
+                .map(|(_, role)| role)
+        };
+        Ok(list
+            .containers
+            .into_iter()
+            .filter_map(|it| Some((role(&it)?, it)))
+            .collect())
     }
 
     async fn task(&self, container: &str) -> Result<TaskSeen, RuntimeError> {
         let client = self.client();
-        let request = GetRequest { container_id: container.to_owned(), exec_id: String::new() };
-        let got = client.call("looking for a task", client.tasks().get(request)).await;
+        let request = GetRequest {
+            container_id: container.to_owned(),
+            exec_id: String::new(),
+        };
+        let got = client
+            .call("looking for a task", client.tasks().get(request))
+            .await;
         let Some(process) = found(got)?.and_then(|it| it.process) else {
             return Ok(TaskSeen::Missing);
         };
@@ -179,8 +202,11 @@ impl Containerd {
 
     /// Our snapshots of one sandbox, or of all.
     async fn snapshots(&self, id: Option<&SandboxId>) -> Result<Vec<String>, CallError> {
-        let mut filter =
-            format!("labels.\"{}\"==\"{}\"", names::LABEL_INSTANCE, self.names().instance);
+        let mut filter = format!(
+            "labels.\"{}\"==\"{}\"",
+            names::LABEL_INSTANCE,
+            self.names().instance
+        );
         if let Some(id) = id {
             let own = names::entity_id(id);
             filter = format!("{filter},labels.\"{}\"==\"{own}\"", names::LABEL_ENTITY_ID);
@@ -203,14 +229,20 @@ impl Containerd {
     async fn leases(&self) -> Result<Vec<String>, CallError> {
         let client = self.client();
         let request = ListLeasesRequest { filters: vec![] };
-        let list = client.call("listing leases", client.leases().list(request)).await?;
+        let list = client
+            .call("listing leases", client.leases().list(request))
+            .await?;
         Ok(list.leases.into_iter().map(|it| it.id).collect())
     }
 
     async fn lease_exists(&self, id: &SandboxId) -> Result<bool, CallError> {
         let client = self.client();
-        let request = ListLeasesRequest { filters: vec![format!("id==\"{}\"", self.names().lease(id))] };
-        let list = client.call("looking for a lease", client.leases().list(request)).await?;
+        let request = ListLeasesRequest {
+            filters: vec![format!("id==\"{}\"", self.names().lease(id))],
+        };
+        let list = client
+            .call("looking for a lease", client.leases().list(request))
+            .await?;
         Ok(!list.leases.is_empty())
     }
 
@@ -221,22 +253,41 @@ impl Containerd {
             id: self.names().lease(&sandbox.id),
             labels: HashMap::from(labels),
         };
-        let created = client.call("making a lease", client.leases().create(request)).await;
+        let created = client
+            .call("making a lease", client.leases().create(request))
+            .await;
         Ok(made(created).map(drop)?)
     }
 
     /// Makes our namespace known, once per process: a listing of an unknown one is empty, a lease in it is refused.
     async fn greet(&self) -> Result<(), RuntimeError> {
         use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
-        if *self.0.greeted.lock().unwrap_or_else(PoisonError::into_inner) {
+        if *self
+            .0
+            .greeted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
             return Ok(());
         }
         let client = self.client();
-        let namespace =
-            Namespace { name: self.0.settings.namespace.clone(), labels: HashMap::new() };
-        let request = CreateNamespaceRequest { namespace: Some(namespace) };
-        made(client.call("making the namespace", client.namespaces().create(request)).await)?;
-        *self.0.greeted.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let namespace = Namespace {
+            name: self.0.settings.namespace.clone(),
+            labels: HashMap::new(),
+        };
+        let request = CreateNamespaceRequest {
+            namespace: Some(namespace),
+        };
+        made(
+            client
+                .call("making the namespace", client.namespaces().create(request))
+                .await,
+        )?;
+        *self
+            .0
+            .greeted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = true;
         Ok(())
     }
 
@@ -262,14 +313,24 @@ impl Containerd {
                 };
                 set(names::LABEL_LOG_ENTITY, entity);
                 for (at, net) in sandbox.addresses.iter().enumerate() {
-                    let number = if at == 0 { String::new() } else { at.to_string() };
-                    set(&format!("{}{number}", names::LABEL_IP), net.addr().to_string());
+                    let number = if at == 0 {
+                        String::new()
+                    } else {
+                        at.to_string()
+                    };
+                    set(
+                        &format!("{}{number}", names::LABEL_IP),
+                        net.addr().to_string(),
+                    );
                 }
             }
             Role::App(name) => {
                 if let Some(container) = spec.container(name) {
                     let timeout = container.shutdown_timeout;
-                    set(names::LABEL_SHUTDOWN_TIMEOUT, format!("{}s", timeout.as_secs_f64()));
+                    set(
+                        names::LABEL_SHUTDOWN_TIMEOUT,
+                        format!("{}s", timeout.as_secs_f64()),
+                    );
                 }
             }
         }
@@ -279,10 +340,18 @@ impl Containerd {
     fn runtime_of(&self) -> container::Runtime {
         use prost::Message as _;
         let options = self.0.settings.runtime_binary.as_ref().map(|binary| {
-            let options = RuncOptions { binary_name: binary.clone() };
-            Any { type_url: RUNC_OPTIONS_TYPE.to_owned(), value: options.encode_to_vec() }
+            let options = RuncOptions {
+                binary_name: binary.clone(),
+            };
+            Any {
+                type_url: RUNC_OPTIONS_TYPE.to_owned(),
+                value: options.encode_to_vec(),
+            }
         });
-        container::Runtime { name: self.0.settings.handler.clone(), options }
+        container::Runtime {
+            name: self.0.settings.handler.clone(),
+            options,
+        }
     }
 
     /// Makes the writable layer of a container; one that is there is as good.
@@ -299,7 +368,9 @@ impl Containerd {
             parent,
             labels: HashMap::from(spec::marks(self.names().instance.as_str(), id)),
         };
-        let prepared = client.call("making a snapshot", client.snapshots().prepare(request)).await;
+        let prepared = client
+            .call("making a snapshot", client.snapshots().prepare(request))
+            .await;
         match made(prepared)? {
             Some(answer) => Ok(answer.mounts),
             None => self.mounts(key).await,
@@ -308,9 +379,13 @@ impl Containerd {
 
     async fn mounts(&self, key: &str) -> Result<Vec<Mount>, CallError> {
         let client = self.client();
-        let request =
-            MountsRequest { snapshotter: self.snapshotter().to_owned(), key: key.to_owned() };
-        let answer = client.call("mounting a snapshot", client.snapshots().mounts(request)).await?;
+        let request = MountsRequest {
+            snapshotter: self.snapshotter().to_owned(),
+            key: key.to_owned(),
+        };
+        let answer = client
+            .call("mounting a snapshot", client.snapshots().mounts(request))
+            .await?;
         Ok(answer.mounts)
     }
 
@@ -320,23 +395,29 @@ impl Containerd {
         let client = self.client().with_lease(&self.names().lease(id));
         let places = self.places(id, &Role::Pause);
         let root = self.0.pause_root.display().to_string();
-        let mut container = Container { id: key.clone(), ..Container::default() };
+        let mut container = Container {
+            id: key.clone(),
+            ..Container::default()
+        };
         let spec = match self.0.settings.pause_rootfs {
             PauseRootfs::Shared => spec::pause(self.0.host, &places, &root),
             PauseRootfs::Snapshot => {
                 let image = berth_domain::ImageRef::parse(&self.0.settings.pause_image);
                 let image = image.map_err(|it| refused("reading the pause image's name", it))?;
                 let local = self.local_image(&image).await.map_err(of_image)?;
-                let (_, resolved) =
-                    local.ok_or(RuntimeError::ImageMissing { image: image.to_string() })?;
-                self.prepare_snapshot(&client, id, &key, resolved.snapshot()).await?;
+                let (_, resolved) = local.ok_or(RuntimeError::ImageMissing {
+                    image: image.to_string(),
+                })?;
+                self.prepare_snapshot(&client, id, &key, resolved.snapshot())
+                    .await?;
                 container.snapshotter = self.snapshotter().to_owned();
                 container.snapshot_key.clone_from(&key);
                 spec::pause(self.0.host, &places, "rootfs")
             }
         };
         container.image.clone_from(&self.0.settings.pause_image);
-        self.store(&client, sandbox, &Role::Pause, container, &spec).await?;
+        self.store(&client, sandbox, &Role::Pause, container, &spec)
+            .await?;
         Ok(String::new())
     }
 
@@ -348,12 +429,16 @@ impl Containerd {
         let id = &sandbox.id;
         let wanted = sandbox.spec.container(name);
         let wanted = wanted.ok_or_else(|| refused("making a container", "the spec has none"))?;
-        let missing = || RuntimeError::ImageMissing { image: wanted.image.to_string() };
+        let missing = || RuntimeError::ImageMissing {
+            image: wanted.image.to_string(),
+        };
         let local = self.local_image(&wanted.image).await.map_err(of_image)?;
         let (_, resolved) = local.ok_or_else(missing)?;
         let key = names::app_container_id(id, name);
         let client = self.client().with_lease(&self.names().lease(id));
-        let prepared = self.prepare_snapshot(&client, id, &key, resolved.snapshot()).await;
+        let prepared = self
+            .prepare_snapshot(&client, id, &key, resolved.snapshot())
+            .await;
         let mounts = match prepared {
             Err(error) if error.is(Code::NotFound) && error.status.message().contains("parent") => {
                 return Err(missing());
@@ -364,8 +449,10 @@ impl Containerd {
         let user = process.user.clone();
         let user = blocking(move || {
             let layers = users::layers(&mounts);
-            let (passwd, group) =
-                (users::read_from(&layers, "etc/passwd"), users::read_from(&layers, "etc/group"));
+            let (passwd, group) = (
+                users::read_from(&layers, "etc/passwd"),
+                users::read_from(&layers, "etc/group"),
+            );
             users::resolve(&user, &passwd, &group)
         })
         .await
@@ -380,7 +467,8 @@ impl Containerd {
             snapshot_key: key,
             ..Container::default()
         };
-        self.store(&client, sandbox, &Role::App(name.clone()), container, &spec).await?;
+        self.store(&client, sandbox, &Role::App(name.clone()), container, &spec)
+            .await?;
         Ok(resolved.digest.clone())
     }
 
@@ -403,21 +491,33 @@ impl Containerd {
             }),
             ..container
         };
-        let request = CreateContainerRequest { container: Some(container) };
-        let created = client.call("making a container", client.containers().create(request)).await;
+        let request = CreateContainerRequest {
+            container: Some(container),
+        };
+        let created = client
+            .call("making a container", client.containers().create(request))
+            .await;
         if made(created)?.is_some() {
             return Ok(());
         }
         let request = GetContainerRequest { id: id.clone() };
-        let got = client.call("looking for a container", client.containers().get(request)).await;
-        let labels = found(got)?.and_then(|it| it.container).unwrap_or_default().labels;
+        let got = client
+            .call("looking for a container", client.containers().get(request))
+            .await;
+        let labels = found(got)?
+            .and_then(|it| it.container)
+            .unwrap_or_default()
+            .labels;
         let own = |key: &str, value: &str| labels.get(key).is_some_and(|it| it == value);
         if own(names::LABEL_GENERATION, &sandbox.generation.to_string())
             && own(names::LABEL_INSTANCE, self.names().instance.as_str())
         {
             return Ok(());
         }
-        Err(refused("making a container", format!("{id} was made for another generation")))
+        Err(refused(
+            "making a container",
+            format!("{id} was made for another generation"),
+        ))
     }
 
     async fn kill(&self, container: &str, signal: u32) -> Result<(), CallError> {
@@ -429,7 +529,10 @@ impl Containerd {
             all: signal == SIGKILL,
             ..KillRequest::default()
         };
-        match client.call("signalling a task", client.tasks().kill(request)).await {
+        match client
+            .call("signalling a task", client.tasks().kill(request))
+            .await
+        {
             // It has ended, or was never there.
             Err(error) if error.is(Code::NotFound) || error.is(Code::FailedPrecondition) => Ok(()),
             other => other.map(drop),
@@ -439,10 +542,17 @@ impl Containerd {
     /// Waits until the task has ended; `false` when it has not within `limit`.
     async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
         let client = self.client();
-        let request = WaitRequest { container_id: container.to_owned(), exec_id: String::new() };
+        let request = WaitRequest {
+            container_id: container.to_owned(),
+            exec_id: String::new(),
+        };
         let begun = Instant::now();
-        let waited =
-            within(limit, "waiting for the end of a task", client.tasks().wait(request)).await;
+        let waited = within(
+            limit,
+            "waiting for the end of a task",
+            client.tasks().wait(request),
+        )
+        .await;
         match waited {
             Ok(_) => Ok(true),
             Err(error) if error.is(Code::NotFound) => Ok(true),
@@ -457,7 +567,10 @@ impl Containerd {
         if self.wait(container, KILLED).await? {
             return Ok(());
         }
-        Err(refused("ending a task", format!("{container} was killed {KILLED:?} ago and still runs")))
+        Err(refused(
+            "ending a task",
+            format!("{container} was killed {KILLED:?} ago and still runs"),
+        ))
     }
 
     async fn objects(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
@@ -468,7 +581,9 @@ impl Containerd {
         let (containers, tasks, snapshots, leases) = tokio::join!(
             client.call(
                 "listing containers",
-                of_containers.list(ListContainersRequest { filters: vec![filter] })
+                of_containers.list(ListContainersRequest {
+                    filters: vec![filter]
+                })
             ),
             client.call("listing tasks", of_tasks.list(ListTasksRequest::default())),
             self.snapshots(None),
@@ -480,12 +595,16 @@ impl Containerd {
             let generation = container.labels.get(names::LABEL_GENERATION);
             let generation = generation.and_then(|it| it.parse().ok()).map(Generation);
             own.insert(container.id.clone(), generation);
-            objects.push(object(RuntimeObjectKind::Container, container.id, generation));
+            objects.push(object(
+                RuntimeObjectKind::Container,
+                container.id,
+                generation,
+            ));
         }
         for task in tasks?.tasks {
-            if let Some(generation) = own.get(&task.container_id) {
-                let id = if task.id.is_empty() { task.container_id } else { task.id };
-                objects.push(object(RuntimeObjectKind::Task, id, *generation));
+            // The list has a container's id in this field.
+            if let Some(generation) = own.get(&task.id) {
+                objects.push(object(RuntimeObjectKind::Task, task.id, *generation));
             }
         }
         for key in snapshots? {
@@ -508,7 +627,11 @@ impl Containerd {
         }
         let parent = &self.names().cgroup_parent;
         for name in self.0.cgroups.children(parent).map_err(of_cgroup)? {
-            objects.push(by_name(RuntimeObjectKind::Cgroup, format!("{parent}/{name}"), &name));
+            objects.push(by_name(
+                RuntimeObjectKind::Cgroup,
+                format!("{parent}/{name}"),
+                &name,
+            ));
         }
         let dir = self.names().files_dir();
         let folders = files::folders(&dir).map_err(|it| node("listing the folders", it))?;
@@ -522,8 +645,11 @@ impl Containerd {
 
 impl Runtime for Containerd {
     async fn observe(&self, id: &SandboxId) -> Result<RuntimeSeen, RuntimeError> {
-        let (containers, snapshots, lease) =
-            tokio::join!(self.containers(id), self.snapshots(Some(id)), self.lease_exists(id));
+        let (containers, snapshots, lease) = tokio::join!(
+            self.containers(id),
+            self.snapshots(Some(id)),
+            self.lease_exists(id)
+        );
         let mut seen = RuntimeSeen {
             prepared: lease?
                 || self.0.cgroups.exists(&self.names().cgroup(id))
@@ -534,7 +660,8 @@ impl Runtime for Containerd {
         let tasks = containers.values().map(|it| self.task(&it.id));
         let tasks = futures::future::try_join_all(tasks).await?;
         for (role, task) in containers.into_keys().zip(tasks) {
-            seen.containers.insert(role, ContainerSeen { stored: true, task });
+            seen.containers
+                .insert(role, ContainerSeen { stored: true, task });
         }
         for key in snapshots? {
             if let Some((_, role)) = names::parse_container_id(&key) {
@@ -549,7 +676,10 @@ impl Runtime for Containerd {
         let (inner, on_disk) = (self.0.clone(), sandbox.clone());
         let local = blocking(move || {
             let path = inner.settings.names.cgroup(&on_disk.id);
-            inner.cgroups.create(&path, &on_disk.spec.resources).map_err(of_cgroup)?;
+            inner
+                .cgroups
+                .create(&path, &on_disk.spec.resources)
+                .map_err(of_cgroup)?;
             files::write(&inner.settings, &on_disk)
                 .map_err(|it| node("writing the files of a sandbox", it))
         });
@@ -576,7 +706,11 @@ impl Runtime for Containerd {
         let id = &sandbox.id;
         let container = names::container_id(id, role);
         let shared = *role == Role::Pause && self.0.settings.pause_rootfs == PauseRootfs::Shared;
-        let rootfs = if shared { vec![] } else { self.mounts(&container).await? };
+        let rootfs = if shared {
+            vec![]
+        } else {
+            self.mounts(&container).await?
+        };
         let output = match role {
             Role::Pause => String::new(),
             Role::App(name) => {
@@ -596,15 +730,18 @@ impl Runtime for Containerd {
             ..CreateTaskRequest::default()
         };
         let client = self.client();
-        let created = client.call("making a task", client.tasks().create(request)).await;
+        let created = client
+            .call("making a task", client.tasks().create(request))
+            .await;
         if made(created)?.is_some() {
             return Ok(());
         }
         match self.task(&container).await? {
             TaskSeen::Created | TaskSeen::Running => Ok(()),
-            TaskSeen::Missing | TaskSeen::Exited { .. } => {
-                Err(refused("making a task", format!("{container} has one that has ended")))
-            }
+            TaskSeen::Missing | TaskSeen::Exited { .. } => Err(refused(
+                "making a task",
+                format!("{container} has one that has ended"),
+            )),
         }
     }
 
@@ -612,8 +749,14 @@ impl Runtime for Containerd {
         let _warm = self.0.heat.warm();
         let container = names::container_id(id, role);
         let client = self.client();
-        let request = StartRequest { container_id: container.clone(), exec_id: String::new() };
-        match client.call("starting a task", client.tasks().start(request)).await {
+        let request = StartRequest {
+            container_id: container.clone(),
+            exec_id: String::new(),
+        };
+        match client
+            .call("starting a task", client.tasks().start(request))
+            .await
+        {
             Ok(_) => Ok(()),
             Err(error) => match self.task(&container).await {
                 Ok(TaskSeen::Running) => Ok(()),
@@ -644,8 +787,14 @@ impl Runtime for Containerd {
         let container = names::container_id(id, role);
         let client = self.client();
         let delete = async || {
-            let request = DeleteTaskRequest { container_id: container.clone() };
-            found(client.call("removing a task", client.tasks().delete(request)).await)
+            let request = DeleteTaskRequest {
+                container_id: container.clone(),
+            };
+            found(
+                client
+                    .call("removing a task", client.tasks().delete(request))
+                    .await,
+            )
         };
         match delete().await {
             Ok(_) => Ok(()),
@@ -661,11 +810,18 @@ impl Runtime for Containerd {
     async fn remove_container(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
         let container = names::container_id(id, role);
         if self.task(&container).await? != TaskSeen::Missing {
-            return Err(refused("removing a container", format!("{container} has a task")));
+            return Err(refused(
+                "removing a container",
+                format!("{container} has a task"),
+            ));
         }
         let client = self.client();
-        let request = DeleteContainerRequest { id: container.clone() };
-        let deleted = client.call("removing a container", client.containers().delete(request)).await;
+        let request = DeleteContainerRequest {
+            id: container.clone(),
+        };
+        let deleted = client
+            .call("removing a container", client.containers().delete(request))
+            .await;
         found(deleted)?;
         if *role != Role::Pause || self.0.settings.pause_rootfs == PauseRootfs::Snapshot {
             remove_snapshot(client, self.snapshotter(), &container).await?;
@@ -682,7 +838,8 @@ impl Runtime for Containerd {
         let deadline = Instant::now() + CGROUP_BUSY;
         loop {
             let (inner, path) = (self.0.clone(), self.names().cgroup(id));
-            let removed = blocking(move || Ok::<_, RuntimeError>(inner.cgroups.remove(&path))).await?;
+            let removed =
+                blocking(move || Ok::<_, RuntimeError>(inner.cgroups.remove(&path))).await?;
             match removed {
                 Ok(()) => break,
                 Err(CgroupError::Busy { .. }) if Instant::now() < deadline => {
@@ -709,7 +866,11 @@ impl Runtime for Containerd {
         blocking(move || {
             let names = &inner.settings.names;
             let mut readings = vec![];
-            for name in inner.cgroups.children(&names.cgroup(&id)).map_err(of_cgroup)? {
+            for name in inner
+                .cgroups
+                .children(&names.cgroup(&id))
+                .map_err(of_cgroup)?
+            {
                 let role = match name.as_str() {
                     "pause" => Role::Pause,
                     text => match ContainerName::parse(text) {
@@ -720,7 +881,11 @@ impl Runtime for Containerd {
                 let path = names.container_cgroup(&id, &role);
                 if let Some(it) = inner.cgroups.usage(&path).map_err(of_cgroup)? {
                     let measured_at = SystemTime::now();
-                    readings.push(ContainerReading { role, measured_at, usage: usage_of(it) });
+                    readings.push(ContainerReading {
+                        role,
+                        measured_at,
+                        usage: usage_of(it),
+                    });
                 }
             }
             Ok(readings)
@@ -766,7 +931,13 @@ impl Runtime for Containerd {
 
 fn object(kind: RuntimeObjectKind, name: String, generation: Option<Generation>) -> RuntimeObject {
     let (sandbox, role) = names::parse_container_id(&name).unzip();
-    RuntimeObject { kind, name, sandbox, generation, role }
+    RuntimeObject {
+        kind,
+        name,
+        sandbox,
+        generation,
+        role,
+    }
 }
 
 fn usage_of(it: berth_cgroup::Usage) -> Usage {
@@ -783,15 +954,24 @@ fn usage_of(it: berth_cgroup::Usage) -> Usage {
 }
 
 fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
-    RuntimeError::Refused { operation, message: message.to_string() }
+    RuntimeError::Refused {
+        operation,
+        message: message.to_string(),
+    }
 }
 
 fn node(operation: &'static str, source: std::io::Error) -> RuntimeError {
-    RuntimeError::Node { operation, source: source.into() }
+    RuntimeError::Node {
+        operation,
+        source: source.into(),
+    }
 }
 
 fn of_cgroup(error: CgroupError) -> RuntimeError {
-    RuntimeError::Node { operation: "changing a cgroup", source: error.into() }
+    RuntimeError::Node {
+        operation: "changing a cgroup",
+        source: error.into(),
+    }
 }
 
 fn of_image(error: ImageError) -> RuntimeError {
@@ -813,6 +993,8 @@ fn of_image(error: ImageError) -> RuntimeError {
 /// Whether a process of this host may be made less likely to be killed for memory. The shims have the rights of
 /// containerd, which are taken to be ours.
 fn may_lower_oom_score() -> bool {
-    rustix::thread::capabilities(None)
-        .is_ok_and(|it| it.effective.contains(rustix::thread::CapabilitySet::SYS_RESOURCE))
+    rustix::thread::capabilities(None).is_ok_and(|it| {
+        it.effective
+            .contains(rustix::thread::CapabilitySet::SYS_RESOURCE)
+    })
 }

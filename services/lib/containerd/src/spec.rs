@@ -48,8 +48,13 @@ const MASKED: [&str; 10] = [
     "/proc/timer_stats",
     "/sys/firmware",
 ];
-const READ_ONLY: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READ_ONLY: [&str; 5] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// What a host allows and has.
 #[derive(Clone, Copy, Debug)]
@@ -78,10 +83,27 @@ pub(crate) fn pause(host: Host, places: &Places, root: &str) -> Value {
     });
     let mounts = json!([
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("sysfs", "/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
+        mount(
+            "tmpfs",
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"]
+        ),
+        mount(
+            "sysfs",
+            "/sys",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"]
+        ),
     ]);
-    specification(host, places, &json!({ "path": root, "readonly": true }), &process, &mounts, &Resources::default())
+    specification(
+        host,
+        places,
+        &json!({ "path": root, "readonly": true }),
+        &process,
+        &mounts,
+        &Resources::default(),
+    )
 }
 
 /// An app container.
@@ -107,29 +129,76 @@ pub(crate) fn app(
         process["oomScoreAdj"] = oom_score(host, container.oom_score).into();
     }
     let bind = |source: PathBuf, target: &str| {
-        mount(&source.display().to_string(), target, "bind", &["rbind", "rprivate", "rw"])
+        mount(
+            &source.display().to_string(),
+            target,
+            "bind",
+            &["rbind", "rprivate", "rw"],
+        )
     };
     let mut mounts = vec![
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "tmpfs",
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         mount(
             "devpts",
             "/dev/pts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        mount("shm", "/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
-        mount("mqueue", "/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("sysfs", "/sys", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
-        mount("cgroup", "/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
+        mount(
+            "shm",
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
+        mount(
+            "mqueue",
+            "/dev/mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "sysfs",
+            "/sys",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        mount(
+            "cgroup",
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", "ro"],
+        ),
         bind(places.files.join(RESOLV_CONF), "/etc/resolv.conf"),
         bind(places.files.join(HOSTS), "/etc/hosts"),
     ];
     for file in &container.config_files {
-        mounts.push(bind(places.files.join(names_of_files::config_file_name(file)), &file.path));
+        mounts.push(bind(
+            places.files.join(names_of_files::config_file_name(file)),
+            &file.path,
+        ));
     }
     let root = json!({ "path": "rootfs", "readonly": false });
-    Ok(specification(host, places, &root, &process, &json!(mounts), &container.resources))
+    Ok(specification(
+        host,
+        places,
+        &root,
+        &process,
+        &json!(mounts),
+        &container.resources,
+    ))
 }
 
 fn specification(
@@ -188,13 +257,21 @@ fn mount(source: &str, target: &str, kind: &str, options: &[&str]) -> Value {
 }
 
 fn oom_score(host: Host, wanted: i32) -> i32 {
-    if host.negative_oom_score { wanted } else { wanted.max(0) }
+    if host.negative_oom_score {
+        wanted
+    } else {
+        wanted.max(0)
+    }
 }
 
 /// `command` is a shell line in place of everything; `args` replace the image's command and keep its entrypoint.
 fn arguments(container: &Container, image: &Process) -> Result<Vec<String>, String> {
     if !container.command.is_empty() {
-        return Ok(vec!["/bin/sh".into(), "-c".into(), container.command.clone()]);
+        return Ok(vec![
+            "/bin/sh".into(),
+            "-c".into(),
+            container.command.clone(),
+        ]);
     }
     let mut all = image.entrypoint.clone().unwrap_or_default();
     all.extend(match &container.args {
@@ -209,7 +286,11 @@ fn arguments(container: &Container, image: &Process) -> Result<Vec<String>, Stri
 
 fn directory(container: &Container, image: &Process) -> String {
     let of_either = [&container.directory, &image.working_dir];
-    of_either.into_iter().find(|it| !it.is_empty()).map_or("/", String::as_str).to_owned()
+    of_either
+        .into_iter()
+        .find(|it| !it.is_empty())
+        .map_or("/", String::as_str)
+        .to_owned()
 }
 
 /// Later lines win over earlier ones with the same key: defaults, the instance number, the image, the caller.
@@ -224,7 +305,10 @@ fn environment(
     let number = sandbox.spec.labels.get(INSTANCE_LABEL);
     let number = number.map(|it| format!("{INSTANCE_VARIABLE}={it}"));
     let image = image.env.clone().unwrap_or_default();
-    let lines = [PATH.to_owned(), home].into_iter().chain(number).chain(image);
+    let lines = [PATH.to_owned(), home]
+        .into_iter()
+        .chain(number)
+        .chain(image);
     let mut all: Vec<String> = vec![];
     for line in lines.chain(container.env.iter().cloned()) {
         let key = line.split_once('=').map_or(line.as_str(), |(key, _)| key);
@@ -239,20 +323,31 @@ fn environment(
 
 /// Where a container's output goes: the shim starts the program with the query as its arguments.
 pub(crate) fn output(program: &str, dir: &str, limit: u64) -> String {
-    format!("binary://{}?dir={}&limit={limit}", escape(program), escape(dir))
+    format!(
+        "binary://{}?dir={}&limit={limit}",
+        escape(program),
+        escape(dir)
+    )
 }
 
 fn escape(text: &str) -> String {
     let plain = |it: u8| it.is_ascii_alphanumeric() || b"/-._~".contains(&it);
     text.bytes().fold(String::new(), |text, byte| {
-        if plain(byte) { format!("{text}{}", char::from(byte)) } else { format!("{text}%{byte:02X}") }
+        if plain(byte) {
+            format!("{text}{}", char::from(byte))
+        } else {
+            format!("{text}%{byte:02X}")
+        }
     })
 }
 
 /// Labels of a snapshot, by which it is found again without its container.
 pub(crate) fn marks(instance: &str, id: &SandboxId) -> [(String, String); 2] {
     use berth_domain::names::{LABEL_ENTITY_ID, LABEL_INSTANCE, entity_id};
-    [(LABEL_ENTITY_ID.to_owned(), entity_id(id)), (LABEL_INSTANCE.to_owned(), instance.to_owned())]
+    [
+        (LABEL_ENTITY_ID.to_owned(), entity_id(id)),
+        (LABEL_INSTANCE.to_owned(), instance.to_owned()),
+    ]
 }
 
 #[cfg(test)]
@@ -263,10 +358,17 @@ mod tests {
 
     use super::*;
 
-    const HOST: Host = Host { cgroup_version: 2, negative_oom_score: false };
+    const HOST: Host = Host {
+        cgroup_version: 2,
+        negative_oom_score: false,
+    };
 
     fn places() -> Places {
-        Places { namespaces: "/ns".into(), files: "/files".into(), cgroup: "berth/a/web/app".into() }
+        Places {
+            namespaces: "/ns".into(),
+            files: "/files".into(),
+            cgroup: "berth/a/web/app".into(),
+        }
     }
 
     fn container() -> Container {
@@ -295,14 +397,21 @@ mod tests {
 
     #[test]
     fn arguments_follow_what_was_asked_and_else_the_image() {
-        let image = Process { entrypoint: list("/entry"), cmd: list("a b"), ..Process::default() };
+        let image = Process {
+            entrypoint: list("/entry"),
+            cmd: list("a b"),
+            ..Process::default()
+        };
         let mut it = container();
         assert_eq!(Some(arguments(&it, &image).unwrap()), list("/entry a b"));
         it.args = list("c");
         assert_eq!(Some(arguments(&it, &image).unwrap()), list("/entry c"));
         it.args = None;
         it.command = "echo hi".into();
-        assert_eq!(arguments(&it, &image).unwrap(), ["/bin/sh", "-c", "echo hi"]);
+        assert_eq!(
+            arguments(&it, &image).unwrap(),
+            ["/bin/sh", "-c", "echo hi"]
+        );
         assert!(arguments(&container(), &Process::default()).is_err());
     }
 
@@ -316,23 +425,47 @@ mod tests {
         };
         let mut sandbox = sandbox();
         let labels = [("instance".to_owned(), "3".to_owned())].into();
-        sandbox.spec = Arc::new(SandboxSpec { labels, ..SandboxSpec::default() });
+        sandbox.spec = Arc::new(SandboxSpec {
+            labels,
+            ..SandboxSpec::default()
+        });
         let environment = environment(&sandbox, &it, &image, &User::default());
         assert_eq!(
             environment,
-            ["PATH=/bin", "HOME=/", "BERTH_INSTANCE_NUM=9", "A=image", "B=caller"]
+            [
+                "PATH=/bin",
+                "HOME=/",
+                "BERTH_INSTANCE_NUM=9",
+                "A=image",
+                "B=caller"
+            ]
         );
     }
 
     #[test]
     fn containers_join_the_pinned_namespaces_and_never_those_of_the_host() {
-        let image = Process { cmd: list("x"), ..Process::default() };
-        let app = app(HOST, &places(), &sandbox(), &container(), &image, &User::default()).unwrap();
+        let image = Process {
+            cmd: list("x"),
+            ..Process::default()
+        };
+        let app = app(
+            HOST,
+            &places(),
+            &sandbox(),
+            &container(),
+            &image,
+            &User::default(),
+        )
+        .unwrap();
         let pause = pause(HOST, &places(), "/root");
         for spec in [app, pause] {
             let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
             let of = |kind: &str| namespaces.iter().find(|it| it["type"] == kind).unwrap();
-            for (kind, path) in [("network", "/ns/net"), ("ipc", "/ns/ipc"), ("uts", "/ns/uts")] {
+            for (kind, path) in [
+                ("network", "/ns/net"),
+                ("ipc", "/ns/ipc"),
+                ("uts", "/ns/uts"),
+            ] {
                 assert_eq!(of(kind)["path"], path);
             }
             for kind in ["pid", "mount", "cgroup"] {
@@ -351,19 +484,44 @@ mod tests {
         };
         let v2 = resources(HOST, &limits);
         assert_eq!(v2["unified"]["memory.high"], "50");
-        assert_eq!((&v2["cpu"]["quota"], &v2["memory"]["limit"]), (&json!(50_000), &json!(100)));
+        assert_eq!(
+            (&v2["cpu"]["quota"], &v2["memory"]["limit"]),
+            (&json!(50_000), &json!(100))
+        );
         assert_eq!(v2["pids"]["limit"], 7);
-        let v1 = resources(Host { cgroup_version: 1, ..HOST }, &limits);
-        assert_eq!((&v1["memory"]["reservation"], &v1["unified"]), (&json!(50), &Value::Null));
+        let v1 = resources(
+            Host {
+                cgroup_version: 1,
+                ..HOST
+            },
+            &limits,
+        );
+        assert_eq!(
+            (&v1["memory"]["reservation"], &v1["unified"]),
+            (&json!(50), &Value::Null)
+        );
         let none = resources(HOST, &Resources::default());
-        assert_eq!(none.as_object().unwrap().len(), 1, "no limit is not a limit of 0: {none}");
+        assert_eq!(
+            none.as_object().unwrap().len(),
+            1,
+            "no limit is not a limit of 0: {none}"
+        );
     }
 
     #[test]
     fn a_score_that_the_host_does_not_allow_is_left_at_zero() {
         assert_eq!(oom_score(HOST, -998), 0);
         assert_eq!(oom_score(HOST, 500), 500);
-        assert_eq!(oom_score(Host { negative_oom_score: true, ..HOST }, -998), -998);
+        assert_eq!(
+            oom_score(
+                Host {
+                    negative_oom_score: true,
+                    ..HOST
+                },
+                -998
+            ),
+            -998
+        );
     }
 
     #[test]

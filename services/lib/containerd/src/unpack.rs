@@ -30,7 +30,9 @@ pub(crate) struct Resolved {
 impl Resolved {
     /// The snapshot that containers of the image are made over; empty for an image without layers.
     pub(crate) fn snapshot(&self) -> String {
-        oci::chain_ids(&self.config.rootfs.diff_ids).pop().unwrap_or_default()
+        oci::chain_ids(&self.config.rootfs.diff_ids)
+            .pop()
+            .unwrap_or_default()
     }
 }
 
@@ -61,7 +63,10 @@ pub(crate) async fn resolve(
         };
         let config: Config = document(image, &manifest.config, &config_bytes)?;
         if !config.runs_here() {
-            foreign = Some(Platform { os: config.os, architecture: config.architecture });
+            foreign = Some(Platform {
+                os: config.os,
+                architecture: config.architecture,
+            });
             continue;
         }
         if config.rootfs.diff_ids.len() != manifest.layers.len() {
@@ -70,11 +75,19 @@ pub(crate) async fn resolve(
                 manifest.layers.len(),
                 config.rootfs.diff_ids.len()
             );
-            return Err(ImageError::Corrupt { image: image.to_owned(), what });
+            return Err(ImageError::Corrupt {
+                image: image.to_owned(),
+                what,
+            });
         }
         let layers: u64 = manifest.layers.iter().map(|it| it.size).sum();
         let size = next.size + manifest.config.size + layers;
-        return Ok(Some(Resolved { digest: next.digest, manifest, config, size }));
+        return Ok(Some(Resolved {
+            digest: next.digest,
+            manifest,
+            config,
+            size,
+        }));
     }
     if missing && foreign.is_none() {
         return Ok(None);
@@ -83,7 +96,10 @@ pub(crate) async fn resolve(
 }
 
 pub(crate) fn platform_missing(image: &str) -> ImageError {
-    ImageError::PlatformMissing { image: image.to_owned(), platform: Platform::own().to_string() }
+    ImageError::PlatformMissing {
+        image: image.to_owned(),
+        platform: Platform::own().to_string(),
+    }
 }
 
 pub(crate) fn document<T: serde::de::DeserializeOwned>(
@@ -99,10 +115,18 @@ pub(crate) fn document<T: serde::de::DeserializeOwned>(
 
 /// Labels by which containerd's collector sees that a manifest holds its configuration and layers.
 pub(crate) fn manifest_labels(manifest: &Manifest) -> HashMap<String, String> {
-    let config = ("containerd.io/gc.ref.content.config".to_owned(), manifest.config.digest.clone());
+    let config = (
+        "containerd.io/gc.ref.content.config".to_owned(),
+        manifest.config.digest.clone(),
+    );
     let layers = manifest.layers.iter().enumerate();
     layers
-        .map(|(at, it)| (format!("containerd.io/gc.ref.content.l.{at}"), it.digest.clone()))
+        .map(|(at, it)| {
+            (
+                format!("containerd.io/gc.ref.content.l.{at}"),
+                it.digest.clone(),
+            )
+        })
         .chain([config])
         .collect()
 }
@@ -113,7 +137,12 @@ pub(crate) fn index_labels<'a>(
 ) -> HashMap<String, String> {
     kept.into_iter()
         .enumerate()
-        .map(|(at, it)| (format!("containerd.io/gc.ref.content.m.{at}"), it.digest.clone()))
+        .map(|(at, it)| {
+            (
+                format!("containerd.io/gc.ref.content.m.{at}"),
+                it.digest.clone(),
+            )
+        })
         .collect()
 }
 
@@ -126,14 +155,23 @@ pub(crate) async fn unpack(
 ) -> Result<(), ImageError> {
     let diff_ids = &resolved.config.rootfs.diff_ids;
     let chain = oci::chain_ids(diff_ids);
-    let Some(last) = chain.last() else { return Ok(()) };
+    let Some(last) = chain.last() else {
+        return Ok(());
+    };
     if !has_snapshot(client, snapshotter, last).await? {
         let mut parent = String::new();
         for ((layer, diff_id), name) in resolved.manifest.layers.iter().zip(diff_ids).zip(&chain) {
             if !has_snapshot(client, snapshotter, name).await? {
                 let key = format!("{} {name}", unique("extract"));
-                let applied =
-                    apply(client, snapshotter, image, &key, &parent, (layer, diff_id, name)).await;
+                let applied = apply(
+                    client,
+                    snapshotter,
+                    image,
+                    &key,
+                    &parent,
+                    (layer, diff_id, name),
+                )
+                .await;
                 if let Err(error) = applied {
                     let _ = remove_snapshot(client, snapshotter, &key).await;
                     return Err(error);
@@ -155,20 +193,27 @@ async fn apply(
     parent: &str,
     (layer, diff_id, name): (&Descriptor, &str, &str),
 ) -> Result<(), ImageError> {
-    let corrupt = |what: String| ImageError::Corrupt { image: image.to_owned(), what };
+    let corrupt = |what: String| ImageError::Corrupt {
+        image: image.to_owned(),
+        what,
+    };
     let request = PrepareSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: key.to_owned(),
         parent: parent.to_owned(),
         labels: HashMap::new(),
     };
-    let prepared = client.call("preparing a layer", client.snapshots().prepare(request)).await?;
+    let prepared = client
+        .call("preparing a layer", client.snapshots().prepare(request))
+        .await?;
     let request = ApplyRequest {
         diff: Some(layer.to_proto()),
         mounts: prepared.mounts,
         ..ApplyRequest::default()
     };
-    let applied = client.long_call("unpacking a layer", client.diff().apply(request)).await;
+    let applied = client
+        .long_call("unpacking a layer", client.diff().apply(request))
+        .await;
     let applied = applied.map_err(|error| {
         let said = error.status.message().to_owned();
         match ImageError::from(error) {
@@ -181,7 +226,10 @@ async fn apply(
     })?;
     let digest = applied.applied.unwrap_or_default().digest;
     if digest != diff_id {
-        let what = format!("layer {} unpacks to {digest}, not to {diff_id}", layer.digest);
+        let what = format!(
+            "layer {} unpacks to {digest}, not to {diff_id}",
+            layer.digest
+        );
         return Err(corrupt(what));
     }
     let request = CommitSnapshotRequest {
@@ -190,7 +238,9 @@ async fn apply(
         key: key.to_owned(),
         ..CommitSnapshotRequest::default()
     };
-    let committed = client.call("committing a layer", client.snapshots().commit(request)).await;
+    let committed = client
+        .call("committing a layer", client.snapshots().commit(request))
+        .await;
     if made(committed)?.is_none() {
         // Somebody else was faster.
         remove_snapshot(client, snapshotter, key).await?;
@@ -199,9 +249,13 @@ async fn apply(
 }
 
 fn says_disk(text: &str) -> bool {
-    ["no space left on device", "disk quota exceeded", "read-only file system"]
-        .iter()
-        .any(|it| text.contains(it))
+    [
+        "no space left on device",
+        "disk quota exceeded",
+        "read-only file system",
+    ]
+    .iter()
+    .any(|it| text.contains(it))
 }
 
 pub(crate) async fn has_snapshot(
@@ -213,9 +267,13 @@ pub(crate) async fn has_snapshot(
         // An image without layers has no snapshot, and needs none.
         return Ok(true);
     }
-    let request =
-        StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
-    let stat = client.call("looking for a snapshot", client.snapshots().stat(request)).await;
+    let request = StatSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+    };
+    let stat = client
+        .call("looking for a snapshot", client.snapshots().stat(request))
+        .await;
     Ok(found(stat)?.is_some())
 }
 
@@ -225,8 +283,12 @@ pub(crate) async fn remove_snapshot(
     snapshotter: &str,
     key: &str,
 ) -> Result<(), CallError> {
-    let request =
-        RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
-    let removed = client.call("removing a snapshot", client.snapshots().remove(request)).await;
+    let request = RemoveSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+    };
+    let removed = client
+        .call("removing a snapshot", client.snapshots().remove(request))
+        .await;
     found(removed).map(drop)
 }

@@ -32,7 +32,9 @@ pub(crate) fn resolve(user: &str, passwd: &str, group: &str) -> Result<User, Str
     let user = if user.is_empty() { "0" } else { user };
     let entry = passwd.lines().find_map(|line| {
         let fields: Vec<_> = line.split(':').collect();
-        let [name, _, uid, gid, _, home, ..] = *fields else { return None };
+        let [name, _, uid, gid, _, home, ..] = *fields else {
+            return None;
+        };
         let found = name == user || uid == user;
         found.then(|| Some((name, uid.parse().ok()?, gid.parse().ok()?, home)))?
     });
@@ -44,13 +46,18 @@ pub(crate) fn resolve(user: &str, passwd: &str, group: &str) -> Result<User, Str
     let groups = || {
         group.lines().filter_map(|line| {
             let fields: Vec<_> = line.split(':').collect();
-            let [name, _, gid, members, ..] = *fields else { return None };
+            let [name, _, gid, members, ..] = *fields else {
+                return None;
+            };
             Some((name, gid.parse::<u32>().ok()?, members))
         })
     };
     let gid = match asked_group {
         None => own_group,
-        Some(text) => match (groups().find(|(name, ..)| *name == text), text.parse::<u32>()) {
+        Some(text) => match (
+            groups().find(|(name, ..)| *name == text),
+            text.parse::<u32>(),
+        ) {
             (Some((_, gid, _)), _) | (None, Ok(gid)) => gid,
             (None, Err(_)) => {
                 return Err(format!("group `{text}` is not in the image's /etc/group"));
@@ -60,17 +67,26 @@ pub(crate) fn resolve(user: &str, passwd: &str, group: &str) -> Result<User, Str
     // A group that was asked for is the only one, as docker has it.
     let further = match (asked_group, name) {
         (None, Some(user)) => groups()
-            .filter(|(_, gid_of, members)| *gid_of != gid && members.split(',').any(|it| it == user))
+            .filter(|(_, gid_of, members)| {
+                *gid_of != gid && members.split(',').any(|it| it == user)
+            })
             .map(|(_, gid, _)| gid)
             .collect(),
         _ => vec![],
     };
-    Ok(User { uid, gid, groups: further, home })
+    Ok(User {
+        uid,
+        gid,
+        groups: further,
+        home,
+    })
 }
 
 /// The layers of a snapshot, uppermost first.
 pub(crate) fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
-    let Some(mount) = mounts.first() else { return vec![] };
+    let Some(mount) = mounts.first() else {
+        return vec![];
+    };
     if mount.r#type == "bind" {
         return vec![PathBuf::from(&mount.source)];
     }
@@ -86,9 +102,9 @@ pub(crate) fn read_from(layers: &[PathBuf], path: &str) -> String {
         match open_within(layer, path) {
             Ok(file) => {
                 // A character device in a layer says that the file was removed.
-                let is_file = file.metadata().is_ok_and(|it| {
-                    it.is_file() && !it.file_type().is_char_device()
-                });
+                let is_file = file
+                    .metadata()
+                    .is_ok_and(|it| it.is_file() && !it.file_type().is_char_device());
                 let mut text = String::new();
                 if is_file && file.take(FILE_MAX).read_to_string(&mut text).is_ok() {
                     return text;
@@ -103,7 +119,12 @@ pub(crate) fn read_from(layers: &[PathBuf], path: &str) -> String {
 }
 
 fn open_within(root: &Path, path: &str) -> Result<File, rustix::io::Errno> {
-    let dir = openat(CWD, root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let dir = openat(
+        CWD,
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = openat2(&dir, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
     Ok(file?.into())
@@ -160,13 +181,21 @@ mod tests {
             options: vec![
                 format!("upperdir={}", layer("upper").display()),
                 "workdir=/w".into(),
-                format!("lowerdir={}:{}", layer("middle").display(), layer("lower").display()),
+                format!(
+                    "lowerdir={}:{}",
+                    layer("middle").display(),
+                    layer("lower").display()
+                ),
             ],
             ..Mount::default()
         }];
         let layers = layers(&mounts);
         assert_eq!(read_from(&layers, "etc/passwd"), "middle");
-        assert_eq!(read_from(&layers, "etc/group"), "", "a link is followed inside the layer only");
+        assert_eq!(
+            read_from(&layers, "etc/group"),
+            "",
+            "a link is followed inside the layer only"
+        );
         assert_eq!(read_from(&layers, "etc/shadow"), "");
     }
 }

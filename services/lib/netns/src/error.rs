@@ -35,11 +35,18 @@ impl NetnsError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 
     pub(crate) fn kernel(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
-        move |source| Self::Kernel { operation, source: source.into() }
+        move |source| Self::Kernel {
+            operation,
+            source: source.into(),
+        }
     }
 }
 

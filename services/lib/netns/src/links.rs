@@ -34,8 +34,11 @@ pub(crate) struct Links(Handle);
 impl Links {
     /// Opens a socket in the namespace of the calling thread, which has to be inside of a runtime.
     pub(crate) fn here() -> Result<Self, NetnsError> {
-        let (connection, handle, _) = rtnetlink::new_connection()
-            .map_err(|source| NetnsError::Kernel { operation: "opening netlink", source })?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetnsError::Kernel {
+                operation: "opening netlink",
+                source,
+            })?;
         tokio::spawn(connection);
         Ok(Self(handle))
     }
@@ -71,9 +74,14 @@ impl Links {
             Some(link) => link,
             None => {
                 // With an address of its own the bridge does not take that of each new link.
-                let bridge = LinkBridge::new(name).address(hardware_address(net.addr())).build();
-                self.request(format!("adding bridge {name}"), self.0.link().add(bridge).execute())
-                    .await?;
+                let bridge = LinkBridge::new(name)
+                    .address(hardware_address(net.addr()))
+                    .build();
+                self.request(
+                    format!("adding bridge {name}"),
+                    self.0.link().add(bridge).execute(),
+                )
+                .await?;
                 self.set_alias(name, alias).await?;
                 self.find(name).await?.ok_or_else(|| NetnsError::Foreign {
                     what: format!("bridge {name} vanished while it was made"),
@@ -84,8 +92,12 @@ impl Links {
             let what = format!("link {name} exists and is not the bridge of this instance");
             return Err(NetnsError::Foreign { what });
         }
-        let add = self.0.address().add(found.index, IpAddr::V4(net.addr()), net.prefix_len());
-        self.request(format!("adding {net} to {name}"), add.replace().execute()).await?;
+        let add = self
+            .0
+            .address()
+            .add(found.index, IpAddr::V4(net.addr()), net.prefix_len());
+        self.request(format!("adding {net} to {name}"), add.replace().execute())
+            .await?;
         self.set_up(found.index).await?;
         Ok(found)
     }
@@ -109,22 +121,36 @@ impl Links {
             .controller(bridge)
             .up()
             .build();
-        self.request(format!("adding link {name}"), self.0.link().add(pair).execute()).await
+        self.request(
+            format!("adding link {name}"),
+            self.0.link().add(pair).execute(),
+        )
+        .await
     }
 
     pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_name(name).alias(alias).build();
-        self.request(format!("naming link {name}"), self.0.link().set(message).execute()).await
+        self.request(
+            format!("naming link {name}"),
+            self.0.link().set(message).execute(),
+        )
+        .await
     }
 
     pub(crate) async fn set_up(&self, index: u32) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.request("setting a link up", self.0.link().set(message).execute()).await
+        self.request("setting a link up", self.0.link().set(message).execute())
+            .await
     }
 
     pub(crate) async fn add_address(&self, index: u32, net: &IpNet) -> Result<(), NetnsError> {
-        let add = self.0.address().add(index, net.addr(), net.prefix_len()).replace();
-        self.request(format!("adding address {net}"), add.execute()).await
+        let add = self
+            .0
+            .address()
+            .add(index, net.addr(), net.prefix_len())
+            .replace();
+        self.request(format!("adding address {net}"), add.execute())
+            .await
     }
 
     pub(crate) async fn add_route(
@@ -137,7 +163,11 @@ impl Links {
             .gateway(gateway)
             .build();
         let add = self.0.route().add(route).replace();
-        self.request(format!("adding the route to {destination} by {gateway}"), add.execute()).await
+        self.request(
+            format!("adding the route to {destination} by {gateway}"),
+            add.execute(),
+        )
+        .await
     }
 
     /// Gone is a success.
@@ -167,14 +197,20 @@ fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
 }
 
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {
-    NetnsError::Netlink { operation: operation.into(), source }
+    NetnsError::Netlink {
+        operation: operation.into(),
+        source,
+    }
 }
 
 fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(it) if it.raw_code() == -errno.raw_os_error())
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "a link has a hundred attributes")]
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a link has a hundred attributes"
+)]
 fn read(message: LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,

@@ -93,9 +93,13 @@ fn on_a_thread<T: Send>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send,
 ) -> Result<T, NetnsError> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name("namespace".into()).spawn_scoped(scope, work);
-        let thread =
-            thread.map_err(|source| NetnsError::Kernel { operation: "starting a thread", source })?;
+        let thread = thread::Builder::new()
+            .name("namespace".into())
+            .spawn_scoped(scope, work);
+        let thread = thread.map_err(|source| NetnsError::Kernel {
+            operation: "starting a thread",
+            source,
+        })?;
         match thread.join() {
             Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),

@@ -54,7 +54,11 @@ impl NetnsNetwork {
             fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
         }
         blocking(move || table::install(&instance, subnet)).await?;
-        Ok(Self { settings: Arc::new(settings), links, bridge: bridge.index })
+        Ok(Self {
+            settings: Arc::new(settings),
+            links,
+            bridge: bridge.index,
+        })
     }
 
     /// Removes what `start` made.
@@ -76,8 +80,12 @@ impl NetnsNetwork {
         });
         // A former attempt may have ended anywhere.
         self.links.remove(&link).await?;
-        self.links.add_pair(&link, self.bridge, namespace.as_fd(), own).await?;
-        self.links.set_alias(&link, &names.link_alias(&sandbox.id)).await?;
+        self.links
+            .add_pair(&link, self.bridge, namespace.as_fd(), own)
+            .await?;
+        self.links
+            .set_alias(&link, &names.link_alias(&sandbox.id))
+            .await?;
 
         let runtime = tokio::runtime::Handle::current();
         let inside = blocking(move || {
@@ -87,9 +95,15 @@ impl NetnsNetwork {
             })
         })
         .await?;
-        let eth = inside.find(INSIDE).await?.ok_or_else(|| NetnsError::Foreign {
-            what: format!("{INSIDE} of sandbox {} vanished while it was made", sandbox.id),
-        })?;
+        let eth = inside
+            .find(INSIDE)
+            .await?
+            .ok_or_else(|| NetnsError::Foreign {
+                what: format!(
+                    "{INSIDE} of sandbox {} vanished while it was made",
+                    sandbox.id
+                ),
+            })?;
         for net in &sandbox.addresses {
             inside.add_address(eth.index, net).await?;
         }
@@ -97,7 +111,9 @@ impl NetnsNetwork {
         let gateway = ipam::gateway(self.settings.subnet);
         inside.add_route(EVERYWHERE, gateway).await?;
         for route in &sandbox.spec.routes {
-            inside.add_route(route.destination, route.gateway.unwrap_or(gateway)).await?;
+            inside
+                .add_route(route.destination, route.gateway.unwrap_or(gateway))
+                .await?;
         }
         Ok(())
     }
@@ -105,7 +121,9 @@ impl NetnsNetwork {
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
         let names = &self.settings.names;
         let links = self.links.all().await?.into_iter().filter_map(|link| {
-            let sandbox = names.parse_link_alias(&link.alias).filter(|id| names.link(id) == link.name);
+            let sandbox = names
+                .parse_link_alias(&link.alias)
+                .filter(|id| names.link(id) == link.name);
             let ours = sandbox.is_some() || link.controller == Some(self.bridge);
             ours.then_some(NetworkObject {
                 kind: NetworkObjectKind::Link,
@@ -136,7 +154,10 @@ impl Network for NetnsNetwork {
     async fn observe(&self, id: &SandboxId) -> Result<NetworkSeen, NetworkError> {
         let names = &self.settings.names;
         let link = self.links.find(&names.link(id)).await?;
-        Ok(NetworkSeen { namespaces: names.namespaces(id).exists(), link: link.is_some() })
+        Ok(NetworkSeen {
+            namespaces: names.namespaces(id).exists(),
+            link: link.is_some(),
+        })
     }
 
     async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {

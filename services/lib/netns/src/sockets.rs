@@ -83,7 +83,12 @@ fn request(family: AddressFamily, protocol: Protocol) -> Vec<u8> {
     bytes.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     bytes.extend(REQUEST_DUMP.to_ne_bytes());
     bytes.extend([0; 8]);
-    bytes.extend([u8::try_from(family.as_raw()).unwrap_or_default(), number, 0, 0]);
+    bytes.extend([
+        u8::try_from(family.as_raw()).unwrap_or_default(),
+        number,
+        0,
+        0,
+    ]);
     bytes.extend((1_u32 << state_of(protocol)).to_ne_bytes());
     bytes.resize(LENGTH as usize, 0);
     bytes
@@ -102,7 +107,9 @@ fn read_dump(
             match kind {
                 NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => {
-                    let code = payload.first_chunk().map_or(0, |it| i32::from_ne_bytes(*it));
+                    let code = payload
+                        .first_chunk()
+                        .map_or(0, |it| i32::from_ne_bytes(*it));
                     return Err(Errno::from_raw_os_error(-code));
                 }
                 _ => found.extend(read_socket(payload, protocol)),
@@ -132,7 +139,11 @@ fn read_socket(payload: &[u8], protocol: Protocol) -> Option<ListeningSocket> {
     } else {
         IpAddr::V6(Ipv6Addr::from(*source))
     };
-    (port != 0).then_some(ListeningSocket { protocol, address, port })
+    (port != 0).then_some(ListeningSocket {
+        protocol,
+        address,
+        port,
+    })
 }
 
 fn from_proc() -> Result<Vec<ListeningSocket>, NetnsError> {
@@ -162,14 +173,24 @@ fn read_line(line: &str, protocol: Protocol) -> Option<ListeningSocket> {
     let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
     let port = u16::from_str_radix(port, 16).ok()?;
     let words: Vec<[u8; 4]> = (0..address.len() / 8)
-        .map(|at| Some(u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes()))
+        .map(|at| {
+            Some(
+                u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16)
+                    .ok()?
+                    .to_ne_bytes(),
+            )
+        })
         .collect::<Option<_>>()?;
     let address = match words.as_slice() {
         [word] => IpAddr::V4(Ipv4Addr::from(*word)),
         words => IpAddr::V6(Ipv6Addr::from(*words.concat().first_chunk()?)),
     };
     let listens = state == state_of(protocol) && port != 0;
-    listens.then_some(ListeningSocket { protocol, address, port })
+    listens.then_some(ListeningSocket {
+        protocol,
+        address,
+        port,
+    })
 }
 
 #[cfg(test)]
@@ -191,7 +212,11 @@ mod tests {
             (Protocol::Tcp, tcp6.local_addr().unwrap()),
             (Protocol::Udp, udp.local_addr().unwrap()),
         ]
-        .map(|(protocol, it)| ListeningSocket { protocol, address: it.ip(), port: it.port() })
+        .map(|(protocol, it)| ListeningSocket {
+            protocol,
+            address: it.ip(),
+            port: it.port(),
+        })
         .into();
         let diagnosed: BTreeSet<_> = diagnose().unwrap().into_iter().collect();
         assert!(own.is_subset(&diagnosed), "{own:?} in {diagnosed:?}");
@@ -221,7 +246,14 @@ mod tests {
             let _ = split_message(&whole[..length]);
             let _ = read_socket(&whole[..length], Protocol::Tcp);
         }
-        for line in ["", "a", "a b", "0: 0100007F:1F90", "0: Z:Z Z 0A", "0: 01:1 0 0A"] {
+        for line in [
+            "",
+            "a",
+            "a b",
+            "0: 0100007F:1F90",
+            "0: Z:Z Z 0A",
+            "0: 01:1 0 0A",
+        ] {
             assert_eq!(read_line(line, Protocol::Tcp), None, "{line}");
         }
     }

@@ -35,12 +35,20 @@ fn render(name: &str, subnet: Ipv4Net) -> String {
 }
 
 fn load(text: &str) -> Result<(), NetnsError> {
-    let failed = |source| NetnsError::Kernel { operation: "running nft", source };
+    let failed = |source| NetnsError::Kernel {
+        operation: "running nft",
+        source,
+    };
     let mut command = std::process::Command::new("nft");
     // Services are often started without the folders of system programs.
     let path = std::env::var("PATH").unwrap_or_default();
-    command.args(["-f", "-"]).env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(["-f", "-"])
+        .env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let mut nft = command.spawn().map_err(failed)?;
     if let Some(mut input) = nft.stdin.take() {
         input.write_all(text.as_bytes()).map_err(failed)?;

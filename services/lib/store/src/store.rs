@@ -80,7 +80,9 @@ pub struct LeaseCounts {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("path", &self.0.path).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("path", &self.0.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,7 +111,8 @@ impl Store {
         now: SystemTime,
     ) -> Result<Admitted, AdmitError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.admit(&id, &spec, now)).await
+        self.blocking(move |inner| inner.admit(&id, &spec, now))
+            .await
     }
 
     /// Changes the record of this id and generation, unless its status may not move so.
@@ -121,7 +124,8 @@ impl Store {
         change: impl FnOnce(&mut SandboxRecord) + Send + 'static,
     ) -> Result<SandboxRecord, UpdateError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.update(&id, generation, now, change, false)).await
+        self.blocking(move |inner| inner.update(&id, generation, now, change, false))
+            .await
     }
 
     /// As `update`, and releases the addresses.
@@ -133,7 +137,8 @@ impl Store {
         change: impl FnOnce(&mut SandboxRecord) + Send + 'static,
     ) -> Result<SandboxRecord, UpdateError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.update(&id, generation, now, change, true)).await
+        self.blocking(move |inner| inner.update(&id, generation, now, change, true))
+            .await
     }
 
     /// Removes the record of this id and generation with its leases; returns whether there was one.
@@ -144,17 +149,20 @@ impl Store {
         now: SystemTime,
     ) -> Result<bool, StoreError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.remove(&id, generation, now)).await
+        self.blocking(move |inner| inner.remove(&id, generation, now))
+            .await
     }
 
     pub async fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.read(|txn| find(&txn.open_table(RECORDS)?, &id))).await
+        self.blocking(move |inner| inner.read(|txn| find(&txn.open_table(RECORDS)?, &id)))
+            .await
     }
 
     /// All records, by id.
     pub async fn all(&self) -> Result<Vec<SandboxRecord>, StoreError> {
-        self.blocking(|inner| inner.read(|txn| records(txn, None, usize::MAX))).await
+        self.blocking(|inner| inner.read(|txn| records(txn, None, usize::MAX)))
+            .await
     }
 
     /// At most `limit` records behind `after`, by id, and the revision that they were read at.
@@ -171,19 +179,24 @@ impl Store {
 
     /// Every address that is held or was, by address.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
-        self.blocking(|inner| inner.read(|txn| leases(&txn.open_table(LEASES)?))).await
+        self.blocking(|inner| inner.read(|txn| leases(&txn.open_table(LEASES)?)))
+            .await
     }
 
     pub async fn lease_counts(&self) -> Result<LeaseCounts, StoreError> {
         let leases = self.leases().await?;
         let now = SystemTime::now();
         let rests = |at: SystemTime| {
-            now.duration_since(at).is_ok_and(|rest| rest < self.0.cool_down)
+            now.duration_since(at)
+                .is_ok_and(|rest| rest < self.0.cool_down)
         };
         Ok(LeaseCounts {
             capacity: ipam::capacity(self.0.subnet),
             held: leases.iter().filter(|it| it.released_at.is_none()).count() as u64,
-            cooling: leases.iter().filter(|it| it.released_at.is_some_and(rests)).count() as u64,
+            cooling: leases
+                .iter()
+                .filter(|it| it.released_at.is_some_and(rests))
+                .count() as u64,
         })
     }
 
@@ -192,15 +205,20 @@ impl Store {
     }
 
     /// All records, the revision that they were read at, and a watch of everything that follows.
-    pub async fn snapshot_and_watch(
-        &self,
-    ) -> Result<(Vec<SandboxRecord>, u64, Watch), StoreError> {
+    pub async fn snapshot_and_watch(&self) -> Result<(Vec<SandboxRecord>, u64, Watch), StoreError> {
         self.blocking(|inner| {
             let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let changes = inner.changes.subscribe();
             let (all, at) =
                 inner.read(|txn| Ok((records(txn, None, usize::MAX)?, revision(txn)?)))?;
-            Ok((all, at, Watch { past: VecDeque::new(), changes }))
+            Ok((
+                all,
+                at,
+                Watch {
+                    past: VecDeque::new(),
+                    changes,
+                },
+            ))
         })
         .await
     }
@@ -240,7 +258,10 @@ impl Inner {
         let done = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match database.as_ref() {
-                Some(database) => database.begin_read().map_err(StoreError::from).and_then(|it| work(&it)),
+                Some(database) => database
+                    .begin_read()
+                    .map_err(StoreError::from)
+                    .and_then(|it| work(&it)),
                 None => Err(redb::Error::PreviousIo.into()),
             }
         };
@@ -268,7 +289,10 @@ impl Inner {
         Ok(value)
     }
 
-    #[expect(clippy::type_complexity, reason = "a value, and the change with its revision")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "a value, and the change with its revision"
+    )]
     fn try_write<T, E>(
         &self,
         work: impl FnOnce(&WriteTransaction, u64) -> Result<(T, Option<Change>), E>,
@@ -294,7 +318,10 @@ impl Inner {
         if !error.needs_reopening() {
             return;
         }
-        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         // The file has to be let go before it can be opened.
         drop(database.take());
         match open_database(&self.path) {
@@ -333,8 +360,13 @@ impl Inner {
                 (Admission::Begin | Admission::Join, _) => {
                     let generation = Generation(next);
                     let address = self.lease(txn, id, generation, now)?;
-                    let record =
-                        SandboxRecord::new(id.clone(), generation, spec.clone(), vec![address], now);
+                    let record = SandboxRecord::new(
+                        id.clone(),
+                        generation,
+                        spec.clone(),
+                        vec![address],
+                        now,
+                    );
                     put(&mut table, &record)?;
                     let change = Change::Upserted(Box::new(record.clone()));
                     Ok((Admitted::Begun(record), Some(change)))
@@ -354,10 +386,16 @@ impl Inner {
         let mut table = txn.open_table(LEASES).map_err(StoreError::from)?;
         let held = leases(&table)?;
         let inside = held.iter().filter(|it| self.subnet.contains(&it.address));
-        let taken = inside.clone().map(|it| Taken { address: it.address, released_at: it.released_at });
+        let taken = inside.clone().map(|it| Taken {
+            address: it.address,
+            released_at: it.released_at,
+        });
         let address = ipam::choose(self.subnet, taken, now, self.cool_down).map_err(|it| {
             let held = inside.filter(|it| it.released_at.is_none()).count() as u64;
-            AdmitError::Exhausted { capacity: it.capacity, held }
+            AdmitError::Exhausted {
+                capacity: it.capacity,
+                held,
+            }
         })?;
         let lease = StoredLease {
             owner: id.to_string(),
@@ -384,7 +422,10 @@ impl Inner {
             let before = before.ok_or(UpdateError::Gone)?;
             let mut record = before.clone();
             change(&mut record);
-            before.status.check_move(record.status).map_err(UpdateError::NotAllowed)?;
+            before
+                .status
+                .check_move(record.status)
+                .map_err(UpdateError::NotAllowed)?;
             if release {
                 release_leases(txn, &record, now)?;
                 record.addresses.clear();
@@ -412,7 +453,13 @@ impl Inner {
             };
             release_leases(txn, &record, now)?;
             table.remove(id.as_str())?;
-            Ok((true, Some(Change::Removed { id: id.clone(), generation })))
+            Ok((
+                true,
+                Some(Change::Removed {
+                    id: id.clone(),
+                    generation,
+                }),
+            ))
         })
     }
 }
@@ -431,12 +478,19 @@ impl<E> From<StoreError> for Attempt<E> {
 
 fn open_database(path: &Path) -> Result<Database, StoreError> {
     let database = Database::create(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.to_owned() },
+        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
+            path: path.to_owned(),
+        },
         other => other.into(),
     })?;
     match schema(&database)? {
         Some(KNOWN_SCHEMA) => return Ok(database),
-        Some(found) => return Err(StoreError::NewerSchema { found, known: KNOWN_SCHEMA }),
+        Some(found) => {
+            return Err(StoreError::NewerSchema {
+                found,
+                known: KNOWN_SCHEMA,
+            });
+        }
         None => {}
     }
     let txn = database.begin_write()?;
@@ -465,7 +519,10 @@ fn bump(txn: &WriteTransaction) -> Result<u64, StoreError> {
 }
 
 fn revision(txn: &ReadTransaction) -> Result<u64, StoreError> {
-    Ok(txn.open_table(META)?.get(REVISION)?.map_or(0, |it| it.value()))
+    Ok(txn
+        .open_table(META)?
+        .get(REVISION)?
+        .map_or(0, |it| it.value()))
 }
 
 /// Keeps the change for those who resume, and forgets the oldest.
@@ -474,9 +531,10 @@ fn note(txn: &WriteTransaction, at: u64, change: &Change) -> Result<(), StoreErr
         Change::Upserted(record) => {
             StoredChange::Upserted(Box::new(StoredRecord::from(record.as_ref())))
         }
-        Change::Removed { id, generation } => {
-            StoredChange::Removed { id: id.to_string(), generation: generation.0 }
-        }
+        Change::Removed { id, generation } => StoredChange::Removed {
+            id: id.to_string(),
+            generation: generation.0,
+        },
     };
     let mut table = txn.open_table(CHANGES)?;
     table.insert(at, encode(&stored).as_slice())?;
@@ -537,9 +595,7 @@ fn records(
         .collect()
 }
 
-fn leases(
-    table: &impl ReadableTable<u32, &'static [u8]>,
-) -> Result<Vec<Lease>, StoreError> {
+fn leases(table: &impl ReadableTable<u32, &'static [u8]>) -> Result<Vec<Lease>, StoreError> {
     table
         .iter()?
         .map(|entry| {
@@ -564,16 +620,20 @@ fn release_leases(
 ) -> Result<(), StoreError> {
     let mut table = txn.open_table(LEASES)?;
     for net in &record.addresses {
-        let IpAddr::V4(address) = net.addr() else { continue };
+        let IpAddr::V4(address) = net.addr() else {
+            continue;
+        };
         let lease: Option<StoredLease> = match table.get(u32::from(address))? {
             Some(bytes) => Some(decode(&address, bytes.value())?),
             None => None,
         };
         if let Some(lease) = lease
-            && (lease.owner.as_str(), lease.generation)
-                == (record.id.as_str(), record.generation.0)
+            && (lease.owner.as_str(), lease.generation) == (record.id.as_str(), record.generation.0)
         {
-            let resting = StoredLease { released_at: Some(now), ..lease };
+            let resting = StoredLease {
+                released_at: Some(now),
+                ..lease
+            };
             table.insert(u32::from(address), encode(&resting).as_slice())?;
         }
     }
@@ -584,7 +644,10 @@ fn put(
     table: &mut redb::Table<'_, &'static str, &'static [u8]>,
     record: &SandboxRecord,
 ) -> Result<(), StoreError> {
-    table.insert(record.id.as_str(), encode(&StoredRecord::from(record)).as_slice())?;
+    table.insert(
+        record.id.as_str(),
+        encode(&StoredRecord::from(record)).as_slice(),
+    )?;
     Ok(())
 }
 
@@ -604,7 +667,9 @@ fn decode<T: serde::de::DeserializeOwned>(
 
 fn record_of(stored: StoredRecord) -> Result<SandboxRecord, StoreError> {
     let key = stored.id().to_owned();
-    stored.try_into().map_err(|problem| StoreError::Unreadable { key, problem })
+    stored
+        .try_into()
+        .map_err(|problem| StoreError::Unreadable { key, problem })
 }
 
 fn parse_id(text: &str) -> Result<SandboxId, StoreError> {

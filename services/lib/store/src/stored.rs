@@ -276,12 +276,18 @@ impl From<&SandboxSpec> for StoredSpec {
             routes: it
                 .routes
                 .iter()
-                .map(|it| StoredRoute { destination: it.destination, gateway: it.gateway })
+                .map(|it| StoredRoute {
+                    destination: it.destination,
+                    gateway: it.gateway,
+                })
                 .collect(),
             static_hosts: it
                 .static_hosts
                 .iter()
-                .map(|it| StoredHost { host: it.host.clone(), ip: it.ip })
+                .map(|it| StoredHost {
+                    host: it.host.clone(),
+                    ip: it.ip,
+                })
                 .collect(),
             containers: it.containers.iter().map(StoredContainer::from).collect(),
             resources: it.resources.into(),
@@ -329,15 +335,35 @@ impl From<&Container> for StoredContainer {
 
 impl From<Resources> for StoredResources {
     fn from(it: Resources) -> Self {
-        let Resources { cpu_millis, memory_bytes, memory_high_bytes, pids } = it;
-        Self { cpu_millis, memory_bytes, memory_high_bytes, pids }
+        let Resources {
+            cpu_millis,
+            memory_bytes,
+            memory_high_bytes,
+            pids,
+        } = it;
+        Self {
+            cpu_millis,
+            memory_bytes,
+            memory_high_bytes,
+            pids,
+        }
     }
 }
 
 impl From<StoredResources> for Resources {
     fn from(it: StoredResources) -> Self {
-        let StoredResources { cpu_millis, memory_bytes, memory_high_bytes, pids } = it;
-        Self { cpu_millis, memory_bytes, memory_high_bytes, pids }
+        let StoredResources {
+            cpu_millis,
+            memory_bytes,
+            memory_high_bytes,
+            pids,
+        } = it;
+        Self {
+            cpu_millis,
+            memory_bytes,
+            memory_high_bytes,
+            pids,
+        }
     }
 }
 
@@ -480,12 +506,18 @@ impl TryFrom<StoredSpec> for SandboxSpec {
             routes: it
                 .routes
                 .into_iter()
-                .map(|it| Route { destination: it.destination, gateway: it.gateway })
+                .map(|it| Route {
+                    destination: it.destination,
+                    gateway: it.gateway,
+                })
                 .collect(),
             static_hosts: it
                 .static_hosts
                 .into_iter()
-                .map(|it| StaticHost { host: it.host, ip: it.ip })
+                .map(|it| StaticHost {
+                    host: it.host,
+                    ip: it.ip,
+                })
                 .collect(),
             containers: it
                 .containers
@@ -563,7 +595,10 @@ mod tests {
                 destination: "10.1.0.0/16".parse().unwrap(),
                 gateway: Some("10.87.0.9".parse().unwrap()),
             }],
-            static_hosts: vec![StaticHost { host: text("db"), ip: "::1".parse().unwrap() }],
+            static_hosts: vec![StaticHost {
+                host: text("db"),
+                ip: "::1".parse().unwrap(),
+            }],
             containers: vec![Container {
                 name: app.clone(),
                 image: ImageRef::parse("nginx:1").unwrap(),
@@ -579,8 +614,16 @@ mod tests {
                 }],
                 oom_score: -5,
                 config_files: vec![
-                    ConfigFile { path: text("/a"), data: b"text".into(), mode: 0o640 },
-                    ConfigFile { path: text("/b"), data: vec![0xff, 0, 1], mode: 0o600 },
+                    ConfigFile {
+                        path: text("/a"),
+                        data: b"text".into(),
+                        mode: 0o640,
+                    },
+                    ConfigFile {
+                        path: text("/b"),
+                        data: vec![0xff, 0, 1],
+                        mode: 0o600,
+                    },
                 ],
                 shutdown_timeout: Duration::from_secs(3),
                 resources,
@@ -593,9 +636,16 @@ mod tests {
         record.enter(Status::Stopped, "WHY", "why", now);
         record.ending = Some(Ending::Delete);
         record.images = [(app.clone(), text("sha256:1"))].into();
-        record.exit = Some(ExitRecord::from_status(Role::App(app.clone()), 137, now, true));
+        record.exit = Some(ExitRecord::from_status(
+            Role::App(app.clone()),
+            137,
+            now,
+            true,
+        ));
         record.failure = Some(
-            Failure::invalid("spec.x", "is wrong").with("k", "v").retry_after(Duration::from_secs(1)),
+            Failure::invalid("spec.x", "is wrong")
+                .with("k", "v")
+                .retry_after(Duration::from_secs(1)),
         );
         record.phases = vec![Phase {
             name: text("admit"),

@@ -7,12 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_domain::{
-    Failure, Generation, Reason, SandboxId, SandboxRecord, SandboxSpec, Status,
-};
-use berth_store::{
-    AdmitError, Admitted, Change, Store, StoreError, UpdateError, WatchEnded,
-};
+use berth_domain::{Failure, Generation, Reason, SandboxId, SandboxRecord, SandboxSpec, Status};
+use berth_store::{AdmitError, Admitted, Change, Store, StoreError, UpdateError, WatchEnded};
 use ipnet::Ipv4Net;
 
 fn id(text: &str) -> SandboxId {
@@ -21,7 +17,10 @@ fn id(text: &str) -> SandboxId {
 
 fn spec(label: &str) -> Arc<SandboxSpec> {
     let labels = [("label".to_owned(), label.to_owned())].into();
-    Arc::new(SandboxSpec { labels, ..SandboxSpec::default() })
+    Arc::new(SandboxSpec {
+        labels,
+        ..SandboxSpec::default()
+    })
 }
 
 fn subnet(text: &str) -> Ipv4Net {
@@ -29,7 +28,12 @@ fn subnet(text: &str) -> Ipv4Net {
 }
 
 fn open(dir: &Path) -> Store {
-    Store::open(&dir.join("test.redb"), subnet("10.9.0.0/24"), Duration::from_secs(60)).unwrap()
+    Store::open(
+        &dir.join("test.redb"),
+        subnet("10.9.0.0/24"),
+        Duration::from_secs(60),
+    )
+    .unwrap()
 }
 
 fn address(record: &SandboxRecord) -> String {
@@ -37,19 +41,29 @@ fn address(record: &SandboxRecord) -> String {
 }
 
 async fn begin(store: &Store, name: &str) -> SandboxRecord {
-    match store.admit(&id(name), spec("a"), SystemTime::now()).await.unwrap() {
+    match store
+        .admit(&id(name), spec("a"), SystemTime::now())
+        .await
+        .unwrap()
+    {
         Admitted::Begun(record) => record,
         Admitted::Joined(record) => panic!("{record:?} was there"),
     }
 }
 
-async fn enter(store: &Store, record: &SandboxRecord, status: Status) -> Result<SandboxRecord, UpdateError> {
+async fn enter(
+    store: &Store,
+    record: &SandboxRecord,
+    status: Status,
+) -> Result<SandboxRecord, UpdateError> {
     let now = SystemTime::now();
     let change = move |it: &mut SandboxRecord| it.enter(status, "", "", now);
     match status {
         Status::Dead => store.bury(&record.id, record.generation, now, change).await,
         Status::Pending | Status::NotReady | Status::Running | Status::Stopped => {
-            store.update(&record.id, record.generation, now, change).await
+            store
+                .update(&record.id, record.generation, now, change)
+                .await
         }
     }
 }
@@ -59,16 +73,35 @@ async fn a_create_begins_once_and_is_joined_by_its_like() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let begun = begin(&store, "web").await;
-    assert_eq!((begun.status, address(&begun).as_str()), (Status::Pending, "10.9.0.2/24"));
-    let again = store.admit(&id("web"), spec("a"), SystemTime::now()).await.unwrap();
+    assert_eq!(
+        (begun.status, address(&begun).as_str()),
+        (Status::Pending, "10.9.0.2/24")
+    );
+    let again = store
+        .admit(&id("web"), spec("a"), SystemTime::now())
+        .await
+        .unwrap();
     assert_eq!(again, Admitted::Joined(begun.clone()));
-    let other = store.admit(&id("web"), spec("b"), SystemTime::now()).await.unwrap_err();
+    let other = store
+        .admit(&id("web"), spec("b"), SystemTime::now())
+        .await
+        .unwrap_err();
     assert!(
-        matches!(&other, AdmitError::Refused(Failure { reason: Reason::SpecConflict, .. })),
+        matches!(
+            &other,
+            AdmitError::Refused(Failure {
+                reason: Reason::SpecConflict,
+                ..
+            })
+        ),
         "{other:?}"
     );
     assert_eq!(store.get(&id("web")).await.unwrap(), Some(begun));
-    assert_eq!(store.revision().await.unwrap(), 1, "what changes nothing has no revision");
+    assert_eq!(
+        store.revision().await.unwrap(),
+        1,
+        "what changes nothing has no revision"
+    );
 }
 
 #[tokio::test]
@@ -118,11 +151,26 @@ async fn an_address_rests_after_its_release_until_no_other_is_free() {
         given.push(address(&begin(&store, &format!("s-{number}")).await));
     }
     assert_eq!(given[0], "10.9.0.3/29", "the released one rests");
-    assert_eq!(given[4], "10.9.0.2/29", "and is given out when it is the last");
+    assert_eq!(
+        given[4], "10.9.0.2/29",
+        "and is given out when it is the last"
+    );
     let counts = store.lease_counts().await.unwrap();
     assert_eq!((counts.capacity, counts.held, counts.cooling), (5, 5, 0));
-    let full = store.admit(&id("s-6"), spec("a"), SystemTime::now()).await.unwrap_err();
-    assert!(matches!(full, AdmitError::Exhausted { capacity: 5, held: 5 }), "{full:?}");
+    let full = store
+        .admit(&id("s-6"), spec("a"), SystemTime::now())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            full,
+            AdmitError::Exhausted {
+                capacity: 5,
+                held: 5
+            }
+        ),
+        "{full:?}"
+    );
     assert_eq!(store.get(&id("s-6")).await.unwrap(), None);
 }
 
@@ -134,10 +182,24 @@ async fn the_death_of_an_old_generation_does_not_release_what_a_new_one_holds() 
     let old = begin(&store, "web").await;
     enter(&store, &old, Status::Dead).await.unwrap();
     let new = begin(&store, "web").await;
-    assert_eq!(address(&old), address(&new), "without a rest the lowest is given out again");
-    assert!(!store.remove(&old.id, old.generation, SystemTime::now()).await.unwrap());
+    assert_eq!(
+        address(&old),
+        address(&new),
+        "without a rest the lowest is given out again"
+    );
+    assert!(
+        !store
+            .remove(&old.id, old.generation, SystemTime::now())
+            .await
+            .unwrap()
+    );
     assert_eq!(store.lease_counts().await.unwrap().held, 1);
-    assert!(store.remove(&new.id, new.generation, SystemTime::now()).await.unwrap());
+    assert!(
+        store
+            .remove(&new.id, new.generation, SystemTime::now())
+            .await
+            .unwrap()
+    );
     assert_eq!(store.lease_counts().await.unwrap().held, 0);
 }
 
@@ -149,10 +211,21 @@ async fn a_watch_sees_every_change_once_and_in_order_and_can_be_resumed() {
     let (standing, at, mut watch) = store.snapshot_and_watch().await.unwrap();
     assert_eq!((standing, at), (vec![record.clone()], 1));
     let running = enter(&store, &record, Status::Running).await.unwrap();
-    assert!(store.remove(&record.id, record.generation, SystemTime::now()).await.unwrap());
+    assert!(
+        store
+            .remove(&record.id, record.generation, SystemTime::now())
+            .await
+            .unwrap()
+    );
     let expected = [
         (2, Change::Upserted(Box::new(running))),
-        (3, Change::Removed { id: id("web"), generation: Generation(1) }),
+        (
+            3,
+            Change::Removed {
+                id: id("web"),
+                generation: Generation(1),
+            },
+        ),
     ];
     for change in &expected {
         assert_eq!(watch.next().await.as_ref(), Ok(change));
@@ -161,7 +234,10 @@ async fn a_watch_sees_every_change_once_and_in_order_and_can_be_resumed() {
     for change in &expected {
         assert_eq!(resumed.next().await.as_ref(), Ok(change));
     }
-    assert!(store.watch(4).await.unwrap().is_none(), "a revision that was never reached");
+    assert!(
+        store.watch(4).await.unwrap().is_none(),
+        "a revision that was never reached"
+    );
 }
 
 #[tokio::test]
@@ -172,7 +248,10 @@ async fn a_watch_from_a_forgotten_revision_is_refused_and_a_slow_reader_is_told(
     let mut slow = store.watch(1).await.unwrap().unwrap();
     for number in 0..4200 {
         let change = move |it: &mut SandboxRecord| it.message = number.to_string();
-        store.update(&record.id, record.generation, SystemTime::now(), change).await.unwrap();
+        store
+            .update(&record.id, record.generation, SystemTime::now(), change)
+            .await
+            .unwrap();
     }
     assert!(store.watch(1).await.unwrap().is_none());
     assert!(store.watch(4100).await.unwrap().is_some());
@@ -190,7 +269,10 @@ async fn all_is_there_after_the_store_was_opened_again() {
     assert!(matches!(twice, StoreError::InUse { .. }), "{twice:?}");
     drop(store);
     let foreign = Store::open(&path, subnet("10.8.0.0/24"), Duration::ZERO).unwrap_err();
-    assert!(matches!(foreign, StoreError::ForeignAddress { .. }), "{foreign:?}");
+    assert!(
+        matches!(foreign, StoreError::ForeignAddress { .. }),
+        "{foreign:?}"
+    );
     let store = open(dir.path());
     assert_eq!(store.all().await.unwrap(), vec![other.clone(), web.clone()]);
     assert_eq!(store.list(None, 1).await.unwrap(), (vec![other.clone()], 2));
@@ -215,7 +297,10 @@ async fn a_full_disk_is_told_as_such_and_nothing_is_lost_when_there_is_room_agai
         let name = format!("s-{number}");
         let mut big = SandboxSpec::default();
         big.labels.insert("big".into(), "x".repeat(200_000));
-        match store.admit(&id(&name), Arc::new(big), SystemTime::now()).await {
+        match store
+            .admit(&id(&name), Arc::new(big), SystemTime::now())
+            .await
+        {
             Ok(_) => drop(written.insert(name)),
             Err(error) => {
                 refused = Some(error);
@@ -223,10 +308,18 @@ async fn a_full_disk_is_told_as_such_and_nothing_is_lost_when_there_is_room_agai
             }
         }
     }
-    assert!(matches!(&refused, Some(AdmitError::Store(StoreError::Full { .. }))), "{refused:?}");
+    assert!(
+        matches!(&refused, Some(AdmitError::Store(StoreError::Full { .. }))),
+        "{refused:?}"
+    );
     std::fs::remove_file(&ballast).unwrap();
-    let there: BTreeSet<_> =
-        store.all().await.unwrap().iter().map(|it| it.id.to_string()).collect();
+    let there: BTreeSet<_> = store
+        .all()
+        .await
+        .unwrap()
+        .iter()
+        .map(|it| it.id.to_string())
+        .collect();
     assert_eq!(there, written);
     enter(&store, &first, Status::Running).await.unwrap();
     drop(store);

@@ -44,11 +44,16 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let header = request.headers().get("grpc-timeout").and_then(|it| it.to_str().ok());
+        let header = request
+            .headers()
+            .get("grpc-timeout")
+            .and_then(|it| it.to_str().ok());
         let deadline = header.and_then(parse);
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let Some(deadline) = deadline else { return answer.await };
+            let Some(deadline) = deadline else {
+                return answer.await;
+            };
             match tokio::time::timeout(deadline.saturating_sub(HEAD_START), answer).await {
                 Ok(answer) => answer,
                 Err(_) => {

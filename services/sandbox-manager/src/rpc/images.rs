@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_api::v1::{
-    self, import_image_request::Part, image_service_server::ImageService,
+    self, image_service_server::ImageService, import_image_request::Part,
     pull_image_response::Event,
 };
 use berth_domain::{Failure, ImageRef, Reason, SandboxId, Status as SandboxStatus};
@@ -38,12 +38,19 @@ pub(crate) struct ImageRpc<R, N> {
 impl<R: Runtime + Images, N: Network> ImageRpc<R, N> {
     /// Who uses which image, by the name that the spec asks for.
     async fn users(&self) -> Result<BTreeMap<String, Vec<SandboxId>>, Status> {
-        let records =
-            self.registry.store().all().await.map_err(|it| refuse(store_failure(it)))?;
+        let records = self
+            .registry
+            .store()
+            .all()
+            .await
+            .map_err(|it| refuse(store_failure(it)))?;
         let mut users: BTreeMap<String, Vec<SandboxId>> = BTreeMap::new();
         for record in records.iter().filter(|it| it.status != SandboxStatus::Dead) {
             for image in record.spec.images() {
-                users.entry(image.to_string()).or_default().push(record.id.clone());
+                users
+                    .entry(image.to_string())
+                    .or_default()
+                    .push(record.id.clone());
             }
         }
         Ok(users)
@@ -75,20 +82,28 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         let header = match parts.message().await?.and_then(|it| it.part) {
             Some(Part::Header(header)) => header,
             Some(Part::Chunk(_)) | None => {
-                return Err(refuse(Failure::invalid("header", "must be the first message")));
+                return Err(refuse(Failure::invalid(
+                    "header",
+                    "must be the first message",
+                )));
             }
         };
         let name = match header.name.as_str() {
             "" => None,
             text => Some(parse_image("header.name", text)?),
         };
-        let spool = Spool::create(&self.spool_dir).await.map_err(|it| spool_status(&it))?;
-        let mut file =
-            tokio::fs::File::create(&spool.path).await.map_err(|it| spool_status(&it))?;
+        let spool = Spool::create(&self.spool_dir)
+            .await
+            .map_err(|it| spool_status(&it))?;
+        let mut file = tokio::fs::File::create(&spool.path)
+            .await
+            .map_err(|it| spool_status(&it))?;
         while let Some(message) = parts.message().await? {
             match message.part {
                 Some(Part::Chunk(bytes)) => {
-                    file.write_all(&bytes).await.map_err(|it| spool_status(&it))?;
+                    file.write_all(&bytes)
+                        .await
+                        .map_err(|it| spool_status(&it))?;
                 }
                 Some(Part::Header(_)) | None => {
                     let problem = "must have the next bytes of the archive";
@@ -145,11 +160,20 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
             return Err(refuse(in_use(&image, &format!("sandbox {holder}"))));
         }
         let runtime = &self.registry.node().runtime;
-        let list = runtime.list_images().await.map_err(|it| refuse(image_failure(it)))?;
-        if list.iter().any(|it| it.pinned && it.name == image.to_string()) {
+        let list = runtime
+            .list_images()
+            .await
+            .map_err(|it| refuse(image_failure(it)))?;
+        if list
+            .iter()
+            .any(|it| it.pinned && it.name == image.to_string())
+        {
             return Err(refuse(in_use(&image, "the manager itself")));
         }
-        runtime.remove_image(&image).await.map_err(|it| refuse(image_failure(it)))?;
+        runtime
+            .remove_image(&image)
+            .await
+            .map_err(|it| refuse(image_failure(it)))?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 }
@@ -190,13 +214,21 @@ fn parse_image(field: &str, text: &str) -> Result<ImageRef, Status> {
 }
 
 fn in_use(image: &ImageRef, holder: &str) -> Failure {
-    Failure::new(Reason::ImageInUse, format!("image {image} is used by {holder}"))
-        .with("image", image)
-        .with("holder", holder)
+    Failure::new(
+        Reason::ImageInUse,
+        format!("image {image} is used by {holder}"),
+    )
+    .with("image", image)
+    .with("holder", holder)
 }
 
 fn render(image: ImageInfo, users: &BTreeMap<String, Vec<SandboxId>>) -> v1::Image {
-    let sandboxes = users.get(&image.name).into_iter().flatten().map(ToString::to_string).collect();
+    let sandboxes = users
+        .get(&image.name)
+        .into_iter()
+        .flatten()
+        .map(ToString::to_string)
+        .collect();
     v1::Image {
         name: image.name,
         digest: image.digest,
@@ -229,7 +261,9 @@ impl Spool {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         tokio::fs::create_dir_all(dir).await?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { path: dir.join(format!("import-{}-{number}", std::process::id())) })
+        Ok(Self {
+            path: dir.join(format!("import-{}-{number}", std::process::id())),
+        })
     }
 }
 

@@ -32,12 +32,24 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
         &self,
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let About { node_id, instance_id, bridge, subnet, started } = &self.about;
+        let About {
+            node_id,
+            instance_id,
+            bridge,
+            subnet,
+            started,
+        } = &self.about;
         let store = self.registry.store();
         let facts = self.registry.node().runtime.facts().await;
         let records = store.all().await.map_err(|it| refuse(store_failure(it)))?;
-        let leases = store.lease_counts().await.map_err(|it| refuse(store_failure(it)))?;
-        let revision = store.revision().await.map_err(|it| refuse(store_failure(it)))?;
+        let leases = store
+            .lease_counts()
+            .await
+            .map_err(|it| refuse(store_failure(it)))?;
+        let revision = store
+            .revision()
+            .await
+            .map_err(|it| refuse(store_failure(it)))?;
         let sandboxes = SandboxStatus::ALL
             .iter()
             .map(|status| v1::StatusCount {
@@ -106,7 +118,11 @@ fn render(finding: Finding) -> v1::AuditObject {
     v1::AuditObject {
         kind: kind.to_owned(),
         name: finding.object.name,
-        sandbox: finding.object.sandbox.map(|it| it.to_string()).unwrap_or_default(),
+        sandbox: finding
+            .object
+            .sandbox
+            .map(|it| it.to_string())
+            .unwrap_or_default(),
         verdict: verdict.into(),
         explanation: finding.explanation,
     }
@@ -116,6 +132,8 @@ fn render(finding: Finding) -> v1::AuditObject {
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|it| it.split_whitespace().next()).and_then(|it| it.parse::<u64>().ok());
+    let kib = line
+        .and_then(|it| it.split_whitespace().next())
+        .and_then(|it| it.parse::<u64>().ok());
     kib.unwrap_or_default() * 1024
 }

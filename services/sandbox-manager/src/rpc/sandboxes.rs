@@ -3,6 +3,7 @@
 use std::{net::IpAddr, pin::Pin, sync::Arc, time::SystemTime};
 
 use berth_api::{
+    Place,
     page::{PageFilter, PageToken},
     v1::{self, sandbox_service_server::SandboxService, watch_response::Event},
 };
@@ -27,16 +28,21 @@ const SOURCE_MAX: usize = 63;
 
 pub(crate) struct SandboxRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
-    pub(crate) node_id: Arc<str>,
+    pub(crate) place: Arc<Place>,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
     fn render(&self, record: &SandboxRecord) -> v1::Sandbox {
-        berth_api::sandbox_to_proto(record, &self.node_id)
+        berth_api::sandbox_to_proto(record, &self.place)
     }
 
     async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
-        let record = self.registry.store().get(id).await.map_err(|it| refuse(store_failure(it)))?;
+        let record = self
+            .registry
+            .store()
+            .get(id)
+            .await
+            .map_err(|it| refuse(store_failure(it)))?;
         record.ok_or_else(|| refuse(not_found(id)))
     }
 }
@@ -50,15 +56,22 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let request = request.into_inner();
         let create = berth_api::create_from_proto(request).map_err(refuse)?;
         let id = create.id;
-        let record = self.registry.admit(&id, Arc::new(create.spec)).await.map_err(refuse)?;
+        let record = self
+            .registry
+            .admit(&id, Arc::new(create.spec))
+            .await
+            .map_err(refuse)?;
         let ready = record.status == SandboxStatus::Running && record.ending.is_none();
         let sandbox = if ready || !create.wait_for_running {
             self.render(&record)
         } else {
             let running = self.registry.await_running(&id, record.generation).await;
-            self.render(&running.map_err(refuse)?)
+            let running = running.map_err(refuse)?;
+            self.render(&running)
         };
-        Ok(Response::new(v1::CreateResponse { sandbox: Some(sandbox) }))
+        Ok(Response::new(v1::CreateResponse {
+            sandbox: Some(sandbox),
+        }))
     }
 
     async fn delete(
@@ -67,8 +80,11 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         let request = request.into_inner();
         let id = parse_id("id", &request.id)?;
-        let existed =
-            self.registry.delete(&id, expected(request.expected_generation)).await.map_err(refuse)?;
+        let existed = self
+            .registry
+            .delete(&id, expected(request.expected_generation))
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(v1::DeleteResponse { existed }))
     }
 
@@ -78,9 +94,14 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<v1::StopResponse>, Status> {
         let request = request.into_inner();
         let id = parse_id("id", &request.id)?;
-        let record =
-            self.registry.stop(&id, expected(request.expected_generation)).await.map_err(refuse)?;
-        Ok(Response::new(v1::StopResponse { sandbox: Some(self.render(&record)) }))
+        let record = self
+            .registry
+            .stop(&id, expected(request.expected_generation))
+            .await
+            .map_err(refuse)?;
+        Ok(Response::new(v1::StopResponse {
+            sandbox: Some(self.render(&record)),
+        }))
     }
 
     async fn get(
@@ -89,7 +110,9 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<v1::GetResponse>, Status> {
         let id = parse_id("id", &request.into_inner().id)?;
         let record = self.record(&id).await?;
-        Ok(Response::new(v1::GetResponse { sandbox: Some(self.render(&record)) }))
+        Ok(Response::new(v1::GetResponse {
+            sandbox: Some(self.render(&record)),
+        }))
     }
 
     async fn list(
@@ -98,8 +121,9 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<v1::ListResponse>, Status> {
         let request = request.into_inner();
         let filter = PageFilter::parse(&request.statuses, &request.labels).map_err(refuse)?;
-        let mut after =
-            PageToken::parse(&request.page_token, &filter).map_err(refuse)?.map(|it| it.after);
+        let mut after = PageToken::parse(&request.page_token, &filter)
+            .map_err(refuse)?
+            .map(|it| it.after);
         let size = match request.page_size {
             0 => PAGE_DEFAULT,
             size => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
@@ -108,10 +132,14 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let (mut sandboxes, mut last, mut revision) = (vec![], None, None);
         // One more than asked tells whether there is a next page.
         'pages: loop {
-            let (records, at) =
-                store.list(after.clone(), PAGE_MAX).await.map_err(|it| refuse(store_failure(it)))?;
+            let (records, at) = store
+                .list(after.clone(), PAGE_MAX)
+                .await
+                .map_err(|it| refuse(store_failure(it)))?;
             revision.get_or_insert(at);
-            let Some(end) = records.last().map(|it| it.id.clone()) else { break };
+            let Some(end) = records.last().map(|it| it.id.clone()) else {
+                break;
+            };
             for record in records.iter().filter(|it| filter.matches(it)) {
                 if sandboxes.len() == size {
                     let next_page_token = last
@@ -160,23 +188,27 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                 (records, Some(revision), watch)
             }
             from => {
-                let unknown = |_| {
+                let watch = store
+                    .watch(from)
+                    .await
+                    .map_err(|it| refuse(store_failure(it)))?;
+                let watch = watch.ok_or_else(|| {
                     refuse(Failure::new(
                         Reason::RevisionUnknown,
                         format!("changes after revision {from} are not kept; watch again from 0"),
                     ))
-                };
-                (vec![], None, store.watch(from).await.map_err(unknown)?)
+                })?;
+                (vec![], None, watch)
             }
         };
-        let node_id = self.node_id.clone();
+        let place = self.place.clone();
         let wanted = move |id: &SandboxId| only.as_ref().is_none_or(|it| it == id);
         let first: Vec<_> = records
             .iter()
             .filter(|it| wanted(&it.id))
             .map(|record| v1::WatchResponse {
                 revision: record.revision,
-                event: Some(Event::Sandbox(berth_api::sandbox_to_proto(record, &node_id))),
+                event: Some(Event::Sandbox(berth_api::sandbox_to_proto(record, &place))),
             })
             .chain(revision.map(|revision| v1::WatchResponse {
                 revision,
@@ -185,8 +217,8 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             .map(Ok)
             .collect();
         let changes = futures::stream::unfold(Some(watch), move |watch| {
-            let (wanted, node_id) = (wanted.clone(), node_id.clone());
-            async move { next_change(watch?, wanted, &node_id).await }
+            let (wanted, place) = (wanted.clone(), place.clone());
+            async move { next_change(watch?, wanted, &place).await }
         });
         let stream = futures::StreamExt::chain(futures::stream::iter(first), changes);
         Ok(Response::new(Box::pin(stream)))
@@ -234,10 +266,16 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let request = request.into_inner();
         let invalid = |field: &str, problem: &str| refuse(Failure::invalid(field, problem));
         let Some((id, role)) = names::parse_container_id(&request.container_id) else {
-            return Err(invalid("container_id", "must be `sandbox.<id>.<container>`"));
+            return Err(invalid(
+                "container_id",
+                "must be `sandbox.<id>.<container>`",
+            ));
         };
         let Role::App(container) = role else {
-            return Err(invalid("container_id", "must be an app container: the pause has no ports"));
+            return Err(invalid(
+                "container_id",
+                "must be an app container: the pause has no ports",
+            ));
         };
         let port = u16::try_from(request.port).ok().filter(|it| *it != 0);
         let port = port.ok_or_else(|| invalid("port", "must be 1 to 65535"))?;
@@ -268,9 +306,20 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             text => text,
         };
         let at = SystemTime::now();
-        let sighting = PortSighting { container, port, protocol, bound, address, source, at };
+        let sighting = PortSighting {
+            container,
+            port,
+            protocol,
+            bound,
+            address,
+            source,
+            at,
+        };
         let generation = expected(request.expected_generation);
-        self.registry.report_port(&id, generation, sighting).await.map_err(refuse)?;
+        self.registry
+            .report_port(&id, generation, sighting)
+            .await
+            .map_err(refuse)?;
         Ok(Response::new(v1::SetPortStatusResponse {}))
     }
 }
@@ -279,16 +328,19 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
 async fn next_change(
     mut watch: Watch,
     wanted: impl Fn(&SandboxId) -> bool,
-    node_id: &str,
+    place: &Place,
 ) -> Option<(Result<v1::WatchResponse, Status>, Option<Watch>)> {
     loop {
         let (revision, event) = match watch.next().await {
-            Ok((revision, Change::Upserted(record))) if wanted(&record.id) => {
-                (revision, Event::Sandbox(berth_api::sandbox_to_proto(&record, node_id)))
-            }
+            Ok((revision, Change::Upserted(record))) if wanted(&record.id) => (
+                revision,
+                Event::Sandbox(berth_api::sandbox_to_proto(&record, place)),
+            ),
             Ok((revision, Change::Removed { id, generation })) if wanted(&id) => {
-                let removed =
-                    v1::SandboxRemoved { id: id.to_string(), generation: generation.0 };
+                let removed = v1::SandboxRemoved {
+                    id: id.to_string(),
+                    generation: generation.0,
+                };
                 (revision, Event::Removed(removed))
             }
             Ok((_, Change::Upserted(_) | Change::Removed { .. })) => continue,
@@ -301,7 +353,10 @@ async fn next_change(
             }
             Err(WatchEnded::Closed) => return None,
         };
-        let response = v1::WatchResponse { revision, event: Some(event) };
+        let response = v1::WatchResponse {
+            revision,
+            event: Some(event),
+        };
         return Some((Ok(response), Some(watch)));
     }
 }
