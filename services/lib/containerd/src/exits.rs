@@ -38,7 +38,7 @@ pub(crate) async fn follow(
 /// One subscription, until it ends.
 async fn subscription(client: &Client, namespace: &str, hints: &mpsc::Sender<Option<SandboxId>>) {
     let filters = [HELLO, EXIT, OOM]
-        .map(|topic| format!("namespace=={namespace},topic=={topic}"))
+        .map(|topic| format!("namespace==\"{namespace}\",topic==\"{topic}\""))
         .to_vec();
     let mut events_client = client.events();
     let subscribing = events_client.subscribe(SubscribeRequest { filters });
@@ -49,7 +49,7 @@ async fn subscription(client: &Client, namespace: &str, hints: &mpsc::Sender<Opt
     let mut events = match subscribed {
         Ok(answer) => answer.into_inner(),
         Err(error) => {
-            tracing::debug!(%error, "no events of containerd");
+            tracing::warn!(%error, "no events of containerd");
             return;
         }
     };

@@ -1,0 +1,96 @@
+//! What the death of the manager or of containerd does to sandboxes: nothing.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use berth_api::v1::{self, SandboxStatus};
+use berth_e2e::{
+    TestNode,
+    node::eventually,
+    specs::{idle, web},
+};
+
+fn pids(node: &TestNode) -> anyhow::Result<Vec<String>> {
+    let list = node.command("ctr").args(["t", "ls"]).output()?;
+    let list = String::from_utf8(list.stdout)?;
+    let mut pids: Vec<_> = list
+        .lines()
+        .skip(1)
+        .filter_map(|it| it.split_whitespace().nth(1))
+        .map(str::to_owned)
+        .collect();
+    pids.sort();
+    Ok(pids)
+}
+
+#[tokio::test]
+async fn a_sandbox_outlives_its_manager_and_is_taken_up_by_the_next() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    let before = node.create("web", web("hello", 8080)).await?;
+    let processes = pids(&node)?;
+    node.kill_manager()?;
+    node.up()?;
+    let after = node.get("web").await?;
+    ensure!(after.generation == before.generation && after.addresses == before.addresses);
+    ensure!(after.status() == SandboxStatus::Running, "{after:?}");
+    ensure!(pids(&node)? == processes, "nothing was started anew");
+    node.assert_clean().await?;
+    node.delete("web").await?;
+    let audit = node.audit().await?;
+    ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
+    node.finish()
+}
+
+#[tokio::test]
+async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    // A Create takes some 100 ms: these moments fall into all of its phases.
+    for (number, delay) in (0..120).step_by(12).enumerate() {
+        let id = format!("s-{number}");
+        let mut sandboxes = node.sandboxes();
+        let request = v1::CreateRequest { id: id.clone(), spec: Some(idle()), wait: 0 };
+        let creating = tokio::spawn(async move { sandboxes.create(request).await });
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        node.kill_manager()?;
+        let _ = creating.await?;
+        node.up()?;
+        let settled = || async {
+            match node.get(&id).await {
+                Ok(it) => it.status() == SandboxStatus::Running,
+                // Killed before the record was durable: nobody was promised anything.
+                Err(status) => status.code() == tonic::Code::NotFound,
+            }
+        };
+        eventually("what was begun is finished", Duration::from_secs(30), settled).await?;
+        node.assert_clean().await.with_context(|| format!("killed after {delay} ms"))?;
+        node.delete(&id).await?;
+        let audit = node.audit().await?;
+        ensure!(audit.clean && audit.objects.is_empty(), "killed after {delay} ms: {audit:#?}");
+    }
+    node.finish()
+}
+
+#[tokio::test]
+async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back() -> anyhow::Result<()> {
+    use tonic_types::StatusExt as _;
+    let node = TestNode::start().await?;
+    node.create("web", web("hello", 8080)).await?;
+    let pid = std::fs::read_to_string(node.home().join("containerd.pid"))?;
+    let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status()?;
+    ensure!(killed.success());
+    let refused = node.create("other", idle()).await.err().context("containerd is away")?;
+    ensure!(refused.code() == tonic::Code::Unavailable, "{refused}");
+    ensure!(refused.get_error_details().retry_info().is_some(), "it says when to try again");
+    let standing = node.get("web").await?;
+    ensure!(standing.status() == SandboxStatus::Running, "unknown is not dead: {standing:?}");
+    node.up()?;
+    let back = || async { node.audit().await.is_ok() };
+    eventually("containerd is seen again", Duration::from_secs(30), back).await?;
+    node.delete("other").await?;
+    node.assert_clean().await?;
+    ensure!(node.get("web").await?.status() == SandboxStatus::Running);
+    node.delete("web").await?;
+    let audit = node.audit().await?;
+    ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
+    node.finish()
+}
