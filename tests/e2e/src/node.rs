@@ -184,11 +184,13 @@ impl TestNode {
         Ok(())
     }
 
-    /// Starts again what does not run.
-    pub fn up(&self) -> anyhow::Result<()> {
+    /// Starts again what does not run, and waits until the manager answers on the old channel.
+    pub async fn up(&self) -> anyhow::Result<()> {
         let mut command = script("up", self.home());
         command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
-        succeed(command).map(drop)
+        succeed(command)?;
+        let answers = || async { self.node().get_status(v1::GetStatusRequest {}).await.is_ok() };
+        eventually("the manager answers", Duration::from_secs(10), answers).await
     }
 
     /// Takes the node down and proves that nothing of it is left on the host.

@@ -29,7 +29,7 @@ async fn a_sandbox_outlives_its_manager_and_is_taken_up_by_the_next() -> anyhow:
     let before = node.create("web", web("hello", 8080)).await?;
     let processes = pids(&node)?;
     node.kill_manager()?;
-    node.up()?;
+    node.up().await?;
     let after = node.get("web").await?;
     ensure!(after.generation == before.generation && after.addresses == before.addresses);
     ensure!(after.status() == SandboxStatus::Running, "{after:?}");
@@ -53,7 +53,7 @@ async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> a
         tokio::time::sleep(Duration::from_millis(delay)).await;
         node.kill_manager()?;
         let _ = creating.await?;
-        node.up()?;
+        node.up().await?;
         let settled = || async {
             match node.get(&id).await {
                 Ok(it) => it.status() == SandboxStatus::Running,
@@ -83,7 +83,7 @@ async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back()
     ensure!(refused.get_error_details().retry_info().is_some(), "it says when to try again");
     let standing = node.get("web").await?;
     ensure!(standing.status() == SandboxStatus::Running, "unknown is not dead: {standing:?}");
-    node.up()?;
+    node.up().await?;
     let back = || async { node.audit().await.is_ok() };
     eventually("containerd is seen again", Duration::from_secs(30), back).await?;
     node.delete("other").await?;
