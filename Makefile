@@ -11,11 +11,11 @@ buf := $(tools_dir)/node_modules/.bin/buf
 #   target/tools/node_modules/.bin/buf build --exclude-source-info -o proto/released.binpb
 released := proto/released.binpb
 
-# Every command spans the whole workspace, and names targets rather than packages: with `-p` Cargo would choose other
-# features for what is shared, and build the same dependencies again.
-e2e := $(patsubst %,--test %,$(basename $(notdir $(wildcard tests/e2e/tests/*.rs))) \
-	$(notdir $(patsubst %/main.rs,%,$(wildcard tests/e2e/tests/*/main.rs))))
-E2E_THREADS ?= 2
+# Every command spans the whole workspace: with `-p` Cargo would choose other features for what is shared, and build the
+# same dependencies again.
+
+# Tests that run at the same time. Each end-to-end test has a containerd of its own.
+TEST_THREADS ?= 2
 
 .PHONY: help build demo test check bench fmt proto tools
 
@@ -28,10 +28,9 @@ build: tools ## build every program (debug)
 demo: tools ## show the main job, step by step, on a node of its own
 	deploy/dev/demo
 
-test: tools ## build, then run every test, those on a real containerd last
+test: tools ## build, then run every test, also those on a real containerd
 	cargo build --workspace --bins --tests
-	cargo test --workspace --exclude berth-e2e --exclude berth-bench
-	$(if $(strip $(e2e)),cargo test --workspace $(e2e) -- --test-threads=$(E2E_THREADS))
+	cargo test --workspace -- --test-threads=$(TEST_THREADS)
 
 check: tools ## look without running: format, lints, contract, scripts
 	cargo fmt --all --check

@@ -35,12 +35,7 @@ fn main() -> ExitCode {
     if signal_hook::flag::register(SIGTERM, told_to_end.clone()).is_err() {
         return ExitCode::FAILURE;
     }
-    // SAFETY: the shim hands these three over, and nothing else in this process owns them.
-    #[expect(
-        unsafe_code,
-        reason = "descriptors by number are how the shim hands over its pipes"
-    )]
-    let [stdout, stderr, ready] = unsafe { [3, 4, 5].map(|fd| OwnedFd::from_raw_fd(fd)) };
+    let [stdout, stderr, ready] = handed_over();
     let mut file = settings(std::env::args().skip(1))
         .and_then(|(dir, limit)| BoundedFile::open(&dir, limit).ok());
     drop(ready);
@@ -50,6 +45,16 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
+}
+
+/// The descriptors 3, 4 and 5.
+#[expect(
+    unsafe_code,
+    reason = "descriptors by number are how the shim hands over its pipes"
+)]
+fn handed_over() -> [OwnedFd; 3] {
+    // SAFETY: the shim hands these three over, and nothing else in this process owns them.
+    [3, 4, 5].map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Reads `key value key value …`; `None` without a folder.

@@ -189,7 +189,12 @@ impl TestNode {
         let mut command = script("up", self.home());
         command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
         succeed(command)?;
-        let answers = || async { self.node().get_status(v1::GetStatusRequest {}).await.is_ok() };
+        let answers = || async {
+            self.node()
+                .get_status(v1::GetStatusRequest {})
+                .await
+                .is_ok()
+        };
         eventually("the manager answers", Duration::from_secs(10), answers).await
     }
 

@@ -48,7 +48,11 @@ async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> a
     for (number, delay) in (0..120).step_by(12).enumerate() {
         let id = format!("s-{number}");
         let mut sandboxes = node.sandboxes();
-        let request = v1::CreateRequest { id: id.clone(), spec: Some(idle()), wait: 0 };
+        let request = v1::CreateRequest {
+            id: id.clone(),
+            spec: Some(idle()),
+            wait: 0,
+        };
         let creating = tokio::spawn(async move { sandboxes.create(request).await });
         tokio::time::sleep(Duration::from_millis(delay)).await;
         node.kill_manager()?;
@@ -61,28 +65,51 @@ async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> a
                 Err(status) => status.code() == tonic::Code::NotFound,
             }
         };
-        eventually("what was begun is finished", Duration::from_secs(30), settled).await?;
-        node.assert_clean().await.with_context(|| format!("killed after {delay} ms"))?;
+        eventually(
+            "what was begun is finished",
+            Duration::from_secs(30),
+            settled,
+        )
+        .await?;
+        node.assert_clean()
+            .await
+            .with_context(|| format!("killed after {delay} ms"))?;
         node.delete(&id).await?;
         let audit = node.audit().await?;
-        ensure!(audit.clean && audit.objects.is_empty(), "killed after {delay} ms: {audit:#?}");
+        ensure!(
+            audit.clean && audit.objects.is_empty(),
+            "killed after {delay} ms: {audit:#?}"
+        );
     }
     node.finish()
 }
 
 #[tokio::test]
-async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back() -> anyhow::Result<()> {
+async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back()
+-> anyhow::Result<()> {
     use tonic_types::StatusExt as _;
     let node = TestNode::start().await?;
     node.create("web", web("hello", 8080)).await?;
     let pid = std::fs::read_to_string(node.home().join("containerd.pid"))?;
-    let killed = std::process::Command::new("kill").args(["-9", pid.trim()]).status()?;
+    let killed = std::process::Command::new("kill")
+        .args(["-9", pid.trim()])
+        .status()?;
     ensure!(killed.success());
-    let refused = node.create("other", idle()).await.err().context("containerd is away")?;
+    let refused = node
+        .create("other", idle())
+        .await
+        .err()
+        .context("containerd is away")?;
     ensure!(refused.code() == tonic::Code::Unavailable, "{refused}");
-    ensure!(refused.get_error_details().retry_info().is_some(), "it says when to try again");
+    ensure!(
+        refused.get_error_details().retry_info().is_some(),
+        "it says when to try again"
+    );
     let standing = node.get("web").await?;
-    ensure!(standing.status() == SandboxStatus::Running, "unknown is not dead: {standing:?}");
+    ensure!(
+        standing.status() == SandboxStatus::Running,
+        "unknown is not dead: {standing:?}"
+    );
     node.up().await?;
     let back = || async { node.audit().await.is_ok() };
     eventually("containerd is seen again", Duration::from_secs(30), back).await?;

@@ -21,40 +21,75 @@ async fn the_tour_of_the_readme_works_from_the_command_line() -> anyhow::Result<
     std::fs::write(&archive, images::busybox())?;
     let imported = node.berth(&["images", "import", &archive.to_string_lossy()])?;
     ensure!(imported.contains(images::BUSYBOX), "{imported}");
-    let serve = ["--", "/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/etc"];
-    let run = [&["run", "--id", "web", "--port", "8080", images::BUSYBOX][..], &serve].concat();
+    let serve = [
+        "--",
+        "/bin/busybox",
+        "httpd",
+        "-f",
+        "-p",
+        "8080",
+        "-h",
+        "/etc",
+    ];
+    let run = [
+        &["run", "--id", "web", "--port", "8080", images::BUSYBOX][..],
+        &serve,
+    ]
+    .concat();
     node.berth(&run)?;
 
     let web = json(&node, &["get", "web", "-o", "json"])?;
     ensure!(web["status"] == "SANDBOX_STATUS_RUNNING", "{web:#}");
-    let address = web["addresses"][0]["address"].as_str().context("an address")?;
+    let address = web["addresses"][0]["address"]
+        .as_str()
+        .context("an address")?;
     let (ip, _) = address.split_once('/').context("in CIDR form")?;
     let fetched = succeed(Command::new("curl").args(["-sf", &format!("http://{ip}:8080/passwd")]))?;
     ensure!(fetched.contains("root:x:0:0"), "{fetched}");
 
     let stats = json(&node, &["stats", "web", "-o", "json"])?;
-    ensure!(stats["total"]["memoryUsage"].as_str().is_some_and(|it| it != "0"), "{stats:#}");
+    ensure!(
+        stats["total"]["memoryUsage"]
+            .as_str()
+            .is_some_and(|it| it != "0"),
+        "{stats:#}"
+    );
     let list = json(&node, &["ls", "-o", "json"])?;
-    ensure!(list["sandboxes"].as_array().is_some_and(|it| it.len() == 1), "{list:#}");
+    ensure!(
+        list["sandboxes"].as_array().is_some_and(|it| it.len() == 1),
+        "{list:#}"
+    );
     let yaml = node.berth(&["get", "web", "-o", "yaml"])?;
     ensure!(yaml.contains("id: web"), "{yaml}");
     let status = json(&node, &["node", "status", "-o", "json"])?;
     ensure!(status["runtime"]["reachable"] == true, "{status:#}");
     let audit = json(&node, &["audit", "-o", "json"])?;
-    ensure!(audit["clean"] == true && audit["objects"][0]["kind"].is_string(), "{audit:#}");
+    ensure!(
+        audit["clean"] == true && audit["objects"][0]["kind"].is_string(),
+        "{audit:#}"
+    );
     let events = node.berth(&["events"])?;
     ensure!(events.contains("web"), "{events}");
 
     let unknown = node.command("berth").args(["get", "nobody"]).output()?;
     let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
-    ensure!(unknown.status.code() == Some(1) && said.contains("no sandbox nobody"), "{said}");
+    ensure!(
+        unknown.status.code() == Some(1) && said.contains("no sandbox nobody"),
+        "{said}"
+    );
 
     // This httpd takes no notice of SIGTERM; the grace of ten seconds is not what is looked at here.
-    let pid = node.command("ctr").args(["t", "kill", "-s", "9", "sandbox.web.app"]).output()?;
+    let pid = node
+        .command("ctr")
+        .args(["t", "kill", "-s", "9", "sandbox.web.app"])
+        .output()?;
     ensure!(pid.status.success(), "{pid:?}");
     node.berth(&["rm", "web"])?;
     let audit = json(&node, &["audit", "-o", "json"])?;
-    ensure!(audit["clean"] == true && audit["objects"] == Value::Array(vec![]), "{audit:#}");
+    ensure!(
+        audit["clean"] == true && audit["objects"] == Value::Array(vec![]),
+        "{audit:#}"
+    );
     node.finish()
 }
 
@@ -65,11 +100,19 @@ async fn a_python_client_made_from_the_proto_alone_does_the_main_job() -> anyhow
     ensure!(python.exists(), "`make tools` installs gRPC for Python");
     let mut client = node.command(&python.to_string_lossy());
     client.arg(root().join("tests/e2e/python/client.py"));
-    client.arg(root().join("proto")).arg(node.home().join("generated"));
-    let socket = node.variable("BERTH_ADDRESS").trim_start_matches("unix:").to_owned();
+    client
+        .arg(root().join("proto"))
+        .arg(node.home().join("generated"));
+    let socket = node
+        .variable("BERTH_ADDRESS")
+        .trim_start_matches("unix:")
+        .to_owned();
     client.arg(socket).arg(images::BUSYBOX);
     let said = succeed(client)?;
-    ensure!(said.contains("created, watched, measured and deleted"), "{said}");
+    ensure!(
+        said.contains("created, watched, measured and deleted"),
+        "{said}"
+    );
     let audit = node.audit().await?;
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
     node.finish()

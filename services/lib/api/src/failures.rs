@@ -51,42 +51,32 @@ pub fn status(failure: Failure) -> Status {
         .collect();
     let value = |key: &str| metadata.get(key).cloned().unwrap_or_default();
     let mut details = ErrorDetails::new();
-    match failure.reason {
-        Reason::AddressesExhausted => {
-            let figures = format!(
-                "{} of {} addresses are held",
-                value("held"),
-                value("capacity")
-            );
-            details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
-        }
-        Reason::ImageInUse => {
-            let holder = value("holder");
-            let text = format!("{holder} uses {}", value("image"));
-            details.set_precondition_failure(vec![PreconditionViolation::new(
-                "IMAGE_IN_USE",
-                holder,
-                text,
-            )]);
-        }
-        Reason::DeadlinePassed if metadata.contains_key("held") => {
-            let held = value("held");
-            details.set_precondition_failure(vec![PreconditionViolation::new(
-                "STILL_HELD",
-                held.clone(),
-                format!("{held} is not gone yet"),
-            )]);
-        }
-        _ if !failure.violations.is_empty() => {
-            let violations: Vec<_> = failure
-                .violations
-                .iter()
-                .take(VIOLATIONS_MAX)
-                .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
-                .collect();
-            details.set_bad_request(violations);
-        }
-        _ => {}
+    if failure.reason == Reason::AddressesExhausted {
+        let figures = format!(
+            "{} of {} addresses are held",
+            value("held"),
+            value("capacity")
+        );
+        details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
+    }
+    if failure.reason == Reason::ImageInUse {
+        let (holder, image) = (value("holder"), value("image"));
+        let text = format!("{holder} uses {image}");
+        let violation = PreconditionViolation::new("IMAGE_IN_USE", holder, text);
+        details.set_precondition_failure(vec![violation]);
+    }
+    if failure.reason == Reason::DeadlinePassed && metadata.contains_key("held") {
+        let held = value("held");
+        let text = format!("{held} is not gone yet");
+        let violation = PreconditionViolation::new("STILL_HELD", held, text);
+        details.set_precondition_failure(vec![violation]);
+    }
+    let violations = failure.violations.iter().take(VIOLATIONS_MAX);
+    let violations: Vec<_> = violations
+        .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
+        .collect();
+    if !violations.is_empty() {
+        details.set_bad_request(violations);
     }
     if let Some(delay) = failure.retry_after {
         details.set_retry_info(Some(delay));

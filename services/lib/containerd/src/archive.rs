@@ -372,6 +372,7 @@ fn decompress(from: File, to: &mut File) -> Result<(), ImageError> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_in_result, reason = "a test may panic")]
 mod tests {
     use super::*;
 

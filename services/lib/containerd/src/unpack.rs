@@ -216,13 +216,12 @@ async fn apply(
         .await;
     let applied = applied.map_err(|error| {
         let said = error.status.message().to_owned();
-        match ImageError::from(error) {
-            // What the kernel or the disk refuses is the node's fault, the rest the layer's.
-            ImageError::Refused { operation, message } if !says_disk(&said) => {
-                corrupt(format!("layer {}: {operation}: {message}", layer.digest))
-            }
-            other => other,
+        let error = ImageError::from(error);
+        // What the kernel or the disk refuses is the node's fault, the rest the layer's.
+        if matches!(error, ImageError::Refused { .. }) && !says_disk(&said) {
+            return corrupt(format!("layer {}: {said}", layer.digest));
         }
+        error
     })?;
     let digest = applied.applied.unwrap_or_default().digest;
     if digest != diff_id {

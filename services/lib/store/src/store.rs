@@ -477,11 +477,12 @@ impl<E> From<StoreError> for Attempt<E> {
 }
 
 fn open_database(path: &Path) -> Result<Database, StoreError> {
-    let database = Database::create(path).map_err(|error| match error {
-        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse {
-            path: path.to_owned(),
-        },
-        other => other.into(),
+    let database = Database::create(path).map_err(|error| {
+        if matches!(error, redb::DatabaseError::DatabaseAlreadyOpen) {
+            let path = path.to_owned();
+            return StoreError::InUse { path };
+        }
+        error.into()
     })?;
     match schema(&database)? {
         Some(KNOWN_SCHEMA) => return Ok(database),

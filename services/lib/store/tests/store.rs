@@ -1,5 +1,7 @@
 //! What the store promises: one owner per address, no forbidden move, nothing lost, changes in order.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     collections::BTreeSet,
     path::Path,
