@@ -25,6 +25,10 @@ pub fn root() -> PathBuf {
         .expect("the repository is here")
 }
 
+const HOMES: &str = "/tmp";
+/// Goes before the process id of the test.
+const HOME_PREFIX: &str = "berth-e2e-";
+
 /// A running node. Dropping it takes it down; [`TestNode::finish`] also proves that nothing is left.
 #[derive(Debug)]
 pub struct TestNode {
@@ -41,9 +45,9 @@ impl TestNode {
 
     /// Starts a node whose configuration has `toml` at its end.
     pub async fn start_with(toml: &str, options: &[&str]) -> anyhow::Result<Self> {
-        let home = tempfile::Builder::new()
-            .prefix("berth-e2e-")
-            .tempdir_in("/tmp")?;
+        sweep();
+        let prefix = format!("{HOME_PREFIX}{}-", std::process::id());
+        let home = tempfile::Builder::new().prefix(&prefix).tempdir_in(HOMES)?;
         let extra = home.path().join("extra.toml");
         std::fs::write(&extra, toml)?;
         let mut command = script("up", home.path());
@@ -211,6 +215,23 @@ impl Drop for TestNode {
         // After `finish` this finds nothing to do.
         let _ = script("down", self.home.path()).arg("--purge").output();
     }
+}
+
+/// Takes down, once per process, what a run of tests left that was killed.
+fn sweep() {
+    static SWEPT: std::sync::Once = std::sync::Once::new();
+    SWEPT.call_once(|| {
+        for entry in std::fs::read_dir(HOMES).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name
+                .strip_prefix(HOME_PREFIX)
+                .and_then(|it| it.split_once('-'));
+            let Some((pid, _)) = pid else { continue };
+            if !Path::new("/proc").join(pid).exists() {
+                let _ = script("down", &entry.path()).arg("--purge").output();
+            }
+        }
+    });
 }
 
 /// Waits until `state` holds.
