@@ -15,7 +15,7 @@ fn start(file: &Path, environment: &[(&str, &str)], flags: &[&str]) -> Output {
         .args(flags)
         .envs(environment.iter().copied())
         .output()
-        .unwrap()
+        .expect("the program of this build is there")
 }
 
 #[test]
