@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Get(Id),
     /// End a sandbox; its record stays, DEAD
     Stop(Id),
+    /// Set when a sandbox ends by itself
+    Renew(Renew),
     /// Remove sandboxes and their records; returns when nothing of them is left
     Rm(Rm),
     /// Show the resource usage of a sandbox
@@ -121,6 +123,9 @@ pub(crate) struct Create {
     /// What to wait for. Default: what the file says, else running
     #[arg(long, value_enum)]
     pub(crate) wait: Option<Wait>,
+    /// How long the sandbox lives, as `90s` or `2h 30m`; at least 1s. Default: what the file says, else for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 /// What a create waits for.
@@ -153,6 +158,9 @@ pub(crate) struct Run {
     /// Memory that the sandbox may use, in bytes or as `64M` or `1G` (powers of 1024); at least 4M. Default: no limit
     #[arg(long, value_name = "BYTES", value_parser = parse_memory_bytes)]
     pub(crate) memory: Option<u64>,
+    /// How long the sandbox lives, as `90s` or `2h 30m`; at least 1s. Default: for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+    pub(crate) ttl: Option<Duration>,
     /// Image to run; it is pulled when the node does not have it
     pub(crate) image: String,
     /// Arguments in place of the image's command. Default: the image's
@@ -278,8 +286,26 @@ pub(crate) enum Images {
 /// Commands of `node`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// Show who answers, what works and what is degraded
+    /// Show who answers, what works, what is degraded and what is tried again
     Status,
+    /// Take no new sandboxes, until `undrain`; those that stand go on
+    Drain {
+        /// Why, for whoever is refused
+        #[arg(long, default_value_t)]
+        message: String,
+    },
+    /// Take new sandboxes again
+    Undrain,
+}
+
+/// Arguments of `renew`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Renew {
+    /// Id of the sandbox
+    pub(crate) id: String,
+    /// How long it lives from now on, as `90s` or `2h 30m`; at least 1s. Default: for ever
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout)]
+    pub(crate) ttl: Option<Duration>,
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {

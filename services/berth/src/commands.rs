@@ -74,6 +74,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
         Command::Ls(args) => sandboxes::list(session, args).await,
         Command::Get(args) => sandboxes::get(session, args).await,
         Command::Stop(args) => sandboxes::stop(session, args).await,
+        Command::Renew(args) => sandboxes::renew(session, args).await,
         Command::Rm(args) => sandboxes::remove(session, args).await,
         Command::Stats(args) => sandboxes::stats(session, args).await,
         Command::Events(args) => events::watch(session, args).await,

@@ -281,6 +281,12 @@ fn hint(reason: ErrorReason) -> &'static str {
             "the node goes on with the work; look with `berth get ID` or allow more with --timeout"
         }
         ErrorReason::ShuttingDown => "the manager is stopping; try again when it is back",
+        ErrorReason::NodeDraining => {
+            "choose another node, or let this one take sandboxes again with `berth node undrain`"
+        }
+        ErrorReason::ExpiryConflict => {
+            "somebody renewed it meanwhile; `berth get ID` shows when it ends"
+        }
         ErrorReason::Internal => "this is a bug in Berth; its cause is in the manager's log",
     }
 }

@@ -2,6 +2,7 @@
 //! It does not know what is waited for.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     io::{self, IsTerminal as _},
     time::Duration,
@@ -22,6 +23,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Waiting {
     /// Absent in a pipe.
     spinner: Option<ProgressBar>,
+    /// The last line in a pipe.
+    said: RefCell<String>,
 }
 
 impl Waiting {
@@ -38,7 +41,10 @@ impl Waiting {
     fn with_template(message: String, template: &str) -> Self {
         if !io::stderr().is_terminal() {
             output::complain(&message);
-            return Self { spinner: None };
+            return Self {
+                spinner: None,
+                said: RefCell::new(message),
+            };
         }
         let spinner = ProgressBar::new_spinner()
             .with_style(style(template))
@@ -46,6 +52,21 @@ impl Waiting {
         spinner.enable_steady_tick(TICK);
         Self {
             spinner: Some(spinner),
+            said: RefCell::default(),
+        }
+    }
+
+    /// Says what is waited for instead; each text is one line in a pipe.
+    pub(crate) fn say(&self, message: String) {
+        match &self.spinner {
+            Some(spinner) => spinner.set_message(message),
+            None => {
+                let mut said = self.said.borrow_mut();
+                if *said != message {
+                    output::complain(&message);
+                    *said = message;
+                }
+            }
         }
     }
 

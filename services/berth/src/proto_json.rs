@@ -33,6 +33,7 @@ macro_rules! named {
 
 named!(
     AuditResponse,
+    DrainResponse,
     CreateRequest,
     GetStatusResponse,
     Image,
@@ -204,7 +205,7 @@ wait: WAIT_FOR_ACCEPTED
         let request = v1::CreateRequest {
             id: "on".to_owned(),
             spec: Some(spec),
-            wait: 0,
+            ..v1::CreateRequest::default()
         };
         let yaml = serde_saphyr::to_string(&ProtoJson(&request)).expect("it is printable");
         assert_eq!(

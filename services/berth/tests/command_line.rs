@@ -110,7 +110,10 @@ impl sandboxes::SandboxService for ScriptedManager {
                 "no sandbox `none`",
             )),
             id => Ok(Response::new(v1::GetResponse {
-                sandbox: Some(sandbox(id)),
+                sandbox: Some(v1::Sandbox {
+                    running_steps: vec!["ensure-image nginx 3 of 9 MiB".to_owned()],
+                    ..sandbox(id)
+                }),
             })),
         }
     }
@@ -189,6 +192,18 @@ impl sandboxes::SandboxService for ScriptedManager {
     ) -> Answer<v1::SetPortStatusResponse> {
         Ok(Response::new(v1::SetPortStatusResponse {}))
     }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Answer<v1::RenewResponse> {
+        let request = request.into_inner();
+        let seconds = request.time_to_live.map(|it| it.seconds);
+        let expires_at = seconds.map(|seconds| prost_types::Timestamp { seconds, nanos: 0 });
+        Ok(Response::new(v1::RenewResponse {
+            sandbox: Some(v1::Sandbox {
+                expires_at,
+                ..sandbox(&request.id)
+            }),
+        }))
+    }
 }
 
 #[tonic::async_trait]
@@ -198,6 +213,11 @@ impl node::NodeService for ScriptedManager {
             version: "9.9.9".to_owned(),
             ..Default::default()
         }))
+    }
+
+    async fn drain(&self, request: Request<v1::DrainRequest>) -> Answer<v1::DrainResponse> {
+        let sandboxes = if request.into_inner().drain { 3 } else { 0 };
+        Ok(Response::new(v1::DrainResponse { sandboxes }))
     }
 
     async fn audit(&self, _: Request<v1::AuditRequest>) -> Answer<v1::AuditResponse> {

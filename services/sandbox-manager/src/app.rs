@@ -29,6 +29,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::{Config, PauseRootfs},
+    crash,
     node::Node,
     registry::{Limits, Registry},
     rpc::{About, ImageRpc, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
@@ -88,13 +89,14 @@ impl App {
             names: names.clone(),
             bridge: config.network.bridge.clone(),
             subnet,
-        })
-        .await
-        .context("preparing the node's network")?;
+        });
+        let network = crash::around("start/network", network)
+            .await
+            .context("preparing the node's network")?;
         let runtime = Containerd::connect(containerd_settings(&config, names)?)
             .context("preparing containerd")?;
 
-        let listener = listen(&config).await?;
+        let listener = crash::around("start/socket", listen(&config)).await?;
         let about = About {
             node_id,
             instance_id: instance.to_string(),
@@ -103,18 +105,19 @@ impl App {
             started: Instant::now(),
         };
         let limits = Limits {
-            parallel_creates: match config.parallel_creates {
-                0 => 2 * std::thread::available_parallelism().map_or(1, usize::from),
+            task_creations: match config.parallel_creates {
+                0 => 4 * std::thread::available_parallelism().map_or(1, usize::from),
                 number => number,
             },
             end_timeout: config.end_timeout,
             dead_horizon: config.dead_horizon,
+            purge_interval: config.purge_interval,
         };
         let node = Node {
             runtime: Arc::new(runtime),
             network: Arc::new(network),
         };
-        let registry = Registry::new(node, store, limits, stop.clone());
+        let registry = Registry::new(node, store, limits, boot_id(), stop.clone());
         Ok(Self {
             registry,
             listener,
@@ -243,13 +246,16 @@ async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: Can
         let written = fs::create_dir_all(&spool_dir)
             .and_then(|()| fs::write(&archive, berth_pause::image_archive()));
         match written {
-            Ok(()) => match runtime.import(&archive, None, true).await {
-                Ok(_) => {
-                    let _ = fs::remove_file(&archive);
-                    return;
+            Ok(()) => {
+                match crash::around("start/pause-image", runtime.import(&archive, None, true)).await
+                {
+                    Ok(_) => {
+                        let _ = fs::remove_file(&archive);
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%error, "the pause image is not imported yet"),
                 }
-                Err(error) => tracing::warn!(%error, "the pause image is not imported yet"),
-            },
+            }
             Err(error) => tracing::warn!(%error, "the pause image cannot be written"),
         }
         tokio::select! {
@@ -320,6 +326,12 @@ fn group_id(groups: &str, name: &str) -> Option<u32> {
         let mut fields = line.split(':');
         (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
     })
+}
+
+/// The kernel's name for this boot. Where it tells none, no boot is told from another.
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
 }
 
 fn host_name() -> String {

@@ -51,12 +51,14 @@ pub struct Config {
     pub search_domain: String,
     /// Name servers of the sandboxes. Empty: the node's address on the bridge.
     pub name_servers: Vec<IpAddr>,
-    /// Creates that run at the same time. 0: two per CPU.
+    /// Tasks that are created at the same time, two or more for each sandbox. 0: four per CPU.
     pub parallel_creates: usize,
     #[serde(with = "berth_daemon::duration")]
     pub end_timeout: Duration,
     #[serde(with = "berth_daemon::duration")]
     pub dead_horizon: Duration,
+    #[serde(with = "berth_daemon::duration")]
+    pub purge_interval: Duration,
     #[serde(with = "berth_daemon::duration")]
     pub shutdown_grace: Duration,
     pub containerd: Containerd,
@@ -124,6 +126,7 @@ impl Default for Config {
             parallel_creates: 0,
             end_timeout: Duration::from_secs(60),
             dead_horizon: Duration::from_secs(3600),
+            purge_interval: Duration::from_secs(300),
             shutdown_grace: Duration::from_secs(10),
             containerd: Containerd {
                 address: "/run/containerd/containerd.sock".into(),
@@ -252,6 +255,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     };
     not_zero("end_timeout", config.end_timeout)?;
     not_zero("dead_horizon", config.dead_horizon)?;
+    not_zero("purge_interval", config.purge_interval)?;
     not_zero("shutdown_grace", config.shutdown_grace)?;
     not_zero("containerd.call_timeout", config.containerd.call_timeout)?;
     ensure!(

@@ -6,15 +6,17 @@ use std::{
 };
 
 use berth_domain::{ContainerName, Failure, PortSighting, Role, Sandbox, Step};
-use berth_platform::{Images, Network, Runtime};
+use berth_platform::{Images, LayerProgress, Network, Runtime};
 use tokio::sync::{Notify, watch};
 
 use crate::{
+    crash,
     failures::{image_failure, network_failure, runtime_failure},
     node::Node,
     ready::{ReadyError, await_ready},
+    registry::Shared,
     run::Execute,
-    sandbox::View,
+    sandbox::{Doing, View},
 };
 
 /// What a plan found out on its way.
@@ -26,25 +28,28 @@ pub(crate) struct Found {
 }
 
 /// Carries out the steps of one sandbox.
-#[derive(Debug)]
 pub(crate) struct Executor<'a, R, N> {
-    pub(crate) node: &'a Node<R, N>,
-    pub(crate) sandbox: &'a Sandbox,
+    /// What the steps are for, as `create`.
+    verb: &'static str,
+    shared: &'a Shared<R, N>,
+    sandbox: &'a Sandbox,
     /// Rings when a task of the sandbox may have ended.
-    pub(crate) exits: &'a Notify,
-    pub(crate) view: watch::Receiver<View>,
+    exits: &'a Notify,
+    view: &'a watch::Sender<View>,
     found: Mutex<Found>,
 }
 
 impl<'a, R, N> Executor<'a, R, N> {
     pub(crate) fn new(
-        node: &'a Node<R, N>,
+        verb: &'static str,
+        shared: &'a Shared<R, N>,
         sandbox: &'a Sandbox,
         exits: &'a Notify,
-        view: watch::Receiver<View>,
+        view: &'a watch::Sender<View>,
     ) -> Self {
         Self {
-            node,
+            verb,
+            shared,
             sandbox,
             exits,
             view,
@@ -61,21 +66,71 @@ impl<'a, R, N> Executor<'a, R, N> {
     fn note(&self, change: impl FnOnce(&mut Found)) {
         change(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner));
     }
+
+    /// Shows `doing` until the answer is dropped. Nobody who waits for news is woken by it.
+    fn show(&self, doing: Doing) -> Shown<'_> {
+        let step = doing.step.clone();
+        self.view.send_if_modified(|view| {
+            view.doing.push(doing);
+            false
+        });
+        Shown {
+            view: self.view,
+            step,
+        }
+    }
+}
+
+struct Shown<'a> {
+    view: &'a watch::Sender<View>,
+    step: Step,
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.view.send_if_modified(|view| {
+            view.doing.retain(|it| it.step != self.step);
+            false
+        });
+    }
 }
 
 impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
     async fn execute(&self, step: &Step) -> Result<(), Failure> {
-        let Node { runtime, network } = self.node;
+        let (progress, followed) = watch::channel(vec![]);
+        let pulls = matches!(step, Step::EnsureImage(_));
+        let _shown = self.show(Doing {
+            step: step.clone(),
+            progress: pulls.then_some(followed),
+        });
+        // The one step that costs the node real work. What only waits must not keep others from theirs.
+        let _place = if matches!(step, Step::CreateTask(_)) {
+            Some(self.shared.task_creations.acquire().await)
+        } else {
+            None
+        };
+        let name = match step.role() {
+            Some(role) => format!("{}/{} {role}", self.verb, step.name()),
+            None => format!("{}/{}", self.verb, step.name()),
+        };
+        crash::around(&name, self.carry_out(step, &progress)).await
+    }
+}
+
+impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
+    async fn carry_out(
+        &self,
+        step: &Step,
+        progress: &watch::Sender<Vec<LayerProgress>>,
+    ) -> Result<(), Failure> {
+        let Node { runtime, network } = &self.shared.node;
         let (sandbox, id) = (self.sandbox, &self.sandbox.id);
         match step {
-            Step::EnsureImage(image) => {
-                let (progress, _) = watch::channel(vec![]);
-                runtime
-                    .ensure(image, &progress)
-                    .await
-                    .map(drop)
-                    .map_err(image_failure)
-            }
+            Step::EnsureImage(image) => runtime
+                .ensure(image, progress)
+                .await
+                .map(drop)
+                .map_err(image_failure),
             Step::Prepare => runtime.prepare(sandbox).await.map_err(runtime_failure),
             Step::OpenNamespaces => network
                 .open_namespaces(sandbox)
@@ -98,7 +153,8 @@ impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
                 .map_err(runtime_failure),
             Step::StartTask(role) => runtime.start_task(id, role).await.map_err(runtime_failure),
             Step::AwaitReady => {
-                match await_ready(self.node, sandbox, self.exits, self.view.clone()).await {
+                let view = self.view.subscribe();
+                match await_ready(&self.shared.node, sandbox, self.exits, view).await {
                     Ok(ports) => {
                         self.note(|found| found.ports = ports);
                         Ok(())

@@ -3,6 +3,7 @@
 mod app;
 mod audit;
 mod config;
+mod crash;
 mod execute;
 mod failures;
 mod node;
@@ -11,6 +12,7 @@ mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod sweep;
 
 pub use app::App;
 pub use config::{Config, Flags, load};

@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::pin,
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_domain::{
     ContainerName, ExitRecord, Failure, Health, PortSighting, Protocol, Reason, Role, Sandbox,
-    SandboxSpec, assess,
+    SandboxRecord, SandboxSpec, assess,
 };
 use berth_platform::{Images, ListeningSocket, Network, Runtime};
 use tokio::sync::{Notify, watch};
@@ -22,6 +23,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(25);
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 /// A task that ended without an event is found this late at the most.
 const EXIT_LOOK: Duration = Duration::from_secs(1);
+/// The source of what the manager sees by itself.
+pub(crate) const OWN_SIGHTING: &str = "manager";
 
 #[derive(Debug)]
 pub(crate) struct ReadyError {
@@ -47,12 +50,17 @@ pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
     view: watch::Receiver<View>,
 ) -> Result<Vec<PortSighting>, ReadyError> {
     if sandbox.spec.tcp_ports().next().is_none() {
-        tokio::select! {
-            () = exits.notified() => {}
-            () = tokio::time::sleep(SECOND_LOOK) => {}
+        let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
+        loop {
+            let over = tokio::select! {
+                () = exits.notified() => false,
+                () = &mut second_look => true,
+            };
+            check_tasks(node, sandbox).await?;
+            if over {
+                return Ok(vec![]);
+            }
         }
-        check_tasks(node, sandbox).await?;
-        return Ok(vec![]);
     }
     let begun = Instant::now();
     let mut pause = FIRST_PAUSE;
@@ -90,7 +98,7 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
     sandbox: &Sandbox,
 ) -> Result<(), ReadyError> {
     let seen = node.observe(&sandbox.id).await?;
-    match assess(&sandbox.spec, &seen) {
+    match assess(&sandbox.spec, &seen, false) {
         Health::Stands => Ok(()),
         Health::Exited { role, code, at } => {
             let exit = exit_record(node, sandbox, role, code, at).await;
@@ -125,11 +133,29 @@ pub(crate) async fn exit_record<R: Runtime + Images, N: Network>(
     code: u32,
     at: SystemTime,
 ) -> ExitRecord {
-    let readings = node.runtime.usage(&sandbox.id).await.unwrap_or_default();
-    let oom_killed = readings
-        .iter()
-        .any(|it| it.role == role && it.usage.oom_kills > 0);
-    ExitRecord::from_status(role, code, at, oom_killed)
+    let oom = node.runtime.oom_cgroup(&sandbox.id, &role).await;
+    // A task that nobody waited for has no time.
+    let at = (at != SystemTime::UNIX_EPOCH).then_some(at);
+    ExitRecord::from_status(role, code, at, oom.unwrap_or_default(), SystemTime::now())
+}
+
+/// The declared TCP ports of a sandbox that runs on which nothing listens, in words; empty when all do.
+pub(crate) async fn missing_ports<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    record: &SandboxRecord,
+) -> Result<String, Failure> {
+    if record.spec.tcp_ports().next().is_none() {
+        return Ok(String::new());
+    }
+    let listening = node.network.listening(&record.id).await;
+    let listening = listening.map_err(network_failure)?;
+    let (_, waiting) = sort_ports(&record.spec, &listening, &reported_by_others(record));
+    Ok(in_words(&waiting))
+}
+
+fn in_words(ports: &[(&ContainerName, u16)]) -> String {
+    let words = ports.iter().map(|(name, port)| format!("{port} ({name})"));
+    words.collect::<Vec<_>>().join(", ")
 }
 
 /// The declared TCP ports that somebody reported as bound.
@@ -138,11 +164,16 @@ fn reported_ports(view: &View, sandbox: &Sandbox) -> BTreeMap<u16, PortSighting>
         .record
         .as_ref()
         .filter(|it| it.generation == sandbox.generation);
+    record.map(|it| reported_by_others(it)).unwrap_or_default()
+}
+
+/// What the manager itself once saw is no report: it looks again.
+fn reported_by_others(record: &SandboxRecord) -> BTreeMap<u16, PortSighting> {
     record
-        .into_iter()
-        .flat_map(|it| it.ports.clone())
-        .filter(|it| it.bound && it.protocol == Protocol::Tcp)
-        .map(|it| (it.port, it))
+        .ports
+        .iter()
+        .filter(|it| it.bound && it.protocol == Protocol::Tcp && it.source != OWN_SIGHTING)
+        .map(|it| (it.port, it.clone()))
         .collect()
 }
 
@@ -164,7 +195,7 @@ fn sort_ports<'a>(
                 protocol: Protocol::Tcp,
                 bound: true,
                 address: socket.address.to_string(),
-                source: "manager".to_owned(),
+                source: OWN_SIGHTING.to_owned(),
                 at: SystemTime::now(),
             }),
             (None, Some(report)) => seen.push(report.clone()),
@@ -182,11 +213,7 @@ fn port_timeout(
     waited: Duration,
 ) -> Failure {
     let join = |it: &mut dyn Iterator<Item = String>| it.collect::<Vec<_>>().join(", ");
-    let expected = join(
-        &mut waiting
-            .iter()
-            .map(|(name, port)| format!("{port} ({name})")),
-    );
+    let expected = in_words(waiting);
     let tcp: BTreeSet<_> = listening
         .iter()
         .filter(|it| it.protocol == Protocol::Tcp)
@@ -368,6 +395,10 @@ mod tests {
             report(80, Protocol::Tcp, true),
             report(81, Protocol::Tcp, false),
             report(82, Protocol::Udp, true),
+            PortSighting {
+                source: OWN_SIGHTING.to_owned(),
+                ..report(83, Protocol::Tcp, true)
+            },
         ];
         let view = |generation| {
             let now = SystemTime::UNIX_EPOCH;

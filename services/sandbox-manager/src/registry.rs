@@ -14,35 +14,45 @@ use berth_domain::{
     record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
-use berth_store::{AdmitError, Admitted as StoreAdmitted, Store, UpdateError};
+use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, UpdateError};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    crash,
     failures::{internal, store_failure},
     node::Node,
-    sandbox::{Admitted, SandboxTask, View},
+    sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
+    sweep,
 };
-
-/// How often DEAD records are looked through.
-const PURGE_EVERY: Duration = Duration::from_secs(5 * 60);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Creates that run at the same time; more of them only wait for the CPU.
-    pub(crate) parallel_creates: usize,
+    /// Tasks that are created at the same time; more of them only wait for the CPU.
+    pub(crate) task_creations: usize,
     /// How long Delete and Stop wait when the caller sets no deadline.
     pub(crate) end_timeout: Duration,
     /// How long DEAD records stay.
     pub(crate) dead_horizon: Duration,
+    /// How often they are looked through.
+    pub(crate) purge_interval: Duration,
+}
+
+/// What a Create asks for beside the spec.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CreateTerms {
+    pub(crate) expected: Option<Generation>,
+    pub(crate) time_to_live: Option<Duration>,
 }
 
 /// What all sandbox tasks share.
 pub(crate) struct Shared<R, N> {
     pub(crate) node: Node<R, N>,
     pub(crate) store: Store,
-    pub(crate) creates: Semaphore,
+    pub(crate) task_creations: Semaphore,
     pub(crate) stop: CancellationToken,
+    /// As the kernel names this boot.
+    pub(crate) boot_id: String,
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
     tracker: TaskTracker,
@@ -69,8 +79,10 @@ impl<R, N> Shared<R, N> {
             .map_or(0, |it| it.ticket.load(Ordering::Acquire))
     }
 
-    pub(crate) fn take_admitted(&self, id: &SandboxId) -> Option<Admitted> {
-        self.tasks().get_mut(id).and_then(|it| it.admitted.take())
+    /// What is known of the admission of this generation.
+    pub(crate) fn take_admitted(&self, id: &SandboxId, generation: Generation) -> Option<Admitted> {
+        let admitted = self.tasks().get_mut(id)?.admitted.take();
+        admitted.filter(|it| it.generation == generation)
     }
 
     /// Forgets the task of `id` unless a poke has come meanwhile.
@@ -98,13 +110,15 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         node: Node<R, N>,
         store: Store,
         limits: Limits,
+        boot_id: String,
         stop: CancellationToken,
     ) -> Self {
         Self(Arc::new(Shared {
             node,
             store,
-            creates: Semaphore::new(limits.parallel_creates),
+            task_creations: Semaphore::new(limits.task_creations),
             stop,
+            boot_id,
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
@@ -121,15 +135,70 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     /// Takes up every record, and follows the ends of tasks from here on.
     pub(crate) async fn start(&self) -> Result<(), Failure> {
-        let records = self.0.store.all().await.map_err(store_failure)?;
-        for record in records {
+        let records = crash::around("start/records", self.0.store.all()).await;
+        for record in records.map_err(store_failure)? {
             if record.status != Status::Dead || record.ending.is_some() {
-                self.poke(&record.id, None);
+                self.wake(&record.id);
             }
         }
-        self.0.tracker.spawn(self.clone().follow_exits());
-        self.0.tracker.spawn(self.clone().purge());
+        let Limits {
+            purge_interval,
+            dead_horizon,
+            ..
+        } = self.0.limits;
+        self.spawn(self.clone().follow_exits());
+        self.spawn(sweep::purge(self.clone(), purge_interval, dead_horizon));
+        self.spawn(sweep::expire(self.clone()));
         Ok(())
+    }
+
+    pub(crate) fn boot_id(&self) -> &str {
+        &self.0.boot_id
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stop.is_cancelled()
+    }
+
+    /// Ends when the manager stops.
+    pub(crate) fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.0.stop.clone().cancelled_owned()
+    }
+
+    /// Waits so long, or until the manager stops.
+    pub(crate) async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.0.stop.cancelled() => {}
+        }
+    }
+
+    /// Makes the task of `id` look again.
+    pub(crate) fn wake(&self, id: &SandboxId) {
+        self.poke(id, None);
+    }
+
+    /// What keeps sandboxes from getting on.
+    pub(crate) fn troubles(&self) -> Vec<(SandboxId, Trouble)> {
+        let tasks = self.0.tasks();
+        tasks
+            .iter()
+            .filter_map(|(id, it)| Some((id.clone(), it.view.borrow().trouble.clone()?)))
+            .collect()
+    }
+
+    /// How many sandboxes were not seen yet.
+    pub(crate) fn not_looked_at(&self) -> usize {
+        let tasks = self.0.tasks();
+        tasks.values().filter(|it| !it.view.borrow().looked).count()
+    }
+
+    /// What is being done for `id` at this moment.
+    pub(crate) fn doing(&self, id: &SandboxId) -> Vec<Doing> {
+        let tasks = self.0.tasks();
+        let task = tasks.get(id);
+        task.map(|it| it.view.borrow().doing.clone())
+            .unwrap_or_default()
     }
 
     /// Waits until every task has come to rest. The stop token must be cancelled.
@@ -156,8 +225,16 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 pokes,
                 exits: exits.clone(),
                 view: sender,
+                looked_at: None,
             };
-            self.0.tracker.spawn(task.drive());
+            let guard = Forget {
+                shared: self.0.clone(),
+                id: id.clone(),
+            };
+            self.0.tracker.spawn(async move {
+                let _guard = guard;
+                task.drive().await;
+            });
             Handle {
                 poke,
                 exits,
@@ -180,20 +257,27 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         &self,
         id: &SandboxId,
         spec: Arc<SandboxSpec>,
+        terms: CreateTerms,
     ) -> Result<SandboxRecord, Failure> {
         let at = Instant::now();
         if self.0.stop.is_cancelled() {
             return Err(shutting_down());
         }
-        match self.0.store.admit(id, spec, SystemTime::now()).await {
+        let now = SystemTime::now();
+        let arrival = Arrival {
+            expected: terms.expected,
+            expires_at: terms.time_to_live.map(|it| now + it),
+            boot_id: self.0.boot_id.clone(),
+        };
+        let admitted = self.0.store.admit(id, spec, arrival, now);
+        match crash::around("create/promise", admitted).await {
             Ok(StoreAdmitted::Begun(record)) => {
-                self.poke(
-                    id,
-                    Some(Admitted {
-                        at,
-                        took: at.elapsed(),
-                    }),
-                );
+                let admitted = Admitted {
+                    generation: record.generation,
+                    at,
+                    took: at.elapsed(),
+                };
+                self.poke(id, Some(admitted));
                 Ok(record)
             }
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
@@ -214,37 +298,41 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         id: &SandboxId,
         generation: Generation,
     ) -> Result<Arc<SandboxRecord>, Failure> {
-        self.watch(id, |_, view| {
+        self.watch(id, |ticket, view| {
             let record = view.record.as_ref();
             let unreachable = || {
-                let trouble = view.trouble.as_ref();
+                let trouble = view.trouble.as_ref().map(|it| &it.failure);
                 trouble
                     .filter(|it| it.reason == Reason::RuntimeUnreachable)
                     .cloned()
                     .map(Err)
             };
             match record {
-                None if view.absent => Some(Err(cancelled(id))),
+                // Only a look behind our own question counts: before it there may have been nothing.
+                None if view.absent && view.ticket >= ticket => Some(Err(cancelled(id))),
+                None if view.absent => None,
                 None => unreachable(),
                 Some(it) if it.generation < generation => None,
                 Some(it) if it.generation > generation => Some(Err(cancelled(id))),
                 Some(it) => match it.status {
                     Status::Dead => Some(Err(it.failure.clone().unwrap_or_else(|| cancelled(id)))),
                     _ if it.ending.is_some() => Some(Err(cancelled(id))),
-                    Status::Running => Some(Ok(it.clone())),
+                    // It was RUNNING: what has become of it since is not the Create's to say.
+                    Status::Running | Status::NotReady => Some(Ok(it.clone())),
                     Status::Stopped => Some(Err(cancelled(id))),
-                    Status::Pending | Status::NotReady => unreachable(),
+                    Status::Pending => unreachable(),
                 },
             }
         })
         .await
     }
 
-    /// Ends the sandbox and returns its record, DEAD.
+    /// Ends the sandbox and returns its record, DEAD. Without `patience` it waits as long as the configuration says.
     pub(crate) async fn stop(
         &self,
         id: &SandboxId,
         expected: Option<Generation>,
+        patience: Option<Duration>,
     ) -> Result<Arc<SandboxRecord>, Failure> {
         let record = self.promise_end(id, expected, Ending::Stop).await?;
         let Some(record) = record else {
@@ -262,14 +350,15 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             None if view.absent && view.ticket >= ticket => Some(Err(not_found(id))),
             Some(_) | None => None,
         });
-        self.bounded(id, ended).await
+        self.bounded(id, patience, ended).await
     }
 
-    /// Removes the sandbox and its record; returns whether there was one.
+    /// Removes the sandbox and its record; returns whether there was one. `patience` is as for `stop`.
     pub(crate) async fn delete(
         &self,
         id: &SandboxId,
         expected: Option<Generation>,
+        patience: Option<Duration>,
     ) -> Result<bool, Failure> {
         let record = self.promise_end(id, expected, Ending::Delete).await?;
         let generation = record.as_ref().map(|it| it.generation);
@@ -280,12 +369,12 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 .then_some(Ok(())),
             None => (view.absent && view.ticket >= ticket).then_some(Ok(())),
         });
-        self.bounded(id, gone).await?;
+        self.bounded(id, patience, gone).await?;
         Ok(record.is_some())
     }
 
     /// Writes down that the sandbox shall end. A Delete outranks a Stop; a DEAD record has nothing to stop.
-    async fn promise_end(
+    pub(crate) async fn promise_end(
         &self,
         id: &SandboxId,
         expected: Option<Generation>,
@@ -308,13 +397,63 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                     record.ending = Some(ending);
                 }
             });
-            match wanted.await {
+            let verb = match ending {
+                Ending::Stop | Ending::Expire => "stop",
+                Ending::Delete => "delete",
+            };
+            match crash::around(&format!("{verb}/promise"), wanted).await {
                 Ok(record) => return Ok(Some(record)),
                 Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => {}
                 Err(UpdateError::Store(error)) => return Err(store_failure(error)),
             }
         }
         Err(internal("the record changes faster than it can be written"))
+    }
+
+    /// Sets when the sandbox ends by itself; `known` is what the caller takes its end to be.
+    pub(crate) async fn renew(
+        &self,
+        id: &SandboxId,
+        expected: Option<Generation>,
+        known: Option<SystemTime>,
+        time_to_live: Option<Duration>,
+    ) -> Result<SandboxRecord, Failure> {
+        let record = self.0.store.get(id).await.map_err(store_failure)?;
+        let record = record.ok_or_else(|| not_found(id))?;
+        if let Some(expected) = expected.filter(|it| *it != record.generation) {
+            return Err(generation_conflict(id, expected, record.generation));
+        }
+        let now = SystemTime::now();
+        let wanted = time_to_live.map(|it| now + it);
+        let over = |record: &SandboxRecord| {
+            record.ending.is_some() || matches!(record.status, Status::Stopped | Status::Dead)
+        };
+        let renewed = self
+            .0
+            .store
+            .update(id, record.generation, now, move |record| {
+                let meant = known.is_none() || known == record.expires_at;
+                if meant && !over(record) {
+                    record.expires_at = wanted;
+                }
+            });
+        match crash::around("renew/write", renewed).await {
+            Ok(record) if over(&record) => Err(Failure::new(
+                Reason::SandboxEnding,
+                format!("sandbox {id} has ended or is ending"),
+            )),
+            Ok(record) if record.expires_at == wanted => Ok(record),
+            Ok(record) => {
+                let actual = record.expires_at.map(moment).unwrap_or_default();
+                Err(Failure::new(
+                    Reason::ExpiryConflict,
+                    format!("sandbox {id} does not end when the caller thinks that it does"),
+                )
+                .with("actual", actual))
+            }
+            Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Err(not_found(id)),
+            Err(UpdateError::Store(error)) => Err(store_failure(error)),
+        }
     }
 
     /// Takes the word of a reporter about a port.
@@ -344,6 +483,11 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 (&it.container, it.port, it.protocol)
                     == (&sighting.container, sighting.port, sighting.protocol)
             };
+            let told = |it: &PortSighting| (it.bound, it.address.clone(), it.source.clone());
+            let known = record.ports.iter().find(|it| same(it));
+            if known.is_some_and(|it| told(it) == told(&sighting)) {
+                return;
+            }
             record.ports.retain(|it| !same(it));
             // Any reporter may name any port, but a record holds only so many.
             if record.ports.len() < PORT_SIGHTINGS_MAX {
@@ -402,22 +546,29 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     async fn bounded<T>(
         &self,
         id: &SandboxId,
+        patience: Option<Duration>,
         end: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.0.limits.end_timeout, end).await {
+        let patience = patience.unwrap_or(self.0.limits.end_timeout);
+        match tokio::time::timeout(patience, end).await {
             Ok(answer) => answer,
             Err(_) => Err(self.overdue(id)),
         }
     }
 
     /// What a caller is told whose patience ends before the sandbox does.
-    pub(crate) fn overdue(&self, id: &SandboxId) -> Failure {
+    fn overdue(&self, id: &SandboxId) -> Failure {
         let trouble = self
             .0
             .tasks()
             .get(id)
             .and_then(|handle| handle.view.borrow().trouble.clone());
-        match trouble {
+        let doing: Vec<_> = self
+            .doing(id)
+            .iter()
+            .map(|it| it.step.to_string())
+            .collect();
+        match trouble.map(|it| it.failure) {
             Some(it) if it.reason == Reason::RuntimeUnreachable => it,
             Some(it) => {
                 let held = it.metadata.get("held").cloned().unwrap_or_default();
@@ -429,9 +580,12 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             }
             None => Failure::new(
                 Reason::DeadlinePassed,
-                format!("sandbox {id} is not gone yet, the work goes on"),
+                format!(
+                    "sandbox {id} is not gone yet, the work goes on: {}",
+                    doing.join(", ")
+                ),
             )
-            .with("held", "containers that take their time to end"),
+            .with("held", doing.join(", ")),
         }
     }
 
@@ -453,33 +607,26 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             }
         }
     }
+}
 
-    /// Removes records that have been DEAD for the horizon.
-    async fn purge(self) {
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(PURGE_EVERY.min(self.0.limits.dead_horizon)) => {}
-                () = self.0.stop.cancelled() => return,
-            }
-            let Ok(records) = self.0.store.all().await.map_err(store_failure) else {
-                continue;
-            };
-            let now = SystemTime::now();
-            for record in records {
-                let rested = now.duration_since(record.updated_at).unwrap_or_default();
-                if record.status == Status::Dead && rested >= self.0.limits.dead_horizon {
-                    let generation = Some(record.generation);
-                    if self
-                        .promise_end(&record.id, generation, Ending::Delete)
-                        .await
-                        .is_ok()
-                    {
-                        self.poke(&record.id, None);
-                    }
-                }
-            }
+/// Forgets a task that ended without retiring: one that panicked must not keep its id.
+struct Forget<R, N> {
+    shared: Arc<Shared<R, N>>,
+    id: SandboxId,
+}
+
+impl<R, N> Drop for Forget<R, N> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.shared.tasks().remove(&self.id);
         }
     }
+}
+
+fn moment(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at)
+        .map(|it| it.to_string())
+        .unwrap_or_default()
 }
 
 /// A record of one sandbox names at most 32 containers with 64 ports each.

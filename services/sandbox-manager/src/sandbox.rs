@@ -7,26 +7,29 @@ use std::{
 };
 
 use berth_domain::{
-    ExitCause, ExitRecord, Failure, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
-    Role, Sandbox, SandboxId, SandboxRecord, Status, assess,
+    ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
+    Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
     decide::{self, Manner, decide, tear_down},
     record::Ending,
 };
-use berth_platform::{Images, Network, Runtime};
+use berth_platform::{Images, LayerProgress, Network, Runtime};
 use berth_store::UpdateError;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    crash,
     execute::{Executor, Found},
     failures::{runtime_failure, store_failure},
-    ready::exit_record,
+    ready::{exit_record, missing_ports},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
 };
 
 /// A sandbox at rest is looked at this often, in case that an event was lost.
 const RESYNC: Duration = Duration::from_secs(60);
+/// The ports of one that runs are looked at this often: one look costs some 0.3 ms and asks nobody but the kernel.
+const PORT_LOOK: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -39,12 +42,55 @@ pub(crate) struct View {
     /// There is no record and nothing on the node.
     pub(crate) absent: bool,
     /// What keeps the task from getting on; it goes on trying.
-    pub(crate) trouble: Option<Failure>,
+    pub(crate) trouble: Option<Trouble>,
+    /// Whether the node was seen since the manager started.
+    pub(crate) looked: bool,
+    /// What is being done at this moment.
+    pub(crate) doing: Vec<Doing>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) failure: Failure,
+    pub(crate) since: SystemTime,
+    pub(crate) attempts: u64,
+}
+
+/// A step that has begun, with how far a pull is.
+#[derive(Clone, Debug)]
+pub(crate) struct Doing {
+    pub(crate) step: Step,
+    pub(crate) progress: Option<watch::Receiver<Vec<LayerProgress>>>,
+}
+
+impl View {
+    fn meet(&mut self, failure: Failure) {
+        let (since, attempts) = match &self.trouble {
+            Some(it) => (it.since, it.attempts),
+            None => (SystemTime::now(), 0),
+        };
+        self.trouble = Some(Trouble {
+            failure,
+            since,
+            attempts: attempts + 1,
+        });
+    }
+
+    /// What a view says once nothing is left of the sandbox.
+    fn leave(&mut self, ticket: u64) {
+        *self = View {
+            ticket,
+            absent: true,
+            looked: true,
+            ..View::default()
+        };
+    }
 }
 
 /// When a Create was admitted, for the phases.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admitted {
+    pub(crate) generation: Generation,
     pub(crate) at: Instant,
     pub(crate) took: Duration,
 }
@@ -55,6 +101,15 @@ pub(crate) struct SandboxTask<R, N> {
     pub(crate) pokes: mpsc::Receiver<()>,
     pub(crate) exits: Arc<Notify>,
     pub(crate) view: watch::Sender<View>,
+    /// The last time that the node was asked for all of it.
+    pub(crate) looked_at: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// By a request, the end of a container, or what it does itself.
+    Called,
+    ByTime,
 }
 
 enum Next {
@@ -67,32 +122,38 @@ enum Next {
 impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     pub(crate) async fn drive(mut self) {
         let mut backoff = FIRST_BACKOFF;
+        let mut woken = Woken::Called;
         while !self.shared.stop.is_cancelled() {
             let ticket = self.shared.ticket(&self.id);
-            let next = match self.turn(ticket).await {
+            let next = match self.turn(ticket, woken).await {
                 Ok(next) => {
                     backoff = FIRST_BACKOFF;
-                    self.view
-                        .send_if_modified(|view| view.trouble.take().is_some());
+                    self.view.send_if_modified(|view| {
+                        let news = view.trouble.take().is_some() || !view.looked;
+                        view.looked = true;
+                        news
+                    });
                     next
                 }
                 Err(trouble) => {
                     tracing::warn!(sandbox = %self.id, error = %trouble, "trying again");
                     self.view.send_modify(|view| {
                         view.ticket = ticket;
-                        view.trouble = Some(trouble);
+                        view.meet(trouble);
                     });
+                    self.looked_at = None;
                     let wait = backoff;
                     backoff = (backoff * 2).min(LONGEST_BACKOFF);
                     Next::Wait(wait)
                 }
             };
+            woken = Woken::Called;
             match next {
                 Next::Again => {}
                 Next::Wait(time) => tokio::select! {
                     _ = self.pokes.recv() => {}
                     () = self.exits.notified() => {}
-                    () = tokio::time::sleep(time) => {}
+                    () = tokio::time::sleep(time) => woken = Woken::ByTime,
                     () = self.shared.stop.cancelled() => {}
                 },
                 Next::Over => {
@@ -105,7 +166,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     /// One look and what follows from it.
-    async fn turn(&mut self, ticket: u64) -> Result<Next, Failure> {
+    async fn turn(&mut self, ticket: u64, woken: Woken) -> Result<Next, Failure> {
         let Some(record) = self
             .shared
             .store
@@ -126,7 +187,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         match record.status {
             _ if over => self.end(&record).await,
             Status::Pending => self.create(&record).await,
-            Status::Running | Status::NotReady => self.look(&record).await,
+            Status::Running | Status::NotReady => self.look(&record, woken).await,
             Status::Stopped | Status::Dead => Ok(Next::Over),
         }
     }
@@ -141,38 +202,18 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// Removes what an id holds that has no record.
     async fn clear_unrecorded(&self, ticket: u64) -> Result<Next, Failure> {
-        self.clear(None, Manner::Graceful).await?;
-        self.shared
-            .node
-            .runtime
-            .forget_logs(&self.id)
-            .await
-            .map_err(runtime_failure)?;
-        self.view.send_modify(|view| {
-            *view = View {
-                ticket,
-                record: None,
-                absent: true,
-                trouble: None,
-            };
-        });
+        self.clear("clear", None, Manner::Graceful).await?;
+        self.forget_logs("clear").await?;
+        self.view.send_modify(|view| view.leave(ticket));
         Ok(Next::Over)
     }
 
     async fn create(&mut self, record: &SandboxRecord) -> Result<Next, Failure> {
-        let admitted = self.shared.take_admitted(&self.id);
+        let admitted = self.shared.take_admitted(&self.id, record.generation);
         let origin = admitted.map_or_else(Instant::now, |it| it.at);
         let interrupt = CancellationToken::new();
-        let queued = Instant::now();
-        let place = tokio::select! {
-            place = self.shared.creates.acquire() => place,
-            () = interrupted(&self.shared, &mut self.pokes, &self.view, record) => return Ok(Next::Again),
-        };
         let mut phases = Vec::new();
-        if let Some(it) = admitted {
-            phases.push(phase("admit", Duration::ZERO, it.took));
-            phases.push(phase("queue", queued - origin, queued.elapsed()));
-        }
+        phases.extend(admitted.map(|it| phase("admit", Duration::ZERO, it.took)));
         // A record that was admitted a moment ago over nothing has nothing on the node yet. What is in the way all the
         // same is met by the step that needs its place, and cleared by the undo.
         let seen = match admitted {
@@ -181,12 +222,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         };
         let plan = decide(Goal::Present, &record.spec, &seen);
         let sandbox = record.sandbox();
-        let executor = Executor::new(
-            &self.shared.node,
-            &sandbox,
-            &self.exits,
-            self.view.subscribe(),
-        );
+        let executor = Executor::new("create", &self.shared, &sandbox, &self.exits, &self.view);
         let ran = {
             let watching = interrupted(&self.shared, &mut self.pokes, &self.view, record);
             let running = run(&plan, &executor, OnFailure::Stop, &interrupt, origin);
@@ -199,7 +235,6 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
             }
         };
-        drop(place);
         let found = executor.into_found();
         let Ran { ended, phases: ran } = ran;
         phases.extend(ran);
@@ -215,22 +250,25 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 self.undo(record, &plan).await.inspect_err(|trouble| {
                     tracing::warn!(sandbox = %self.id, %trouble, "the undo is not complete");
                 })?;
-                self.bury(record, Some(failure), found.exit, phases).await
+                self.bury("create", record, Some(failure), found.exit, phases)
+                    .await
             }
         }
     }
 
     async fn succeed(
-        &self,
+        &mut self,
         record: &SandboxRecord,
         found: Found,
         phases: Vec<Phase>,
     ) -> Result<Next, Failure> {
         let now = SystemTime::now();
-        let written = self
+        let boot_id = self.shared.boot_id.clone();
+        let writing = self
             .shared
             .store
             .update(&self.id, record.generation, now, move |record| {
+                record.boot_id = boot_id;
                 record.images = found.images;
                 record.phases = phases;
                 for sighting in found.ports {
@@ -243,17 +281,13 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 if record.ending.is_none() {
                     record.enter(Status::Running, "", "", now);
                 }
-            })
-            .await;
-        match written {
+            });
+        match crash::around("create/running", writing).await {
             Ok(record) => {
                 let ending = record.ending.is_some();
                 self.show(&record);
-                Ok(if ending {
-                    Next::Again
-                } else {
-                    Next::Wait(RESYNC)
-                })
+                self.looked_at = Some(Instant::now());
+                Ok(if ending { Next::Again } else { rest(&record) })
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
             Err(UpdateError::Store(error)) => Err(store_failure(error)),
@@ -262,21 +296,21 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// Takes back what part of `plan` has run, and makes sure by looking where that does not succeed at once.
     async fn undo(&self, record: &SandboxRecord, plan: &Plan) -> Result<(), Failure> {
-        match self.carry_out(&decide::undo(plan)).await {
+        match self.carry_out("undo", &decide::undo(plan)).await {
             Ok(()) => Ok(()),
             Err(_) => self.clear_patiently(record).await,
         }
     }
 
-    /// Clears until all is gone, or until somebody wants something else of the id.
+    /// Clears until all is gone, or until the manager stops.
     async fn clear_patiently(&self, record: &SandboxRecord) -> Result<(), Failure> {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match self.clear(Some(record), Manner::AtOnce).await {
+            match self.clear("undo", Some(record), Manner::AtOnce).await {
                 Ok(()) => return Ok(()),
                 Err(trouble) if self.shared.stop.is_cancelled() => return Err(trouble),
                 Err(trouble) => {
-                    self.view.send_modify(|view| view.trouble = Some(trouble));
+                    self.view.send_modify(|view| view.meet(trouble));
                     tokio::select! {
                         () = tokio::time::sleep(backoff) => {}
                         () = self.shared.stop.cancelled() => {}
@@ -288,24 +322,31 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     /// Looks what there is and removes it.
-    async fn clear(&self, record: Option<&SandboxRecord>, manner: Manner) -> Result<(), Failure> {
+    async fn clear(
+        &self,
+        verb: &'static str,
+        record: Option<&SandboxRecord>,
+        manner: Manner,
+    ) -> Result<(), Failure> {
         let seen = self.shared.node.observe(&self.id).await?;
         let plan = tear_down(record.map(|it| it.spec.as_ref()), &seen, manner);
-        self.carry_out(&plan).await
+        self.carry_out(verb, &plan).await
+    }
+
+    async fn forget_logs(&self, verb: &str) -> Result<(), Failure> {
+        let forgotten = self.shared.node.runtime.forget_logs(&self.id);
+        crash::around(&format!("{verb}/forget-logs"), forgotten)
+            .await
+            .map_err(runtime_failure)
     }
 
     /// Runs a plan that only goes forward; fails with the first failure once all that could run has run.
-    async fn carry_out(&self, plan: &Plan) -> Result<(), Failure> {
+    async fn carry_out(&self, verb: &'static str, plan: &Plan) -> Result<(), Failure> {
         if plan.is_empty() {
             return Ok(());
         }
         let sandbox = Sandbox::of_id(self.id.clone());
-        let executor = Executor::new(
-            &self.shared.node,
-            &sandbox,
-            &self.exits,
-            self.view.subscribe(),
-        );
+        let executor = Executor::new(verb, &self.shared, &sandbox, &self.exits, &self.view);
         let never = CancellationToken::new();
         match run(plan, &executor, OnFailure::GoOn, &never, Instant::now())
             .await
@@ -318,17 +359,19 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// Tears a sandbox down that has ended or shall end, and closes its record.
     async fn end(&mut self, record: &SandboxRecord) -> Result<Next, Failure> {
+        let (verb, reason, message) = match record.ending {
+            Some(Ending::Delete) => ("delete", "DELETE_REQUESTED", "it was told to go"),
+            Some(Ending::Stop) => ("stop", "STOP_REQUESTED", "it was told to stop"),
+            Some(Ending::Expire) => ("expire", "EXPIRED", "its time to live was over"),
+            None => ("exit", "", ""),
+        };
         if !matches!(record.status, Status::Stopped | Status::Dead) {
-            let (reason, message) = match record.ending {
-                Some(Ending::Delete) => ("DELETE_REQUESTED", "it was told to go"),
-                Some(Ending::Stop) | None => ("STOP_REQUESTED", "it was told to stop"),
-            };
-            self.write(record, move |it, now| {
+            let written = self.write(record, move |it, now| {
                 it.enter(Status::Stopped, reason, message, now)
-            })
-            .await?;
+            });
+            crash::around(&format!("{verb}/stopped"), written).await?;
         }
-        self.clear(Some(record), Manner::Graceful).await?;
+        self.clear(verb, Some(record), Manner::Graceful).await?;
         // A Delete may have come while a Stop was under way.
         let Some(record) = self
             .shared
@@ -340,34 +383,22 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             return Ok(Next::Again);
         };
         if record.ending == Some(Ending::Delete) {
-            self.shared
-                .node
-                .runtime
-                .forget_logs(&self.id)
-                .await
-                .map_err(runtime_failure)?;
-            self.shared
-                .store
-                .remove(&self.id, record.generation, SystemTime::now())
+            self.forget_logs(verb).await?;
+            let now = SystemTime::now();
+            let removed = self.shared.store.remove(&self.id, record.generation, now);
+            crash::around(&format!("{verb}/remove-record"), removed)
                 .await
                 .map_err(store_failure)?;
-            let ticket = self.view.borrow().ticket;
-            self.view.send_modify(|view| {
-                *view = View {
-                    ticket,
-                    record: None,
-                    absent: true,
-                    trouble: None,
-                };
-            });
+            self.view.send_modify(|view| view.leave(view.ticket));
             return Ok(Next::Over);
         }
-        self.bury(&record, None, None, vec![]).await
+        self.bury(verb, &record, None, None, vec![]).await
     }
 
     /// Writes down that nothing is left but the record.
     async fn bury(
         &self,
+        verb: &str,
         record: &SandboxRecord,
         failure: Option<Failure>,
         exit: Option<ExitRecord>,
@@ -389,30 +420,30 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
                 record.ports.clear();
                 // A Delete that came meanwhile still wants the record gone.
-                if record.ending == Some(Ending::Stop) {
+                if record.ending != Some(Ending::Delete) {
                     record.ending = None;
                 }
                 record.enter(Status::Dead, reason, message, now);
-            })
-            .await;
-        match buried {
+            });
+        match crash::around(&format!("{verb}/bury"), buried).await {
             Ok(_) | Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
             Err(UpdateError::Store(error)) => Err(store_failure(error)),
         }
     }
 
-    /// Looks whether a sandbox that should run does.
-    async fn look(&mut self, record: &SandboxRecord) -> Result<Next, Failure> {
+    /// Looks whether a sandbox that should run does, and whether it is reachable.
+    async fn look(&mut self, record: &SandboxRecord, woken: Woken) -> Result<Next, Failure> {
+        let fresh = self.looked_at.is_some_and(|it| it.elapsed() < RESYNC);
+        if woken == Woken::ByTime && fresh {
+            return self.look_at_ports(record).await;
+        }
         let seen = self.shared.node.observe(&self.id).await?;
-        let lost = |role: Role| ExitRecord {
-            role,
-            code: 255,
-            signal: None,
-            at: SystemTime::now(),
-            cause: ExitCause::RuntimeLost,
-        };
-        match assess(&record.spec, &seen) {
-            Health::Stands => return Ok(Next::Wait(RESYNC)),
+        let rebooted = !record.boot_id.is_empty() && record.boot_id != self.shared.boot_id;
+        match assess(&record.spec, &seen, rebooted) {
+            Health::Stands => {
+                self.looked_at = Some(Instant::now());
+                return self.look_at_ports(record).await;
+            }
             Health::Exited { role, code, at } => {
                 let sandbox = record.sandbox();
                 let exit = exit_record(&self.shared.node, &sandbox, role, code, at).await;
@@ -431,7 +462,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Health::Lost { role, what } => {
                 let message = format!("container {role}: {what}");
                 self.write(record, move |it, now| {
-                    it.exit = Some(lost(role));
+                    it.exit = Some(ExitRecord::lost(role, now));
                     it.enter(Status::Stopped, "RUNTIME_LOST", message, now);
                 })
                 .await?;
@@ -439,7 +470,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Health::Gone => match record.spec.restart_policy {
                 RestartPolicy::Always => {
                     let message = "the node lost it; it is being created again";
+                    let boot_id = self.shared.boot_id.clone();
                     self.write(record, move |it, now| {
+                        it.boot_id = boot_id;
                         it.ports.clear();
                         it.enter(Status::Pending, "RUNTIME_LOST", message, now);
                     })
@@ -455,6 +488,27 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             },
         }
         Ok(Next::Again)
+    }
+
+    /// RUNNING is a word about reachability: it is taken back while a port does not listen.
+    async fn look_at_ports(&self, record: &SandboxRecord) -> Result<Next, Failure> {
+        let missing = missing_ports(&self.shared.node, record).await?;
+        let status = if missing.is_empty() {
+            Status::Running
+        } else {
+            Status::NotReady
+        };
+        if status != record.status {
+            let (reason, message) = match missing.as_str() {
+                "" => ("", String::new()),
+                ports => ("PORT_LOST", format!("port {ports} no longer listens")),
+            };
+            self.write(record, move |it, now| {
+                it.enter(status, reason, message, now)
+            })
+            .await?;
+        }
+        Ok(rest(record))
     }
 
     /// Changes the record of this generation; one that is gone or has moved on is looked at again.
@@ -490,10 +544,7 @@ async fn interrupted<R, N>(
     record: &SandboxRecord,
 ) {
     loop {
-        tokio::select! {
-            () = shared.stop.cancelled() => return,
-            poke = pokes.recv() => if poke.is_none() { return },
-        }
+        // Looked at first: the poke that told of it may have been taken by somebody who did not get to look.
         match shared.store.get(&record.id).await {
             Ok(Some(it)) if it.generation == record.generation && it.ending.is_none() => {
                 view.send_modify(|view| view.record = Some(Arc::new(it)));
@@ -502,7 +553,19 @@ async fn interrupted<R, N>(
             // An unreadable store says nothing about what is wanted.
             Err(error) => drop(store_failure(error)),
         }
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            poke = pokes.recv() => if poke.is_none() { return },
+        }
     }
+}
+
+/// How long a sandbox that runs is left alone.
+fn rest(record: &SandboxRecord) -> Next {
+    Next::Wait(match record.spec.tcp_ports().next() {
+        Some(_) => PORT_LOOK,
+        None => RESYNC,
+    })
 }
 
 fn phase(name: &str, start: Duration, took: Duration) -> Phase {

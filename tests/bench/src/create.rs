@@ -161,6 +161,8 @@ async fn one_create(
                 port: PORT,
                 ..Port::default()
             }],
+            // As the first process of its namespace httpd does not hear SIGTERM; what is measured is not its grace.
+            shutdown_timeout: Some(prost_types::Duration::default()),
             ..Container::default()
         }],
         ..SandboxSpec::default()
@@ -168,7 +170,7 @@ async fn one_create(
     let request = CreateRequest {
         id: id.clone(),
         spec: Some(spec),
-        wait: 0,
+        ..CreateRequest::default()
     };
     let begun = Instant::now();
     let created = berth.create(request).await.context("Create")?.into_inner();

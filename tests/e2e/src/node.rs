@@ -145,7 +145,7 @@ impl TestNode {
         let request = v1::CreateRequest {
             id: id.into(),
             spec: Some(spec),
-            wait: 0,
+            ..v1::CreateRequest::default()
         };
         let answer = self.sandboxes().create(request).await?.into_inner();
         Ok(answer.sandbox.unwrap_or_default())

@@ -101,7 +101,7 @@ async fn bad_requests_are_refused_by_field_and_leave_nothing() -> anyhow::Result
         let request = CreateRequest {
             id: id.clone(),
             spec: Some(spec),
-            wait: 0,
+            ..CreateRequest::default()
         };
         let status = node.sandboxes().create(request).await.err();
         let status = status.with_context(|| format!("{id:?} must be refused for {field}"))?;

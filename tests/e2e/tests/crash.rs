@@ -51,7 +51,7 @@ async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> a
         let request = v1::CreateRequest {
             id: id.clone(),
             spec: Some(idle()),
-            wait: 0,
+            ..v1::CreateRequest::default()
         };
         let creating = tokio::spawn(async move { sandboxes.create(request).await });
         tokio::time::sleep(Duration::from_millis(delay)).await;

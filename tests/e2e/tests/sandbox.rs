@@ -475,7 +475,7 @@ async fn a_hundred_sandboxes_come_and_go_eight_at_a_time() -> anyhow::Result<()>
                 let request = v1::CreateRequest {
                     id,
                     spec: Some(web("x", 8080)),
-                    wait: 0,
+                    ..v1::CreateRequest::default()
                 };
                 let created = sandboxes.create(request).await?.into_inner();
                 let created = created.sandbox.unwrap_or_default();

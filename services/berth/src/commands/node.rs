@@ -20,6 +20,8 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn run(session: &Session, command: Node) -> Result<(), Failure> {
     match command {
         Node::Status => status(session).await,
+        Node::Drain { message } => drain(session, true, message).await,
+        Node::Undrain => drain(session, false, String::new()).await,
     }
 }
 
@@ -41,6 +43,15 @@ async fn status(session: &Session) -> Result<(), Failure> {
     Ok(session
         .output
         .object(&ProtoJson(&status), || status_page(&status))?)
+}
+
+async fn drain(session: &Session, drain: bool, message: String) -> Result<(), Failure> {
+    let request = session.request(v1::DrainRequest { drain, message });
+    let answer = client(session).await?.drain(request).await?.into_inner();
+    Ok(session.output.object(&ProtoJson(&answer), || {
+        let state = if drain { "draining" } else { "open" };
+        format!("{state}: {} sandboxes stand", answer.sandboxes)
+    })?)
 }
 
 fn status_page(status: &v1::GetStatusResponse) -> String {
@@ -87,7 +98,39 @@ fn status_page(status: &v1::GetStatusResponse) -> String {
         .iter()
         .map(|it| format!("{} {}", it.count, it.status));
     lines.push(("sandboxes", counts.collect::<Vec<_>>().join(", ")));
+    if let Some(it) = &status.capacity {
+        lines.push((
+            "cpu",
+            format!(
+                "{} of {} thousandths promised",
+                it.cpu_millis_promised, it.cpu_millis
+            ),
+        ));
+        lines.push((
+            "node memory",
+            format!(
+                "{} of {} promised, {} available",
+                size(it.memory_bytes_promised),
+                size(it.memory_bytes),
+                size(it.memory_bytes_available)
+            ),
+        ));
+    }
+    if status.draining {
+        lines.push(("draining", format!("yes: {}", status.drain_message)));
+    }
+    if status.not_looked_at > 0 {
+        lines.push((
+            "starting",
+            format!("{} sandboxes were not looked at yet", status.not_looked_at),
+        ));
+    }
     lines.push(("degraded", status.degraded.join("\n")));
+    let troubles = status.troubles.iter().map(|it| {
+        let cause = super::sandboxes::in_one_line(&it.reason, &it.message);
+        format!("{}: {cause} ({} tries)", it.sandbox, it.attempts)
+    });
+    lines.push(("troubles", troubles.collect::<Vec<_>>().join("\n")));
     page(lines)
 }
 

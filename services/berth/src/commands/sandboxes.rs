@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 
 use super::Session;
 use crate::{
-    args::{Create, Id, Ls, Pair, Rm, Run, Wait},
+    args::{Create, Id, Ls, Pair, Renew, Rm, Run, Wait},
     errors::Failure,
     output::{self, age, duration, moment, page, precise_duration, size, table, word},
     progress::Waiting,
@@ -21,6 +21,8 @@ use crate::{
 
 /// Sandboxes that are removed side by side: enough to hide the wait for SIGTERM, few enough for a small node.
 const REMOVALS_AT_ONCE: usize = 8;
+/// How often a create that is waited for is looked at.
+const LOOK_AT_STEPS: Duration = Duration::from_millis(250);
 /// Name of the container of `berth run`.
 const RUN_CONTAINER: &str = "app";
 const ALL_STATUSES: [v1::SandboxStatus; 5] = [
@@ -47,6 +49,7 @@ pub(super) async fn create(session: &Session, args: Create) -> Result<(), Failur
         Some(Wait::Accepted) => request.set_wait(v1::WaitFor::Accepted),
         Some(Wait::Running) => request.set_wait(v1::WaitFor::Running),
     }
+    request.time_to_live = args.ttl.map(to_proto).or(request.time_to_live);
     send_create(session, request).await
 }
 
@@ -60,13 +63,57 @@ pub(super) async fn run(session: &Session, args: Run) -> Result<(), Failure> {
 
 async fn send_create(session: &Session, request: v1::CreateRequest) -> Result<(), Failure> {
     let mut client = client(session).await?;
-    let waiting = Waiting::start(format!("waiting for {}", request.id));
-    let response = client.create(session.request(request)).await?.into_inner();
+    let id = request.id.clone();
+    let waiting = Waiting::start(format!("waiting for {id}"));
+    let mut watcher = client.clone();
+    let created = tokio::select! {
+        created = client.create(session.request(request)) => created,
+        () = show_steps(&mut watcher, id, &waiting) => unreachable!("it goes on for ever"),
+    };
     drop(waiting);
+    let response = created?.into_inner();
     let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
     Ok(session
         .output
         .object(&ProtoJson(&sandbox), || created_line(&sandbox))?)
+}
+
+/// Shows what the manager does for a sandbox; whatever keeps it from knowing is not its to tell.
+async fn show_steps(client: &mut SandboxServiceClient<Channel>, id: String, waiting: &Waiting) {
+    loop {
+        tokio::time::sleep(LOOK_AT_STEPS).await;
+        let request = v1::GetRequest { id: id.clone() };
+        if let Ok(response) = client.get(request).await {
+            let steps = response.into_inner().sandbox.map(|it| it.running_steps);
+            let steps = steps.unwrap_or_default();
+            if !steps.is_empty() {
+                waiting.say(format!("waiting for {id}: {}", steps.join(", ")));
+            }
+        }
+    }
+}
+
+fn to_proto(it: Duration) -> prost_types::Duration {
+    // Nothing that can be typed is longer than the contract can say.
+    it.try_into().unwrap_or_default()
+}
+
+pub(super) async fn renew(session: &Session, args: Renew) -> Result<(), Failure> {
+    let request = v1::RenewRequest {
+        id: args.id,
+        time_to_live: args.ttl.map(to_proto),
+        ..Default::default()
+    };
+    let mut client = client(session).await?;
+    let response = client.renew(session.request(request)).await?.into_inner();
+    let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
+    Ok(session.output.object(&ProtoJson(&sandbox), || {
+        let end = match sandbox.expires_at.as_ref() {
+            Some(_) => moment(sandbox.expires_at.as_ref()),
+            None => "never".to_owned(),
+        };
+        format!("{} ends {end}", sandbox.id)
+    })?)
 }
 
 fn run_request(id: String, args: Run) -> v1::CreateRequest {
@@ -107,6 +154,8 @@ fn run_request(id: String, args: Run) -> v1::CreateRequest {
         id,
         spec: Some(spec),
         wait: v1::WaitFor::Running.into(),
+        time_to_live: args.ttl.map(to_proto),
+        ..Default::default()
     }
 }
 
@@ -234,7 +283,11 @@ fn sandbox_page(sandbox: &v1::Sandbox, now: Timestamp) -> String {
     if let Some(exit) = &sandbox.exit {
         lines.push(("exit", exit_line(exit)));
     }
+    lines.push(("doing", block(sandbox.running_steps.clone())));
     lines.push(("created", moment(sandbox.created_at.as_ref())));
+    if sandbox.expires_at.is_some() {
+        lines.push(("expires", moment(sandbox.expires_at.as_ref())));
+    }
     lines.push(("node", sandbox.node_id.clone()));
     let addresses = sandbox
         .addresses
@@ -276,10 +329,18 @@ fn since(sandbox: &v1::Sandbox, now: Timestamp) -> String {
 }
 
 fn exit_line(exit: &v1::ExitRecord) -> String {
-    let cause = match exit.cause() {
-        v1::ExitCause::Oom => ", the kernel killed it for memory",
-        v1::ExitCause::RuntimeLost => ", its runtime was lost",
-        v1::ExitCause::Unspecified | v1::ExitCause::Exit | v1::ExitCause::Signal => "",
+    let cause = match (exit.cause(), exit.oom_cgroup.as_str()) {
+        (v1::ExitCause::Oom, "") => {
+            ", the kernel killed it for memory: the node ran out of it".to_owned()
+        }
+        (v1::ExitCause::Oom, cgroup) => {
+            format!(", the kernel killed it for memory: {cgroup} reached its limit")
+        }
+        (v1::ExitCause::RuntimeLost, _) => ", its runtime was lost".to_owned(),
+        (v1::ExitCause::Unknown, _) => ", its runtime does not know how".to_owned(),
+        (v1::ExitCause::Unspecified | v1::ExitCause::Exit | v1::ExitCause::Signal, _) => {
+            String::new()
+        }
     };
     let signal = match exit.signal {
         0 => String::new(),
@@ -532,6 +593,7 @@ mod tests {
             env: vec![pair("A", "b=c")],
             labels: vec![pair("team", "infra")],
             cpu: Some(500),
+            ttl: Some(Duration::from_secs(90)),
             memory: None,
             image: "nginx".to_owned(),
             command: vec!["-g".to_owned(), "daemon off;".to_owned()],
@@ -616,12 +678,13 @@ mod tests {
             exit_code: 137,
             signal: 9,
             cause: v1::ExitCause::Oom.into(),
+            oom_cgroup: "/berth/a1/web/app".to_owned(),
             at: None,
         });
         let text = sandbox_page(&sandbox, later(0));
         for part in [
             "CONTAINER_EXITED: container app ended",
-            "app: code 137, signal 9, the kernel killed it for memory",
+            "app: code 137, signal 9, the kernel killed it for memory: /berth/a1/web/app reached its limit",
         ] {
             assert!(text.contains(part), "{part} is missing:\n{text}");
         }

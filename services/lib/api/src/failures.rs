@@ -20,7 +20,9 @@ fn code(reason: Reason) -> Code {
         | Reason::SpecTooLarge
         | Reason::ArchiveInvalid => Code::InvalidArgument,
         Reason::SpecConflict => Code::AlreadyExists,
-        Reason::GenerationConflict | Reason::CreateCancelled => Code::Aborted,
+        Reason::GenerationConflict | Reason::CreateCancelled | Reason::ExpiryConflict => {
+            Code::Aborted
+        }
         Reason::SandboxNotFound | Reason::ContainerNotFound | Reason::ImageNotFound => {
             Code::NotFound
         }
@@ -31,9 +33,10 @@ fn code(reason: Reason) -> Code {
         | Reason::ContainerExited
         | Reason::RuntimeRefused => Code::FailedPrecondition,
         Reason::AddressesExhausted | Reason::StoreFull => Code::ResourceExhausted,
-        Reason::RegistryUnreachable | Reason::RuntimeUnreachable | Reason::ShuttingDown => {
-            Code::Unavailable
-        }
+        Reason::RegistryUnreachable
+        | Reason::RuntimeUnreachable
+        | Reason::ShuttingDown
+        | Reason::NodeDraining => Code::Unavailable,
         Reason::RegistryDenied => Code::PermissionDenied,
         Reason::ImageCorrupt => Code::DataLoss,
         Reason::RevisionUnknown => Code::OutOfRange,

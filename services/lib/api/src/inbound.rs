@@ -7,8 +7,8 @@ use std::{
 };
 
 use berth_domain::{
-    ConfigFile, Container, ContainerName, Failure, ImageRef, Port, Protocol, Reason, Resources,
-    RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
+    ConfigFile, Container, ContainerName, Failure, Generation, ImageRef, Port, Protocol, Reason,
+    Resources, RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
@@ -48,6 +48,10 @@ pub struct Create {
     pub id: SandboxId,
     pub spec: SandboxSpec,
     pub wait_for_running: bool,
+    /// `None`: for ever.
+    pub time_to_live: Option<Duration>,
+    /// The generation that the caller means to join.
+    pub expected_generation: Option<Generation>,
 }
 
 /// Checks a whole request and reports everything that is wrong with it.
@@ -77,6 +81,17 @@ pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> 
             true
         }
     };
+    let time_to_live = match time_to_live(request.time_to_live) {
+        Ok(it) => it,
+        Err(failure) => {
+            check.violations.extend(failure.violations);
+            None
+        }
+    };
+    let expected_generation = match request.expected_generation {
+        0 => None,
+        number => Some(Generation(number)),
+    };
     let spec = match request.spec {
         Some(spec) => Some(check.spec(spec)),
         None => {
@@ -90,11 +105,25 @@ pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> 
             id,
             spec,
             wait_for_running,
+            time_to_live,
+            expected_generation,
         }),
         // What is missing was reported.
         _ => Err(Failure::invalid("id", "must not be empty")),
     }
 }
+
+/// Reads how long a sandbox lives; unset is for ever.
+pub fn time_to_live(it: Option<prost_types::Duration>) -> Result<Option<Duration>, Failure> {
+    let Some(it) = it else { return Ok(None) };
+    match Duration::try_from(it) {
+        Ok(it) if TIME_TO_LIVE.contains(&it) => Ok(Some(it)),
+        Ok(_) | Err(_) => Err(Failure::invalid("time_to_live", "must be 1 s to 10 years")),
+    }
+}
+
+const TIME_TO_LIVE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// Reads the transport of a port; unspecified is TCP.
 pub fn protocol_from_proto(field: &str, number: i32) -> Result<Protocol, Failure> {
@@ -515,7 +544,7 @@ mod tests {
         v1::CreateRequest {
             id: "web".into(),
             spec: Some(spec),
-            wait: 0,
+            ..v1::CreateRequest::default()
         }
     }
 
@@ -579,6 +608,15 @@ mod tests {
             ("id", |it| it.id = "a\0".into()),
             ("id", |it| it.id = "a\n".into()),
             ("wait", |it| it.wait = 9),
+            ("time_to_live", |it| {
+                it.time_to_live = Some(prost_types::Duration::default());
+            }),
+            ("time_to_live", |it| {
+                it.time_to_live = Some(prost_types::Duration {
+                    seconds: i64::MAX,
+                    nanos: 0,
+                });
+            }),
             ("spec", |it| it.spec = None),
             ("spec.labels[runtime.computer/x]", |it| {
                 drop(

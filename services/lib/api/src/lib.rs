@@ -8,7 +8,7 @@ pub mod page;
 
 pub use connect::{ConnectError, connect};
 pub use failures::status;
-pub use inbound::{Create, create_from_proto, protocol_from_proto};
+pub use inbound::{Create, create_from_proto, protocol_from_proto, time_to_live};
 pub use outbound::{Place, sandbox_to_proto};
 
 /// What `make proto` generates from `proto/berth/v1`.

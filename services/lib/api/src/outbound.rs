@@ -58,6 +58,8 @@ pub fn sandbox_to_proto(record: &SandboxRecord, place: &Place) -> v1::Sandbox {
         phases: record.phases.iter().map(phase).collect(),
         ports: record.ports.iter().map(port_to_proto).collect(),
         node_id: place.node_id.clone(),
+        expires_at: record.expires_at.map(Into::into),
+        running_steps: vec![],
     }
 }
 
@@ -67,6 +69,7 @@ fn exit_to_proto(it: &ExitRecord) -> v1::ExitRecord {
         ExitCause::Signal => v1::ExitCause::Signal,
         ExitCause::Oom => v1::ExitCause::Oom,
         ExitCause::RuntimeLost => v1::ExitCause::RuntimeLost,
+        ExitCause::Unknown => v1::ExitCause::Unknown,
     };
     v1::ExitRecord {
         container: it.role.to_string(),
@@ -74,6 +77,7 @@ fn exit_to_proto(it: &ExitRecord) -> v1::ExitRecord {
         signal: it.signal.unwrap_or_default(),
         at: Some(it.at.into()),
         cause: cause.into(),
+        oom_cgroup: it.oom_cgroup.clone(),
     }
 }
 

@@ -26,17 +26,14 @@ pub(crate) fn write(settings: &Settings, sandbox: &Sandbox) -> io::Result<()> {
         TEXT_MODE,
     )?;
     put(&dir.join(RESOLV_CONF), resolv_conf.as_bytes(), TEXT_MODE)?;
-    for file in sandbox
-        .spec
-        .containers
-        .iter()
-        .flat_map(|it| &it.config_files)
-    {
-        put(
-            &dir.join(files::config_file_name(file)),
-            &file.data,
-            file.mode,
-        )?;
+    for container in &sandbox.spec.containers {
+        for (number, file) in container.config_files.iter().enumerate() {
+            let path = dir.join(files::config_file_path(&container.name, number, file));
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            put(&path, &file.data, file.mode)?;
+        }
     }
     Ok(())
 }

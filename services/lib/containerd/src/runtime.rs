@@ -259,9 +259,12 @@ impl Containerd {
         Ok(made(created).map(drop)?)
     }
 
-    /// Makes our namespace known, once per process: a listing of an unknown one is empty, a lease in it is refused.
+    /// Makes our namespace known and ours, once per process and before anything is changed in it: names of containers
+    /// tell the sandbox and not the instance, so that two managers in one namespace would take each other's for theirs.
     async fn greet(&self) -> Result<(), RuntimeError> {
-        use containerd_client::services::v1::{CreateNamespaceRequest, Namespace};
+        use containerd_client::services::v1::{
+            CreateNamespaceRequest, GetNamespaceRequest, Namespace, UpdateNamespaceRequest,
+        };
         if *self
             .0
             .greeted
@@ -271,18 +274,49 @@ impl Containerd {
             return Ok(());
         }
         let client = self.client();
-        let namespace = Namespace {
-            name: self.0.settings.namespace.clone(),
-            labels: HashMap::new(),
-        };
+        let name = self.0.settings.namespace.clone();
+        let instance = self.names().instance.to_string();
+        let own = Some(Namespace {
+            name: name.clone(),
+            labels: [(names::LABEL_INSTANCE.to_owned(), instance.clone())].into(),
+        });
         let request = CreateNamespaceRequest {
-            namespace: Some(namespace),
+            namespace: own.clone(),
         };
-        made(
-            client
-                .call("making the namespace", client.namespaces().create(request))
-                .await,
-        )?;
+        let mut namespaces = client.namespaces();
+        let created = client
+            .call("making the namespace", namespaces.create(request))
+            .await;
+        if made(created)?.is_none() {
+            let request = GetNamespaceRequest { name: name.clone() };
+            let got = client
+                .call("reading the namespace", namespaces.get(request))
+                .await?;
+            let labels = got.namespace.unwrap_or_default().labels;
+            match labels.get(names::LABEL_INSTANCE) {
+                Some(owner) if *owner == instance => {}
+                Some(owner) => {
+                    return Err(refused(
+                        "taking the namespace",
+                        format!(
+                            "containerd's namespace {name} belongs to instance {owner}; \
+                             give this one a namespace of its own (containerd.namespace)"
+                        ),
+                    ));
+                }
+                None => {
+                    let request = UpdateNamespaceRequest {
+                        namespace: own,
+                        update_mask: Some(prost_types::FieldMask {
+                            paths: vec![format!("labels.{}", names::LABEL_INSTANCE)],
+                        }),
+                    };
+                    client
+                        .call("marking the namespace", namespaces.update(request))
+                        .await?;
+                }
+            }
+        }
         *self
             .0
             .greeted
@@ -773,6 +807,7 @@ impl Runtime for Containerd {
         role: &Role,
         grace: Duration,
     ) -> Result<(), RuntimeError> {
+        self.greet().await?;
         let container = names::container_id(id, role);
         if !grace.is_zero() {
             self.kill(&container, SIGTERM).await?;
@@ -784,6 +819,7 @@ impl Runtime for Containerd {
     }
 
     async fn delete_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        self.greet().await?;
         let container = names::container_id(id, role);
         let client = self.client();
         let delete = async || {
@@ -808,6 +844,7 @@ impl Runtime for Containerd {
     }
 
     async fn remove_container(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
+        self.greet().await?;
         let container = names::container_id(id, role);
         if self.task(&container).await? != TaskSeen::Missing {
             return Err(refused(
@@ -830,6 +867,7 @@ impl Runtime for Containerd {
     }
 
     async fn release(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        self.greet().await?;
         let containers = self.containers(id).await?;
         if let Some(container) = containers.values().next() {
             let what = format!("{} is still there", container.id);
@@ -889,6 +927,22 @@ impl Runtime for Containerd {
                 }
             }
             Ok(readings)
+        })
+        .await
+    }
+
+    async fn oom_cgroup(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> Result<Option<String>, RuntimeError> {
+        let inner = self.names().container_cgroup(id, role);
+        let (shared, outer) = (self.0.clone(), self.names().cgroup(id));
+        blocking(move || {
+            shared
+                .cgroups
+                .oom_culprit(&inner, &outer)
+                .map_err(of_cgroup)
         })
         .await
     }

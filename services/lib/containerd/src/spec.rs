@@ -184,11 +184,9 @@ pub(crate) fn app(
         bind(places.files.join(RESOLV_CONF), "/etc/resolv.conf"),
         bind(places.files.join(HOSTS), "/etc/hosts"),
     ];
-    for file in &container.config_files {
-        mounts.push(bind(
-            places.files.join(names_of_files::config_file_name(file)),
-            &file.path,
-        ));
+    for (number, file) in container.config_files.iter().enumerate() {
+        let path = names_of_files::config_file_path(&container.name, number, file);
+        mounts.push(bind(places.files.join(path), &file.path));
     }
     let root = json!({ "path": "rootfs", "readonly": false });
     Ok(specification(

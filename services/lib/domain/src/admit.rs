@@ -1,7 +1,10 @@
 //! Whether a Create may begin, joins one that is there, or is refused.
 
+use std::time::Duration;
+
 use crate::{
     failure::{Failure, Reason},
+    id::Generation,
     lifecycle::Status,
     record::SandboxRecord,
     spec::SandboxSpec,
@@ -16,8 +19,63 @@ pub enum Admission {
     Refuse(Failure),
 }
 
+/// What a Create asks for beside its spec, and what the node has to say to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// The generation that the caller means to join.
+    pub expected: Option<Generation>,
+    /// Why the node takes no new sandboxes; `None` while it does.
+    pub draining: Option<String>,
+}
+
+/// A drain takes minutes; who has only this node may ask again.
+const RETRY_DRAINING: Duration = Duration::from_secs(30);
+
 /// Decides over a Create of `spec` under an id that `held` holds.
-pub fn admit(held: Option<&SandboxRecord>, spec: &SandboxSpec) -> Admission {
+pub fn admit(held: Option<&SandboxRecord>, spec: &SandboxSpec, terms: &Terms) -> Admission {
+    let actual = held.map(|it| it.generation).unwrap_or_default();
+    match (by_spec(held, spec), terms) {
+        (
+            _,
+            Terms {
+                expected: Some(it), ..
+            },
+        ) if *it != actual => Admission::Refuse(generation_conflict(*it, actual)),
+        // It is there, but DEAD: what begins would have another generation.
+        (
+            Admission::Begin,
+            Terms {
+                expected: Some(it), ..
+            },
+        ) => Admission::Refuse(generation_conflict(*it, actual)),
+        (
+            Admission::Begin,
+            Terms {
+                draining: Some(why),
+                ..
+            },
+        ) => Admission::Refuse(
+            Failure::new(
+                Reason::NodeDraining,
+                format!("the node takes no new sandboxes: {why}"),
+            )
+            .with("why", why)
+            .retry_after(RETRY_DRAINING),
+        ),
+        (other, _) => other,
+    }
+}
+
+fn generation_conflict(expected: Generation, actual: Generation) -> Failure {
+    Failure::new(
+        Reason::GenerationConflict,
+        format!("there is no sandbox of generation {expected} to join"),
+    )
+    .with("expected", expected)
+    .with("actual", actual)
+}
+
+fn by_spec(held: Option<&SandboxRecord>, spec: &SandboxSpec) -> Admission {
     let Some(record) = held else {
         return Admission::Begin;
     };
@@ -32,7 +90,7 @@ pub fn admit(held: Option<&SandboxRecord>, spec: &SandboxSpec) -> Admission {
                     record.id
                 ),
             )
-            .retry_after(std::time::Duration::from_secs(1)),
+            .retry_after(Duration::from_secs(1)),
         ),
         Status::Dead | Status::Pending | Status::NotReady | Status::Running | Status::Stopped => {
             match record.spec.difference(spec) {
@@ -63,7 +121,11 @@ mod tests {
         spec::tests::{container, spec},
     };
 
-    fn outcome(held: Option<(Status, Option<Ending>)>, same_spec: bool) -> &'static str {
+    fn outcome(
+        held: Option<(Status, Option<Ending>)>,
+        same_spec: bool,
+        terms: &Terms,
+    ) -> &'static str {
         let asked = spec([container("web", &[80])]);
         let other = spec([container("web", &[81])]);
         let record = held.map(|(status, ending)| {
@@ -77,7 +139,8 @@ mod tests {
                 ..record
             }
         });
-        match admit(record.as_ref(), if same_spec { &asked } else { &other }) {
+        let asked = if same_spec { &asked } else { &other };
+        match admit(record.as_ref(), asked, terms) {
             Admission::Begin => "begin",
             Admission::Join => "join",
             Admission::Refuse(failure) => failure.reason.as_str(),
@@ -100,8 +163,19 @@ mod tests {
             (Some((Dead,     Some(Delete))),"SANDBOX_ENDING", "SANDBOX_ENDING"),
         ];
         for (held, same, other) in cases {
-            assert_eq!(outcome(held, true), same, "{held:?}, the same spec");
-            assert_eq!(outcome(held, false), other, "{held:?}, another spec");
+            let terms = Terms::default();
+            assert_eq!(outcome(held, true, &terms), same, "{held:?}, the same spec");
+            assert_eq!(outcome(held, false, &terms), other, "{held:?}, another spec");
+            // A node that drains begins nothing and answers everything else as ever.
+            let terms = Terms { draining: Some("upgrade".into()), ..Terms::default() };
+            let drained = |it| if it == "begin" { "NODE_DRAINING" } else { it };
+            assert_eq!(outcome(held, true, &terms), drained(same), "{held:?}, draining");
+            // Who means the generation that is there begins nothing either; who means another one is told.
+            let terms = Terms { expected: Some(Generation(1)), ..Terms::default() };
+            let joined = |it| if it == "begin" { "GENERATION_CONFLICT" } else { it };
+            assert_eq!(outcome(held, true, &terms), joined(same), "{held:?}, of this generation");
+            let terms = Terms { expected: Some(Generation(2)), ..Terms::default() };
+            assert_eq!(outcome(held, true, &terms), "GENERATION_CONFLICT", "{held:?}");
         }
     }
 }

@@ -46,6 +46,8 @@ reasons! {
     DeadlinePassed = "DEADLINE_PASSED",
     ShuttingDown = "SHUTTING_DOWN",
     Internal = "INTERNAL",
+    NodeDraining = "NODE_DRAINING",
+    ExpiryConflict = "EXPIRY_CONFLICT",
 }
 
 impl Reason {

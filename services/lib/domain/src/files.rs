@@ -1,10 +1,14 @@
 //! The text of the files that every container of a sandbox sees.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{
+    fmt::Write as _,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use blake2::{Blake2b, Digest as _, digest::consts::U32};
 
-use crate::{record::Sandbox, spec::ConfigFile};
+use crate::{id::ContainerName, record::Sandbox, spec::ConfigFile};
 
 /// `/etc/hosts`: the loopback names, the sandbox's own name, the static hosts.
 pub fn hosts(sandbox: &Sandbox) -> String {
@@ -36,8 +40,17 @@ pub fn resolv_conf(search: &str, servers: &[IpAddr]) -> String {
     text
 }
 
-/// Name of a config file in the sandbox's folder: the same content at the same path has the same name.
-pub fn config_file_name(file: &ConfigFile) -> String {
+/// Where a config file lies in the sandbox's folder. Each has a folder of its own: the name tells neither mode nor
+/// container, and the same bytes can be another path with another content.
+pub fn config_file_path(container: &ContainerName, number: usize, file: &ConfigFile) -> PathBuf {
+    let folder = format!("{container}.{number}");
+    Path::new("config")
+        .join(folder)
+        .join(config_file_name(file))
+}
+
+/// The same content at the same path has the same name.
+fn config_file_name(file: &ConfigFile) -> String {
     let digest = Blake2b::<U32>::new()
         .chain_update(&file.path)
         .chain_update(&file.data)

@@ -26,10 +26,14 @@ pub enum Health {
     Gone,
 }
 
-/// Judges what is seen of a sandbox that should run.
-pub fn assess(spec: &SandboxSpec, seen: &Observed) -> Health {
+/// Judges what is seen of a sandbox that should run. After a reboot whatever is left is a remnant: what the kernel held
+/// is gone.
+pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
     if stands(spec, seen) {
         return Health::Stands;
+    }
+    if rebooted {
+        return Health::Gone;
     }
     let exits = seen
         .containers
@@ -112,7 +116,9 @@ mod tests {
             ("the link was removed",  seen(true,  false, Running,   Running),   Health::Lost { role: Role::Pause, what: "its network link is gone" }),
         ];
         for (case, seen, expected) in cases {
-            assert_eq!(assess(&spec, &seen), expected, "{case}");
+            assert_eq!(assess(&spec, &seen, false), expected, "{case}");
+            let rebooted = if expected == Health::Stands { Health::Stands } else { Health::Gone };
+            assert_eq!(assess(&spec, &seen, true), rebooted, "{case}, after a reboot");
         }
     }
 }

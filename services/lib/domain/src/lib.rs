@@ -14,7 +14,7 @@ pub mod record;
 pub mod spec;
 pub mod step;
 
-pub use admit::{Admission, admit};
+pub use admit::{Admission, Terms, admit};
 pub use decide::{Goal, decide};
 pub use failure::{Failure, Reason, Violation};
 pub use health::{Health, assess};

@@ -52,12 +52,18 @@ pub struct SandboxRecord {
     pub failure: Option<Failure>,
     pub phases: Vec<Phase>,
     pub ports: Vec<PortSighting>,
+    /// When it is stopped by itself.
+    pub expires_at: Option<SystemTime>,
+    /// Boot of the node in which its objects were made: what the kernel held in another one is gone. Empty: not known.
+    pub boot_id: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// The record stays, DEAD.
     Stop,
+    /// As Stop, because its time was over.
+    Expire,
     /// The record goes with the last object.
     Delete,
 }
@@ -70,6 +76,8 @@ pub struct ExitRecord {
     pub signal: Option<u32>,
     pub at: SystemTime,
     pub cause: ExitCause,
+    /// The cgroup whose limit the kernel enforced; empty where it was none of the sandbox's.
+    pub oom_cgroup: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +86,8 @@ pub enum ExitCause {
     Signal,
     Oom,
     RuntimeLost,
+    /// It has ended, and its runtime does not know how.
+    Unknown,
 }
 
 /// How long one step of a Create took; steps overlap.
@@ -139,6 +149,8 @@ impl SandboxRecord {
             failure: None,
             phases: vec![],
             ports: vec![],
+            expires_at: None,
+            boot_id: String::new(),
         }
     }
 
@@ -169,20 +181,48 @@ impl SandboxRecord {
 }
 
 impl ExitRecord {
-    /// Reads an exit status as containerd gives it: above 128 a signal ended the process.
-    pub fn from_status(role: Role, code: u32, at: SystemTime, oom_killed: bool) -> Self {
+    /// Reads an exit status as containerd gives it: above 128 a signal ended the process. Without a time nobody waited
+    /// for it, and the status means nothing.
+    pub fn from_status(
+        role: Role,
+        code: u32,
+        at: Option<SystemTime>,
+        oom: Option<String>,
+        now: SystemTime,
+    ) -> Self {
         let signal = (129..=192).contains(&code).then(|| code - 128);
-        let cause = match signal {
-            Some(9) if oom_killed => ExitCause::Oom,
-            Some(_) => ExitCause::Signal,
-            None => ExitCause::Exit,
+        let cause = match (at, signal) {
+            (None, _) => ExitCause::Unknown,
+            // 137 alone is signal 9, whoever sent it.
+            (Some(_), Some(9)) if oom.is_some() => ExitCause::Oom,
+            (Some(_), Some(_)) => ExitCause::Signal,
+            (Some(_), None) => ExitCause::Exit,
+        };
+        let oom_cgroup = match cause {
+            ExitCause::Oom => oom.unwrap_or_default(),
+            ExitCause::Exit | ExitCause::Signal | ExitCause::RuntimeLost | ExitCause::Unknown => {
+                String::new()
+            }
         };
         Self {
             role,
             code,
             signal,
-            at,
+            at: at.unwrap_or(now),
             cause,
+            oom_cgroup,
+        }
+    }
+
+    /// The end of a container that nobody saw end.
+    pub fn lost(role: Role, now: SystemTime) -> Self {
+        Self {
+            role,
+            code: 255,
+            signal: None,
+            at: now,
+            cause: ExitCause::RuntimeLost,
+            oom_cgroup: String::new(),
         }
     }
 
@@ -193,8 +233,17 @@ impl ExitRecord {
             Role::App(name) => format!("container {name}"),
         };
         match (self.cause, self.signal) {
-            (ExitCause::Oom, _) => format!("{who} was killed for memory"),
+            (ExitCause::Oom, _) if self.oom_cgroup.is_empty() => {
+                format!("{who} was killed for memory: the node ran out of it")
+            }
+            (ExitCause::Oom, _) => {
+                format!(
+                    "{who} was killed for memory: {} reached its limit",
+                    self.oom_cgroup
+                )
+            }
             (ExitCause::RuntimeLost, _) => format!("{who} was lost by its runtime"),
+            (ExitCause::Unknown, _) => format!("{who} ended, and its runtime does not know how"),
             (ExitCause::Signal | ExitCause::Exit, Some(signal)) => {
                 format!("{who} was ended by signal {signal}")
             }
@@ -221,19 +270,26 @@ pub(crate) mod tests {
     #[test]
     #[rustfmt::skip]
     fn an_exit_status_tells_code_signal_and_cause() {
+        let at = Some(SystemTime::UNIX_EPOCH);
         let cases = [
-            (0,   false, None,     ExitCause::Exit),
-            (7,   false, None,     ExitCause::Exit),
-            (7,   true,  None,     ExitCause::Exit),
-            (128, false, None,     ExitCause::Exit),
-            (143, false, Some(15), ExitCause::Signal),
-            (137, false, Some(9),  ExitCause::Signal),
-            (137, true,  Some(9),  ExitCause::Oom),
-            (255, false, None,     ExitCause::Exit),
+            (0,   at,   false, None,     ExitCause::Exit),
+            (7,   at,   false, None,     ExitCause::Exit),
+            (7,   at,   true,  None,     ExitCause::Exit),
+            (128, at,   false, None,     ExitCause::Exit),
+            (143, at,   false, Some(15), ExitCause::Signal),
+            (137, at,   false, Some(9),  ExitCause::Signal),
+            (137, at,   true,  Some(9),  ExitCause::Oom),
+            (255, at,   false, None,     ExitCause::Exit),
+            (255, None, false, None,     ExitCause::Unknown),
+            (137, None, true,  Some(9),  ExitCause::Unknown),
         ];
-        for (code, oom, signal, cause) in cases {
-            let exit = ExitRecord::from_status(Role::Pause, code, SystemTime::UNIX_EPOCH, oom);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(9);
+        for (code, at, oom, signal, cause) in cases {
+            let cgroup = oom.then(|| "/berth/web".to_owned());
+            let exit = ExitRecord::from_status(Role::Pause, code, at, cgroup, now);
             assert_eq!((exit.signal, exit.cause), (signal, cause), "{code}, oom {oom}");
+            assert_eq!(exit.at, at.unwrap_or(now));
+            assert_eq!(exit.oom_cgroup.is_empty(), cause != ExitCause::Oom);
         }
     }
 }

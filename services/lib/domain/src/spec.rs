@@ -102,6 +102,23 @@ pub struct Resources {
 }
 
 impl SandboxSpec {
+    /// CPU in thousandths and memory in bytes that its limits allow it: those of the sandbox, else the sum of its
+    /// containers'. What has no limit was promised nothing.
+    pub fn promised(&self) -> (u64, u64) {
+        let sum = |own: Option<u64>, of: fn(&Resources) -> Option<u64>| {
+            own.unwrap_or_else(|| {
+                let limits = self.containers.iter().filter_map(|it| of(&it.resources));
+                limits.fold(0, u64::saturating_add)
+            })
+        };
+        (
+            sum(self.resources.cpu_millis.map(u64::from), |it| {
+                it.cpu_millis.map(u64::from)
+            }),
+            sum(self.resources.memory_bytes, |it| it.memory_bytes),
+        )
+    }
+
     pub fn container(&self, name: &ContainerName) -> Option<&Container> {
         self.containers
             .iter()

@@ -465,6 +465,20 @@ impl Runtime for FakeNode {
         .await
     }
 
+    async fn oom_cgroup(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> Result<Option<String>, RuntimeError> {
+        self.call("oom_cgroup", &format!("{id} {role}"), |state| {
+            let held = state.sandboxes.get(id);
+            let stored = held.and_then(|held| held.containers.get(role));
+            let killed = stored.is_some_and(|it| it.oom_kills > 0);
+            Ok(killed.then(|| format!("/{}", node_names().container_cgroup(id, role))))
+        })
+        .await
+    }
+
     async fn list(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
         self.call("list", "", |state| Ok(state.runtime_objects()))
             .await

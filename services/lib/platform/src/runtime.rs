@@ -75,6 +75,14 @@ pub trait Runtime: Send + Sync + 'static {
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ContainerReading>, RuntimeError>> + Send;
 
+    /// The cgroup whose limit the kernel enforced when it killed the container for memory, empty where it was none of the
+    /// sandbox's; `None` where it did not. Asked before the task is removed: it takes the answer along.
+    fn oom_cgroup(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send;
+
     /// Everything that this instance holds.
     fn list(&self) -> impl Future<Output = Result<Vec<RuntimeObject>, RuntimeError>> + Send;
 

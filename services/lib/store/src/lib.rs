@@ -7,5 +7,5 @@ mod stored;
 mod watch;
 
 pub use error::{AdmitError, StoreError, UpdateError};
-pub use store::{Admitted, Lease, LeaseCounts, Store};
+pub use store::{Admitted, Arrival, Lease, LeaseCounts, Store};
 pub use watch::{Change, Watch, WatchEnded};

@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_domain::{
-    Admission, Generation, SandboxId, SandboxRecord, SandboxSpec, admit,
+    Admission, Generation, SandboxId, SandboxRecord, SandboxSpec, Terms, admit,
     ipam::{self, Taken},
 };
 use ipnet::{IpNet, Ipv4Net};
@@ -30,9 +30,12 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 const LEASES: TableDefinition<u32, &[u8]> = TableDefinition::new("leases");
 const CHANGES: TableDefinition<u64, &[u8]> = TableDefinition::new("changes");
+const SETTINGS: TableDefinition<&str, &str> = TableDefinition::new("settings");
 
 const REVISION: &str = "revision";
 const SCHEMA: &str = "schema";
+/// Of the settings: why the node drains. Absent while it does not.
+const DRAIN: &str = "drain";
 const KNOWN_SCHEMA: u64 = 1;
 /// Changes that a watch can resume over.
 const CHANGES_KEPT: u64 = 4096;
@@ -52,6 +55,16 @@ struct Inner {
     /// Held from the beginning of a write until its change is published.
     writing: Mutex<()>,
     changes: broadcast::Sender<(u64, Change)>,
+}
+
+/// What a Create brings beside its spec.
+#[derive(Clone, Debug, Default)]
+pub struct Arrival {
+    /// The generation that the caller means to join.
+    pub expected: Option<Generation>,
+    pub expires_at: Option<SystemTime>,
+    /// The boot in which it is made.
+    pub boot_id: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -108,10 +121,23 @@ impl Store {
         &self,
         id: &SandboxId,
         spec: Arc<SandboxSpec>,
+        arrival: Arrival,
         now: SystemTime,
     ) -> Result<Admitted, AdmitError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.admit(&id, &spec, now))
+        self.blocking(move |inner| inner.admit(&id, &spec, arrival, now))
+            .await
+    }
+
+    /// Says why the node takes no new sandboxes from here on; `None` opens it again.
+    pub async fn set_drain(&self, why: Option<String>) -> Result<(), StoreError> {
+        self.blocking(move |inner| inner.set_drain(why.as_deref()))
+            .await
+    }
+
+    /// Why the node takes no new sandboxes; `None` while it does.
+    pub async fn drain(&self) -> Result<Option<String>, StoreError> {
+        self.blocking(|inner| inner.read(|txn| draining(&txn.open_table(SETTINGS)?)))
             .await
     }
 
@@ -349,30 +375,51 @@ impl Inner {
         &self,
         id: &SandboxId,
         spec: &Arc<SandboxSpec>,
+        arrival: Arrival,
         now: SystemTime,
     ) -> Result<Admitted, AdmitError> {
         self.write(|txn, next| {
             let mut table = txn.open_table(RECORDS).map_err(StoreError::from)?;
+            let terms = Terms {
+                expected: arrival.expected,
+                draining: draining(&txn.open_table(SETTINGS).map_err(StoreError::from)?)?,
+            };
             let held = find(&table, id)?;
-            match (admit(held.as_ref(), spec), held) {
+            match (admit(held.as_ref(), spec, &terms), held) {
                 (Admission::Refuse(failure), _) => Err(AdmitError::Refused(failure)),
                 (Admission::Join, Some(record)) => Ok((Admitted::Joined(record), None)),
                 (Admission::Begin | Admission::Join, _) => {
                     let generation = Generation(next);
                     let address = self.lease(txn, id, generation, now)?;
-                    let record = SandboxRecord::new(
-                        id.clone(),
-                        generation,
-                        spec.clone(),
-                        vec![address],
-                        now,
-                    );
+                    let record = SandboxRecord {
+                        expires_at: arrival.expires_at,
+                        boot_id: arrival.boot_id,
+                        ..SandboxRecord::new(
+                            id.clone(),
+                            generation,
+                            spec.clone(),
+                            vec![address],
+                            now,
+                        )
+                    };
                     put(&mut table, &record)?;
                     let change = Change::Upserted(Box::new(record.clone()));
                     Ok((Admitted::Begun(record), Some(change)))
                 }
             }
         })
+    }
+
+    fn set_drain(&self, why: Option<&str>) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = database.as_ref() else {
+                return Err(redb::Error::PreviousIo.into());
+            };
+            put_setting(database, DRAIN, why)
+        };
+        written.inspect_err(|error| self.mend(error))
     }
 
     /// Takes the address that the domain chooses.
@@ -499,6 +546,7 @@ fn open_database(path: &Path) -> Result<Database, StoreError> {
     txn.open_table(RECORDS)?;
     txn.open_table(LEASES)?;
     txn.open_table(CHANGES)?;
+    txn.open_table(SETTINGS)?;
     txn.commit()?;
     Ok(database)
 }
@@ -510,6 +558,25 @@ fn schema(database: &Database) -> Result<Option<u64>, StoreError> {
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+fn draining(
+    table: &impl ReadableTable<&'static str, &'static str>,
+) -> Result<Option<String>, StoreError> {
+    Ok(table.get(DRAIN)?.map(|it| it.value().to_owned()))
+}
+
+/// Settings are nobody's record: they have no revision and no watch.
+fn put_setting(database: &Database, key: &str, value: Option<&str>) -> Result<(), StoreError> {
+    let txn = database.begin_write()?;
+    {
+        let mut table = txn.open_table(SETTINGS)?;
+        match value {
+            Some(value) => drop(table.insert(key, value)?),
+            None => drop(table.remove(key)?),
+        }
+    }
+    Ok(txn.commit()?)
 }
 
 fn bump(txn: &WriteTransaction) -> Result<u64, StoreError> {

@@ -32,6 +32,8 @@ pub(crate) struct StoredRecord {
     failure: Option<StoredFailure>,
     phases: Vec<StoredPhase>,
     ports: Vec<StoredSighting>,
+    expires_at: Option<SystemTime>,
+    boot_id: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,6 +52,7 @@ pub(crate) enum StoredChange {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 enum StoredEnding {
     Stop,
+    Expire,
     Delete,
 }
 
@@ -144,6 +147,7 @@ struct StoredExit {
     signal: Option<u32>,
     at: SystemTime,
     cause: StoredCause,
+    oom_cgroup: String,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -152,6 +156,7 @@ enum StoredCause {
     Signal,
     Oom,
     RuntimeLost,
+    Unknown,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -203,6 +208,7 @@ impl From<&SandboxRecord> for StoredRecord {
             updated_at: it.updated_at,
             ending: it.ending.map(|it| match it {
                 Ending::Stop => StoredEnding::Stop,
+                Ending::Expire => StoredEnding::Expire,
                 Ending::Delete => StoredEnding::Delete,
             }),
             addresses: it.addresses.clone(),
@@ -221,7 +227,9 @@ impl From<&SandboxRecord> for StoredRecord {
                     ExitCause::Signal => StoredCause::Signal,
                     ExitCause::Oom => StoredCause::Oom,
                     ExitCause::RuntimeLost => StoredCause::RuntimeLost,
+                    ExitCause::Unknown => StoredCause::Unknown,
                 },
+                oom_cgroup: it.oom_cgroup.clone(),
             }),
             failure: it.failure.as_ref().map(|it| StoredFailure {
                 reason: it.reason.as_str().to_owned(),
@@ -257,6 +265,8 @@ impl From<&SandboxRecord> for StoredRecord {
                     at: it.at,
                 })
                 .collect(),
+            expires_at: it.expires_at,
+            boot_id: it.boot_id.clone(),
         }
     }
 }
@@ -410,6 +420,7 @@ impl TryFrom<StoredRecord> for SandboxRecord {
             updated_at: it.updated_at,
             ending: it.ending.map(|it| match it {
                 StoredEnding::Stop => Ending::Stop,
+                StoredEnding::Expire => Ending::Expire,
                 StoredEnding::Delete => Ending::Delete,
             }),
             addresses: it.addresses,
@@ -445,6 +456,8 @@ impl TryFrom<StoredRecord> for SandboxRecord {
                     })
                 })
                 .collect::<Result<_, String>>()?,
+            expires_at: it.expires_at,
+            boot_id: it.boot_id,
         })
     }
 }
@@ -466,7 +479,9 @@ impl TryFrom<StoredExit> for ExitRecord {
                 StoredCause::Signal => ExitCause::Signal,
                 StoredCause::Oom => ExitCause::Oom,
                 StoredCause::RuntimeLost => ExitCause::RuntimeLost,
+                StoredCause::Unknown => ExitCause::Unknown,
             },
+            oom_cgroup: it.oom_cgroup,
         })
     }
 }
@@ -639,9 +654,12 @@ mod tests {
         record.exit = Some(ExitRecord::from_status(
             Role::App(app.clone()),
             137,
+            Some(now),
+            Some(text("/berth/web/app")),
             now,
-            true,
         ));
+        record.expires_at = Some(now);
+        record.boot_id = text("boot");
         record.failure = Some(
             Failure::invalid("spec.x", "is wrong")
                 .with("k", "v")

@@ -10,7 +10,9 @@ use std::{
 };
 
 use berth_domain::{Failure, Generation, Reason, SandboxId, SandboxRecord, SandboxSpec, Status};
-use berth_store::{AdmitError, Admitted, Change, Store, StoreError, UpdateError, WatchEnded};
+use berth_store::{
+    AdmitError, Admitted, Arrival, Change, Store, StoreError, UpdateError, WatchEnded,
+};
 use ipnet::Ipv4Net;
 
 fn id(text: &str) -> SandboxId {
@@ -44,7 +46,7 @@ fn address(record: &SandboxRecord) -> String {
 
 async fn begin(store: &Store, name: &str) -> SandboxRecord {
     match store
-        .admit(&id(name), spec("a"), SystemTime::now())
+        .admit(&id(name), spec("a"), Arrival::default(), SystemTime::now())
         .await
         .unwrap()
     {
@@ -80,12 +82,12 @@ async fn a_create_begins_once_and_is_joined_by_its_like() {
         (Status::Pending, "10.9.0.2/24")
     );
     let again = store
-        .admit(&id("web"), spec("a"), SystemTime::now())
+        .admit(&id("web"), spec("a"), Arrival::default(), SystemTime::now())
         .await
         .unwrap();
     assert_eq!(again, Admitted::Joined(begun.clone()));
     let other = store
-        .admit(&id("web"), spec("b"), SystemTime::now())
+        .admit(&id("web"), spec("b"), Arrival::default(), SystemTime::now())
         .await
         .unwrap_err();
     assert!(
@@ -160,7 +162,7 @@ async fn an_address_rests_after_its_release_until_no_other_is_free() {
     let counts = store.lease_counts().await.unwrap();
     assert_eq!((counts.capacity, counts.held, counts.cooling), (5, 5, 0));
     let full = store
-        .admit(&id("s-6"), spec("a"), SystemTime::now())
+        .admit(&id("s-6"), spec("a"), Arrival::default(), SystemTime::now())
         .await
         .unwrap_err();
     assert!(
@@ -300,7 +302,12 @@ async fn a_full_disk_is_told_as_such_and_nothing_is_lost_when_there_is_room_agai
         let mut big = SandboxSpec::default();
         big.labels.insert("big".into(), "x".repeat(200_000));
         match store
-            .admit(&id(&name), Arc::new(big), SystemTime::now())
+            .admit(
+                &id(&name),
+                Arc::new(big),
+                Arrival::default(),
+                SystemTime::now(),
+            )
             .await
         {
             Ok(_) => drop(written.insert(name)),

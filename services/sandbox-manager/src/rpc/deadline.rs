@@ -8,11 +8,13 @@ use std::{
 
 use berth_domain::{Failure, Reason};
 use http::{Request, Response};
-use tonic::body::Body;
+use tonic::{body::Body, metadata::MetadataMap};
 use tower::{Layer, Service};
 
 /// The library's own timer begins a moment before ours and must not be the first to end.
 const HEAD_START: Duration = Duration::from_millis(3);
+/// An answer takes its time on the way.
+const LAST_WORDS: Duration = Duration::from_millis(25);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadlineLayer;
@@ -71,6 +73,13 @@ where
     }
 }
 
+/// How long a call may wait that wants to say by itself what it waited for; `None` where its caller sets no deadline.
+pub(crate) fn patience(metadata: &MetadataMap) -> Option<Duration> {
+    let header = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let deadline = parse(header)?;
+    Some(deadline.saturating_sub(LAST_WORDS).max(deadline / 2))
+}
+
 /// Reads `grpc-timeout`: at most eight digits and a unit.
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -92,6 +101,18 @@ fn parse(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_ends_before_its_deadline_so_that_it_can_say_why() {
+        let of = |text: &'static str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            patience(&metadata)
+        };
+        assert_eq!(patience(&MetadataMap::new()), None);
+        assert_eq!(of("5S"), Some(Duration::from_millis(4975)));
+        assert_eq!(of("10m"), Some(Duration::from_millis(5)));
+    }
 
     #[test]
     #[rustfmt::skip]

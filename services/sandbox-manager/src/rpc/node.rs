@@ -1,15 +1,20 @@
 //! `NodeService`.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use berth_api::v1::{self, node_service_server::NodeService};
-use berth_domain::Status as SandboxStatus;
+use berth_domain::{Failure, SandboxRecord, Status as SandboxStatus};
 use berth_orphans::{Finding, Kind, Verdict, is_clean};
 use berth_platform::{Images, Network, Runtime};
+use berth_store::LeaseCounts;
 use tonic::{Request, Response, Status};
 
 use super::refuse;
-use crate::{audit::audit, failures::store_failure, registry::Registry};
+use crate::{audit::audit, crash, failures::store_failure, registry::Registry};
+
+/// As the manager's texts for people are.
+const DRAIN_MESSAGE_MAX: usize = 256;
+const TROUBLES_MAX: usize = 100;
 
 /// What the process knows of itself.
 #[derive(Clone, Debug)]
@@ -57,6 +62,16 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 count: records.iter().filter(|it| it.status == *status).count() as u64,
             })
             .collect();
+        let drain = store.drain().await;
+        let drain = drain.map_err(|it| refuse(store_failure(it)))?;
+        let troubles = self.registry.troubles().into_iter().take(TROUBLES_MAX);
+        let troubles = troubles.map(|(id, it)| v1::Trouble {
+            sandbox: id.to_string(),
+            reason: it.failure.reason.as_str().to_owned(),
+            message: it.failure.message,
+            since: Some(it.since.into()),
+            attempts: it.attempts,
+        });
         let uptime = started.elapsed();
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
@@ -82,6 +97,34 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             sandboxes,
             degraded: facts.degraded,
             revision,
+            capacity: Some(capacity(&records, leases)),
+            draining: drain.is_some(),
+            drain_message: drain.unwrap_or_default(),
+            troubles: troubles.collect(),
+            boot_id: self.registry.boot_id().to_owned(),
+            not_looked_at: self.registry.not_looked_at() as u64,
+        }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let request = request.into_inner();
+        if request.message.len() > DRAIN_MESSAGE_MAX {
+            let problem = format!("must have at most {DRAIN_MESSAGE_MAX} bytes");
+            return Err(refuse(Failure::invalid("message", problem)));
+        }
+        let why = request.drain.then_some(request.message);
+        let store = self.registry.store();
+        let failed = |it| refuse(store_failure(it));
+        crash::around("drain/write", store.set_drain(why))
+            .await
+            .map_err(failed)?;
+        let records = store.all().await.map_err(failed)?;
+        let live = records.iter().filter(|it| it.status != SandboxStatus::Dead);
+        Ok(Response::new(v1::DrainResponse {
+            sandboxes: live.count() as u64,
         }))
     }
 
@@ -128,12 +171,40 @@ fn render(finding: Finding) -> v1::AuditObject {
     }
 }
 
+fn capacity(records: &[SandboxRecord], leases: LeaseCounts) -> v1::NodeCapacity {
+    let live = records.iter().filter(|it| it.status != SandboxStatus::Dead);
+    let (mut cpu, mut memory) = (0_u64, 0_u64);
+    for (own_cpu, own_memory) in live.map(|it| it.spec.promised()) {
+        cpu = cpu.saturating_add(own_cpu);
+        memory = memory.saturating_add(own_memory);
+    }
+    let node = kib_figures("/proc/meminfo");
+    let figure = |key: &str| node.get(key).copied().unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    v1::NodeCapacity {
+        cpu_millis: cpus as u64 * 1000,
+        cpu_millis_promised: cpu,
+        memory_bytes: figure("MemTotal"),
+        memory_bytes_promised: memory,
+        memory_bytes_available: figure("MemAvailable"),
+        sandboxes: leases.capacity,
+        sandboxes_held: leases.held,
+    }
+}
+
 /// Resident memory of this process; 0 where the kernel does not tell.
 fn resident_bytes() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line
-        .and_then(|it| it.split_whitespace().next())
-        .and_then(|it| it.parse::<u64>().ok());
-    kib.unwrap_or_default() * 1024
+    let figures = kib_figures("/proc/self/status");
+    figures.get("VmRSS").copied().unwrap_or_default()
+}
+
+/// The lines `Key: number kB` of a file of the kernel, in bytes.
+fn kib_figures(path: &str) -> BTreeMap<String, u64> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let figure = |line: &str| {
+        let (key, value) = line.split_once(':')?;
+        let number: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some((key.to_owned(), number * 1024))
+    };
+    text.lines().filter_map(figure).collect()
 }

@@ -12,17 +12,23 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{Change, Watch, WatchEnded};
+use futures::StreamExt as _;
+use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{expected, parse_id, refuse};
+use super::{deadline::patience, expected, parse_id, refuse};
 use crate::{
     failures::{runtime_failure, store_failure},
-    registry::{Registry, not_found},
+    ready::OWN_SIGHTING,
+    registry::{CreateTerms, Registry, not_found},
+    sandbox::Doing,
 };
 
 const PAGE_DEFAULT: usize = 100;
 const PAGE_MAX: usize = 1000;
+/// Clients take 4 MiB of an answer unless told otherwise.
+const PAGE_BYTES: usize = 3 << 20;
 /// As `source` and `address` of SetPortStatus are kept in the record.
 const SOURCE_MAX: usize = 63;
 
@@ -56,12 +62,20 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let request = request.into_inner();
         let create = berth_api::create_from_proto(request).map_err(refuse)?;
         let id = create.id;
+        let terms = CreateTerms {
+            expected: create.expected_generation,
+            time_to_live: create.time_to_live,
+        };
         let record = self
             .registry
-            .admit(&id, Arc::new(create.spec))
+            .admit(&id, Arc::new(create.spec), terms)
             .await
             .map_err(refuse)?;
-        let ready = record.status == SandboxStatus::Running && record.ending.is_none();
+        let was_ready = matches!(
+            record.status,
+            SandboxStatus::Running | SandboxStatus::NotReady
+        );
+        let ready = was_ready && record.ending.is_none();
         let sandbox = if ready || !create.wait_for_running {
             self.render(&record)
         } else {
@@ -78,11 +92,12 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         let id = parse_id("id", &request.id)?;
         let existed = self
             .registry
-            .delete(&id, expected(request.expected_generation))
+            .delete(&id, expected(request.expected_generation), patience)
             .await
             .map_err(refuse)?;
         Ok(Response::new(v1::DeleteResponse { existed }))
@@ -92,11 +107,12 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         &self,
         request: Request<v1::StopRequest>,
     ) -> Result<Response<v1::StopResponse>, Status> {
+        let patience = patience(request.metadata());
         let request = request.into_inner();
         let id = parse_id("id", &request.id)?;
         let record = self
             .registry
-            .stop(&id, expected(request.expected_generation))
+            .stop(&id, expected(request.expected_generation), patience)
             .await
             .map_err(refuse)?;
         Ok(Response::new(v1::StopResponse {
@@ -110,8 +126,13 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<v1::GetResponse>, Status> {
         let id = parse_id("id", &request.into_inner().id)?;
         let record = self.record(&id).await?;
+        let doing = self.registry.doing(&id);
+        let sandbox = v1::Sandbox {
+            running_steps: doing.iter().map(in_words).collect(),
+            ..self.render(&record)
+        };
         Ok(Response::new(v1::GetResponse {
-            sandbox: Some(self.render(&record)),
+            sandbox: Some(sandbox),
         }))
     }
 
@@ -130,6 +151,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         };
         let store = self.registry.store();
         let (mut sandboxes, mut last, mut revision) = (vec![], None, None);
+        let mut bytes = 0;
         // One more than asked tells whether there is a next page.
         'pages: loop {
             let (records, at) = store
@@ -141,7 +163,10 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                 break;
             };
             for record in records.iter().filter(|it| filter.matches(it)) {
-                if sandboxes.len() == size {
+                let sandbox = self.render(record);
+                bytes += sandbox.encoded_len();
+                // A page has one sandbox at least: a spec has a limit of its own.
+                if sandboxes.len() == size || (bytes > PAGE_BYTES && !sandboxes.is_empty()) {
                     let next_page_token = last
                         .map(|after| PageToken { after }.to_text(&filter))
                         .unwrap_or_default();
@@ -153,7 +178,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                     }));
                 }
                 last = Some(record.id.clone());
-                sandboxes.push(self.render(record));
+                sandboxes.push(sandbox);
             }
             if records.len() < PAGE_MAX {
                 break 'pages;
@@ -207,7 +232,8 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             .iter()
             .filter(|it| wanted(&it.id))
             .map(|record| v1::WatchResponse {
-                revision: record.revision,
+                // By id, not by revision: only the whole of it can be resumed from.
+                revision: 0,
                 event: Some(Event::Sandbox(berth_api::sandbox_to_proto(record, &place))),
             })
             .chain(revision.map(|revision| v1::WatchResponse {
@@ -220,7 +246,9 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             let (wanted, place) = (wanted.clone(), place.clone());
             async move { next_change(watch?, wanted, &place).await }
         });
-        let stream = futures::StreamExt::chain(futures::stream::iter(first), changes);
+        let stream = futures::stream::iter(first).chain(changes);
+        // A watcher that stays must not hold up the end of the manager.
+        let stream = stream.take_until(self.registry.stopping());
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -303,6 +331,12 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             text if text.len() > SOURCE_MAX => {
                 return Err(invalid("source", "must have at most 63 bytes"));
             }
+            text if text == OWN_SIGHTING => {
+                return Err(invalid(
+                    "source",
+                    "must not be `manager`, which sees for itself",
+                ));
+            }
             text => text,
         };
         let at = SystemTime::now();
@@ -321,6 +355,38 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             .await
             .map_err(refuse)?;
         Ok(Response::new(v1::SetPortStatusResponse {}))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<v1::RenewRequest>,
+    ) -> Result<Response<v1::RenewResponse>, Status> {
+        let request = request.into_inner();
+        let id = parse_id("id", &request.id)?;
+        let time_to_live = berth_api::time_to_live(request.time_to_live).map_err(refuse)?;
+        let known = request.expected_expires_at.map(SystemTime::try_from);
+        let known = known.transpose().map_err(|_| {
+            let problem = "must be a time that this node can name";
+            refuse(Failure::invalid("expected_expires_at", problem))
+        })?;
+        let generation = expected(request.expected_generation);
+        let renewed = self.registry.renew(&id, generation, known, time_to_live);
+        let record = renewed.await.map_err(refuse)?;
+        Ok(Response::new(v1::RenewResponse {
+            sandbox: Some(self.render(&record)),
+        }))
+    }
+}
+
+/// A step as people read it, with how far a pull is.
+fn in_words(doing: &Doing) -> String {
+    let layers = doing.progress.as_ref().map(|it| it.borrow().clone());
+    let layers = layers.unwrap_or_default();
+    let total: u64 = layers.iter().map(|it| it.total_bytes).sum();
+    let current: u64 = layers.iter().map(|it| it.current_bytes).sum();
+    match total >> 20 {
+        0 => doing.step.to_string(),
+        total => format!("{} {} of {total} MiB", doing.step, current >> 20),
     }
 }
 

@@ -62,6 +62,11 @@ pub enum ErrorReason {
     ShuttingDown = 26,
     /// INTERNAL. A bug in Berth. The cause is in the manager's log.
     Internal = 27,
+    /// UNAVAILABLE with RetryInfo. The node takes no new sandboxes; the metadata key `why` has the words of whoever drains it.
+    NodeDraining = 28,
+    /// ABORTED. The sandbox ends at another time than the caller expected. The metadata has `actual`, in RFC 3339, or nothing
+    /// where it does not expire.
+    ExpiryConflict = 29,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -98,6 +103,8 @@ impl ErrorReason {
             Self::DeadlinePassed => "ERROR_REASON_DEADLINE_PASSED",
             Self::ShuttingDown => "ERROR_REASON_SHUTTING_DOWN",
             Self::Internal => "ERROR_REASON_INTERNAL",
+            Self::NodeDraining => "ERROR_REASON_NODE_DRAINING",
+            Self::ExpiryConflict => "ERROR_REASON_EXPIRY_CONFLICT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -131,6 +138,8 @@ impl ErrorReason {
             "ERROR_REASON_DEADLINE_PASSED" => Some(Self::DeadlinePassed),
             "ERROR_REASON_SHUTTING_DOWN" => Some(Self::ShuttingDown),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
+            "ERROR_REASON_NODE_DRAINING" => Some(Self::NodeDraining),
+            "ERROR_REASON_EXPIRY_CONFLICT" => Some(Self::ExpiryConflict),
             _ => None,
         }
     }
@@ -853,6 +862,86 @@ pub struct GetStatusResponse {
     /// Revision of the store.
     #[prost(uint64, tag = "10")]
     pub revision: u64,
+    /// What the node has, and what its sandboxes were promised.
+    #[prost(message, optional, tag = "11")]
+    pub capacity: ::core::option::Option<NodeCapacity>,
+    /// Whether the node drains.
+    #[prost(bool, tag = "12")]
+    pub draining: bool,
+    /// Why it drains, as DrainRequest says it.
+    #[prost(string, tag = "13")]
+    pub drain_message: ::prost::alloc::string::String,
+    /// What could not be done yet and is tried again; by sandbox. Empty when all is well. At most 100.
+    #[prost(message, repeated, tag = "14")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+    /// Id of this boot of the node, as the kernel gives it.
+    #[prost(string, tag = "15")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// Sandboxes that were not looked at yet since the manager started.
+    #[prost(uint64, tag = "16")]
+    pub not_looked_at: u64,
+}
+/// What the node has, and what its sandboxes were promised. A sandbox without a limit promises nothing, and can use all.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCapacity {
+    /// CPUs, in thousandths.
+    #[prost(uint64, tag = "1")]
+    pub cpu_millis: u64,
+    /// Sum of the `cpu_millis` limits of the sandboxes that are not DEAD; a sandbox without one counts with the sum of its
+    /// containers' limits.
+    #[prost(uint64, tag = "2")]
+    pub cpu_millis_promised: u64,
+    /// Memory, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// Sum of the `memory_bytes` limits, likewise.
+    #[prost(uint64, tag = "4")]
+    pub memory_bytes_promised: u64,
+    /// Memory that the kernel could give out now, in bytes.
+    #[prost(uint64, tag = "5")]
+    pub memory_bytes_available: u64,
+    /// Sandboxes that can have an address.
+    #[prost(uint64, tag = "6")]
+    pub sandboxes: u64,
+    /// Sandboxes that hold one.
+    #[prost(uint64, tag = "7")]
+    pub sandboxes_held: u64,
+}
+/// Something that keeps a sandbox from getting on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    /// Id of the sandbox, or the key of the record that cannot be read.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// Name of an `ErrorReason`.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// The same for people.
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+    /// When it was first met.
+    #[prost(message, optional, tag = "4")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// How often it was tried.
+    #[prost(uint64, tag = "5")]
+    pub attempts: u64,
+}
+/// Opens or closes the node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    /// True closes it, false opens it.
+    #[prost(bool, tag = "1")]
+    pub drain: bool,
+    /// Why, for whoever is refused. At most 256 bytes. Default: none.
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+/// The node drains, or does not.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainResponse {
+    /// Sandboxes that are not DEAD yet.
+    #[prost(uint64, tag = "1")]
+    pub sandboxes: u64,
 }
 /// containerd, as the manager sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1095,6 +1184,30 @@ pub mod node_service_client {
                 .insert(GrpcMethod::new("berth.v1.NodeService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
+        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
+        /// manager. Errors: INVALID_FIELD.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NodeService/Drain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NodeService", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Lists every object that this instance holds on the node, with its owner and a verdict. It changes nothing.
         /// Errors: RUNTIME_UNREACHABLE.
         pub async fn audit(
@@ -1141,6 +1254,13 @@ pub mod node_service_server {
             tonic::Response<super::GetStatusResponse>,
             tonic::Status,
         >;
+        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
+        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
+        /// manager. Errors: INVALID_FIELD.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
         /// Lists every object that this instance holds on the node, with its owner and a verdict. It changes nothing.
         /// Errors: RUNTIME_UNREACHABLE.
         async fn audit(
@@ -1255,6 +1375,49 @@ pub mod node_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NodeService/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: NodeService>(pub Arc<T>);
+                    impl<T: NodeService> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NodeService>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1656,7 +1819,7 @@ pub struct Sandbox {
     #[prost(enumeration = "SandboxStatus", tag = "5")]
     pub status: i32,
     /// One word for why it is there: empty while all is well, else the name of an `ErrorReason` or one of `STOP_REQUESTED`,
-    /// `DELETE_REQUESTED`, `CONTAINER_EXITED`, `RUNTIME_LOST`.
+    /// `DELETE_REQUESTED`, `EXPIRED`, `CONTAINER_EXITED`, `RUNTIME_LOST`, `PORT_LOST`.
     #[prost(string, tag = "6")]
     pub reason: ::prost::alloc::string::String,
     /// The same for people.
@@ -1689,6 +1852,13 @@ pub struct Sandbox {
     /// The node that it is on.
     #[prost(string, tag = "16")]
     pub node_id: ::prost::alloc::string::String,
+    /// When it ends by itself, with the reason EXPIRED. Absent where it does not.
+    #[prost(message, optional, tag = "17")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What is being done for it at this moment, as `ensure-image docker.io/library/nginx:latest 12 of 40 MiB` or
+    /// `create-task app`. Sent by Get only, while something is done.
+    #[prost(string, repeated, tag = "18")]
+    pub running_steps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// An address of a sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1734,6 +1904,10 @@ pub struct ExitRecord {
     /// How it came to end.
     #[prost(enumeration = "ExitCause", tag = "5")]
     pub cause: i32,
+    /// With the cause OOM: the cgroup whose limit was reached, as `/berth/a1/web/app` for the container's own or
+    /// `/berth/a1/web` for that of the whole sandbox. Empty where it was none of these: the node itself ran out of memory.
+    #[prost(string, tag = "6")]
+    pub oom_cgroup: ::prost::alloc::string::String,
 }
 /// How long one phase of a Create took. Phases overlap.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1788,6 +1962,14 @@ pub struct CreateRequest {
     /// What to wait for. Default: RUNNING.
     #[prost(enumeration = "WaitFor", tag = "3")]
     pub wait: i32,
+    /// How long the sandbox lives, from its admission; then it is stopped, with the reason EXPIRED. A Create that joins
+    /// changes nothing about it: see Renew. Default: for ever. Limits: 1 s to 10 years.
+    #[prost(message, optional, tag = "4")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+    /// Generation of the sandbox that the caller means to join; where another one or none is there, the call is refused
+    /// with GENERATION_CONFLICT. Default: 0, any, or a new one.
+    #[prost(uint64, tag = "5")]
+    pub expected_generation: u64,
 }
 /// The sandbox, with the time that each phase took.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1889,7 +2071,7 @@ pub struct WatchRequest {
 /// One event of a watch.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
-    /// Resume from here. Grows.
+    /// Resume from here. Grows. 0 before `synced`: what stands at the beginning is sent by id, and can only be resumed whole.
     #[prost(uint64, tag = "1")]
     pub revision: u64,
     /// What happened.
@@ -2017,6 +2199,30 @@ pub struct SetPortStatusRequest {
 /// The report was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetPortStatusResponse {}
+/// Sets the time at which a sandbox ends by itself.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewRequest {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// How long it lives from now on. Default: for ever. Limits: 1 s to 10 years.
+    #[prost(message, optional, tag = "2")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+    /// `expires_at` as the caller knows it; where another one stands, the call is refused with EXPIRY_CONFLICT, so that of
+    /// two who renew at once one is told. Default: any.
+    #[prost(message, optional, tag = "3")]
+    pub expected_expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Generation that the caller means; another one is refused. Default: 0, any.
+    #[prost(uint64, tag = "4")]
+    pub expected_generation: u64,
+}
+/// The sandbox, with its new end.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RenewResponse {
+    /// The sandbox as it stands.
+    #[prost(message, optional, tag = "1")]
+    pub sandbox: ::core::option::Option<Sandbox>,
+}
 /// Where a sandbox is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2025,7 +2231,8 @@ pub enum SandboxStatus {
     Unspecified = 0,
     /// Admitted; it is being created.
     Pending = 1,
-    /// It was RUNNING and something that makes it reachable is missing.
+    /// It was RUNNING and a declared TCP port no longer listens; all its containers run. Looked at every 5 s, and at once
+    /// when a reporter says so. It becomes RUNNING again when all ports listen.
     NotReady = 2,
     /// Every container runs and every declared TCP port listens.
     Running = 3,
@@ -2074,8 +2281,10 @@ pub enum ExitCause {
     Signal = 2,
     /// The kernel killed it for memory.
     Oom = 3,
-    /// Its shim or the runtime lost it.
+    /// Its shim or the runtime lost it: nobody saw it end.
     RuntimeLost = 4,
+    /// It has ended and its runtime does not know how: containerd tells the status 255 for a task that it could not wait for.
+    Unknown = 5,
 }
 impl ExitCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2089,6 +2298,7 @@ impl ExitCause {
             Self::Signal => "EXIT_CAUSE_SIGNAL",
             Self::Oom => "EXIT_CAUSE_OOM",
             Self::RuntimeLost => "EXIT_CAUSE_RUNTIME_LOST",
+            Self::Unknown => "EXIT_CAUSE_UNKNOWN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2099,6 +2309,7 @@ impl ExitCause {
             "EXIT_CAUSE_SIGNAL" => Some(Self::Signal),
             "EXIT_CAUSE_OOM" => Some(Self::Oom),
             "EXIT_CAUSE_RUNTIME_LOST" => Some(Self::RuntimeLost),
+            "EXIT_CAUSE_UNKNOWN" => Some(Self::Unknown),
             _ => None,
         }
     }
@@ -2271,8 +2482,8 @@ pub mod sandbox_service_client {
         }
         /// Creates a sandbox, or joins the Create of the same spec that is running, or returns the sandbox that stands.
         /// Over a DEAD id it makes a new generation.
-        /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, SANDBOX_ENDING, ADDRESSES_EXHAUSTED,
-        /// CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
+        /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
         /// leaves nothing on the node but its record, DEAD with the reason, and its log.
         pub async fn create(
             &mut self,
@@ -2465,6 +2676,29 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "SetPortStatus"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sets the time at which a sandbox ends by itself. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, SANDBOX_ENDING,
+        /// GENERATION_CONFLICT, EXPIRY_CONFLICT.
+        pub async fn renew(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenewResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/Renew",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "Renew"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2482,8 +2716,8 @@ pub mod sandbox_service_server {
     pub trait SandboxService: std::marker::Send + std::marker::Sync + 'static {
         /// Creates a sandbox, or joins the Create of the same spec that is running, or returns the sandbox that stands.
         /// Over a DEAD id it makes a new generation.
-        /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, SANDBOX_ENDING, ADDRESSES_EXHAUSTED,
-        /// CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
+        /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
         /// leaves nothing on the node but its record, DEAD with the reason, and its log.
         async fn create(
             &self,
@@ -2543,6 +2777,12 @@ pub mod sandbox_service_server {
             tonic::Response<super::SetPortStatusResponse>,
             tonic::Status,
         >;
+        /// Sets the time at which a sandbox ends by itself. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, SANDBOX_ENDING,
+        /// GENERATION_CONFLICT, EXPIRY_CONFLICT.
+        async fn renew(
+            &self,
+            request: tonic::Request<super::RenewRequest>,
+        ) -> std::result::Result<tonic::Response<super::RenewResponse>, tonic::Status>;
     }
     /// Creates, ends and reports the sandboxes of this node.
     ///
@@ -2969,6 +3209,50 @@ pub mod sandbox_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetPortStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/Renew" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::UnaryService<super::RenewRequest> for RenewSvc<T> {
+                        type Response = super::RenewResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::renew(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
