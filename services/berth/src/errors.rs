@@ -309,11 +309,7 @@ mod tests {
         let reasons: Vec<_> = (0..)
             .map_while(|it| ErrorReason::try_from(it).ok())
             .collect();
-        assert_eq!(
-            reasons.last(),
-            Some(&ErrorReason::Internal),
-            "a reason was added"
-        );
+        assert!(reasons.contains(&ErrorReason::Internal), "{reasons:?}");
         let mut hints = BTreeSet::new();
         for reason in reasons {
             let name = reason

@@ -448,7 +448,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 let sandbox = record.sandbox();
                 let exit = exit_record(&self.shared.node, &sandbox, role, code, at).await;
                 let message = exit.describe();
-                self.write(record, move |it, now| {
+                let written = self.write(record, move |it, now| {
                     it.exit = Some(exit);
                     it.enter(
                         Status::Stopped,
@@ -456,8 +456,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                         message,
                         now,
                     );
-                })
-                .await?;
+                });
+                crash::around("exit/stopped", written).await?;
             }
             Health::Lost { role, what } => {
                 let message = format!("container {role}: {what}");

@@ -168,6 +168,30 @@ impl TestNode {
         Ok(self.sandboxes().delete(request).await?.into_inner().existed)
     }
 
+    pub async fn stop(&self, id: &str) -> Result<v1::Sandbox, tonic::Status> {
+        let request = v1::StopRequest {
+            id: id.into(),
+            ..v1::StopRequest::default()
+        };
+        let answer = self.sandboxes().stop(request).await?.into_inner();
+        Ok(answer.sandbox.unwrap_or_default())
+    }
+
+    /// Every sandbox, also the dead.
+    pub async fn list(&self) -> Result<Vec<v1::Sandbox>, tonic::Status> {
+        let request = v1::ListRequest {
+            statuses: (1..=5).collect(),
+            page_size: 1000,
+            ..v1::ListRequest::default()
+        };
+        Ok(self.sandboxes().list(request).await?.into_inner().sandboxes)
+    }
+
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, tonic::Status> {
+        let request = v1::GetStatusRequest {};
+        Ok(self.node().get_status(request).await?.into_inner())
+    }
+
     pub async fn audit(&self) -> Result<v1::AuditResponse, tonic::Status> {
         Ok(self.node().audit(v1::AuditRequest {}).await?.into_inner())
     }
@@ -188,10 +212,23 @@ impl TestNode {
         Ok(())
     }
 
+    /// Whether the process that was started last is there and no zombie.
+    pub fn manager_runs(&self) -> bool {
+        let pid = std::fs::read_to_string(self.home().join("manager.pid")).unwrap_or_default();
+        let command = std::fs::read(format!("/proc/{}/cmdline", pid.trim()));
+        command.is_ok_and(|it| !it.is_empty())
+    }
+
     /// Starts again what does not run, and waits until the manager answers on the old channel.
     pub async fn up(&self) -> anyhow::Result<()> {
+        self.up_with(&[]).await
+    }
+
+    /// As `up`, with these variables in the environment of what is started.
+    pub async fn up_with(&self, environment: &[(&str, &str)]) -> anyhow::Result<()> {
         let mut command = script("up", self.home());
         command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
+        command.envs(environment.iter().copied());
         succeed(command)?;
         let answers = || async {
             self.node()

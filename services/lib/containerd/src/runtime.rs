@@ -49,6 +49,9 @@ const KILLED: Duration = Duration::from_secs(10);
 /// How long a cgroup may stay busy after its last task.
 const CGROUP_BUSY: Duration = Duration::from_secs(5);
 const CGROUP_RETRY: Duration = Duration::from_millis(20);
+/// How long containerd may take to forget a task whose shim has gone; its own limit for that is 5 s.
+const FORMER_TASK: Duration = Duration::from_secs(10);
+const FORMER_TASK_RETRY: Duration = Duration::from_millis(20);
 const FACTS_TIMEOUT: Duration = Duration::from_secs(2);
 const HINTS: usize = 256;
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -573,6 +576,19 @@ impl Containerd {
         }
     }
 
+    /// Ends a shim that has no task: one stays when the caller of a removal went away before its answer, and containerd
+    /// neither tells of it nor gives its name to another.
+    async fn dismiss_shim(&self, container: &str) -> Result<(), CallError> {
+        let client = self.client();
+        let request = DeleteTaskRequest {
+            container_id: container.to_owned(),
+        };
+        let removed = client
+            .call("dismissing a shim", client.tasks().delete(request))
+            .await;
+        found(removed).map(drop)
+    }
+
     /// Waits until the task has ended; `false` when it has not within `limit`.
     async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
         let client = self.client();
@@ -764,18 +780,34 @@ impl Runtime for Containerd {
             ..CreateTaskRequest::default()
         };
         let client = self.client();
-        let created = client
-            .call("making a task", client.tasks().create(request))
-            .await;
-        if made(created)?.is_some() {
-            return Ok(());
-        }
-        match self.task(&container).await? {
-            TaskSeen::Created | TaskSeen::Running => Ok(()),
-            TaskSeen::Missing | TaskSeen::Exited { .. } => Err(refused(
-                "making a task",
-                format!("{container} has one that has ended"),
-            )),
+        let deadline = Instant::now() + FORMER_TASK;
+        loop {
+            let created = client
+                .call("making a task", client.tasks().create(request.clone()))
+                .await;
+            if made(created)?.is_some() {
+                return Ok(());
+            }
+            match self.task(&container).await? {
+                TaskSeen::Created | TaskSeen::Running => return Ok(()),
+                // A former shim has the name, and no task any more.
+                TaskSeen::Missing if Instant::now() < deadline => {
+                    self.dismiss_shim(&container).await?;
+                    tokio::time::sleep(FORMER_TASK_RETRY).await;
+                }
+                TaskSeen::Missing => {
+                    return Err(refused(
+                        "making a task",
+                        format!("containerd does not forget a former one of {container}"),
+                    ));
+                }
+                TaskSeen::Exited { .. } => {
+                    return Err(refused(
+                        "making a task",
+                        format!("{container} has one that has ended"),
+                    ));
+                }
+            }
         }
     }
 
@@ -852,6 +884,7 @@ impl Runtime for Containerd {
                 format!("{container} has a task"),
             ));
         }
+        self.dismiss_shim(&container).await?;
         let client = self.client();
         let request = DeleteContainerRequest {
             id: container.clone(),
