@@ -14,10 +14,13 @@ released := proto/released.binpb
 # Every command spans the whole workspace: with `-p` Cargo would choose other features for what is shared, and build the
 # same dependencies again.
 
+# The crash tests need a manager with named places to die at; nothing else enables them.
+crash_points := --features berth-sandbox-manager/crash-points
+
 # Tests that run at the same time. Each end-to-end test has a containerd of its own.
 TEST_THREADS ?= 2
 
-.PHONY: help build demo test check bench fmt proto tools
+.PHONY: help build demo test check bench crash fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -29,12 +32,12 @@ demo: tools ## show the main job, step by step, on a node of its own
 	deploy/dev/demo
 
 test: tools ## build, then run every test, also those on a real containerd
-	cargo build --workspace --bins --tests
-	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+	cargo build --workspace --bins --tests $(crash_points)
+	cargo test --workspace $(crash_points) -- --test-threads=$(TEST_THREADS)
 
 check: tools ## look without running: format, lints, contract, scripts
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets $(crash_points) -- -D warnings
 	$(buf) lint
 	$(buf) format --diff --exit-code
 	$(buf) breaking --against $(released)
@@ -42,8 +45,11 @@ check: tools ## look without running: format, lints, contract, scripts
 		| xargs --no-run-if-empty shellcheck --external-sources
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
-	cargo build --release --workspace --bins
 	deploy/dev/bench
+
+crash: tools ## kill the manager at every named point, and write docs/crash-matrix.md
+	cargo build --workspace --bins $(crash_points)
+	target/debug/berth-crash
 
 fmt: tools ## format the Rust and the contract
 	cargo fmt --all
