@@ -46,6 +46,9 @@ reasons! {
     DeadlinePassed = "DEADLINE_PASSED",
     ShuttingDown = "SHUTTING_DOWN",
     Internal = "INTERNAL",
+    ArchiveTooLarge = "ARCHIVE_TOO_LARGE",
+    DiskLow = "DISK_LOW",
+    ImportStalled = "IMPORT_STALLED",
 }
 
 impl Reason {
