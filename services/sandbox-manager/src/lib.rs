@@ -5,12 +5,14 @@ mod audit;
 mod config;
 mod execute;
 mod failures;
+mod image_users;
 mod node;
 mod ready;
 mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod spool;
 
 pub use app::App;
 pub use config::{Config, Flags, load};

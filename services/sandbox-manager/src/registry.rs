@@ -15,7 +15,7 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{AdmitError, Admitted as StoreAdmitted, Store, UpdateError};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -43,6 +43,8 @@ pub(crate) struct Shared<R, N> {
     pub(crate) store: Store,
     pub(crate) creates: Semaphore,
     pub(crate) stop: CancellationToken,
+    /// Shared by admissions, alone for the removal of an image: it looks who uses the image, and that stays true.
+    images: RwLock<()>,
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
     tracker: TaskTracker,
@@ -105,6 +107,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             store,
             creates: Semaphore::new(limits.parallel_creates),
             stop,
+            images: RwLock::default(),
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
@@ -117,6 +120,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    pub(crate) fn image_lock(&self) -> &RwLock<()> {
+        &self.0.images
     }
 
     /// Takes up every record, and follows the ends of tasks from here on.
@@ -185,7 +192,11 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         if self.0.stop.is_cancelled() {
             return Err(shutting_down());
         }
-        match self.0.store.admit(id, spec, SystemTime::now()).await {
+        let admitted = {
+            let _no_removal = self.0.images.read().await;
+            self.0.store.admit(id, spec, SystemTime::now()).await
+        };
+        match admitted {
             Ok(StoreAdmitted::Begun(record)) => {
                 self.poke(
                     id,
