@@ -288,6 +288,15 @@ fn hint(reason: ErrorReason) -> &'static str {
             "somebody renewed it meanwhile; `berth get ID` shows when it ends"
         }
         ErrorReason::Internal => "this is a bug in Berth; its cause is in the manager's log",
+        ErrorReason::ArchiveTooLarge => {
+            "push the image to a registry and pull it, or raise the manager's `import.max_bytes`"
+        }
+        ErrorReason::DiskLow => {
+            "remove images that are not needed (`berth images ls`), or make room where the manager keeps its state"
+        }
+        ErrorReason::ImportStalled => {
+            "the archive came too slowly: copy it near the node and import it from a file"
+        }
     }
 }
 

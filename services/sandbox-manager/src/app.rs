@@ -20,7 +20,7 @@ use berth_api::{
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, ipam};
 use berth_netns::NetnsNetwork;
-use berth_platform::Images as _;
+use berth_platform::{ArchiveLimits, Images as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -32,7 +32,7 @@ use crate::{
     crash,
     node::Node,
     registry::{Limits, Registry},
-    rpc::{About, ImageRpc, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
+    rpc::{About, ImageRpc, Imports, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
 };
 
 type NodeRegistry = Registry<Containerd, NetnsNetwork>;
@@ -43,7 +43,7 @@ pub struct App {
     listener: UnixListener,
     socket: PathBuf,
     about: About,
-    spool_dir: PathBuf,
+    imports: Imports,
     stop: CancellationToken,
 }
 
@@ -73,8 +73,12 @@ impl App {
             config.network.cool_down,
         )
         .context("opening the store")?;
-        let spool_dir = config.state_dir.join("spool");
-        let _ = fs::remove_dir_all(&spool_dir);
+        let imports = Imports {
+            spool_dir: config.state_dir.join("spool"),
+            limits: archive_limits(&config),
+            idle_timeout: config.import.idle_timeout,
+        };
+        let _ = fs::remove_dir_all(&imports.spool_dir);
 
         let names = Names {
             instance: instance.clone(),
@@ -123,7 +127,7 @@ impl App {
             listener,
             socket: config.socket,
             about,
-            spool_dir,
+            imports,
             stop,
         })
     }
@@ -139,13 +143,13 @@ impl App {
             listener,
             socket,
             about,
-            spool_dir,
+            imports,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
         let pause = pin_pause_image(
             registry.node().runtime.clone(),
-            spool_dir.clone(),
+            imports.spool_dir.clone(),
             stop.clone(),
         );
         registry.spawn(pause);
@@ -182,7 +186,7 @@ impl App {
             .add_service(SandboxServiceServer::new(sandboxes))
             .add_service(ImageServiceServer::new(ImageRpc {
                 registry: registry.clone(),
-                spool_dir,
+                imports,
             }))
             .add_service(NodeServiceServer::new(NodeRpc {
                 registry: registry.clone(),
@@ -231,11 +235,19 @@ fn containerd_settings(
             PauseRootfs::Snapshot => berth_containerd::PauseRootfs::Snapshot,
         },
         plain_http_registries: it.plain_http_registries.clone(),
+        archive_limits: archive_limits(config),
         search_domain: config.search_domain.clone(),
         name_servers,
         warm_cgroup_lock: it.warm_cgroup_lock,
         call_timeout: it.call_timeout,
     })
+}
+
+fn archive_limits(config: &Config) -> ArchiveLimits {
+    ArchiveLimits {
+        max_bytes: config.import.max_bytes,
+        reserve_bytes: config.import.reserve_bytes,
+    }
 }
 
 /// Imports and pins the pause image, however long containerd takes to answer.

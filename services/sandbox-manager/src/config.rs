@@ -64,6 +64,20 @@ pub struct Config {
     pub containerd: Containerd,
     pub cgroup: Cgroup,
     pub network: Network,
+    pub import: Import,
+}
+
+/// Archives on their way in. They are kept in `state_dir` meanwhile, beside the store.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Import {
+    /// Of an archive, and once more of what a compressed one unpacks to.
+    pub max_bytes: u64,
+    /// Stays free on the file system of `state_dir`.
+    pub reserve_bytes: u64,
+    /// How long a caller may send nothing.
+    #[serde(with = "berth_daemon::duration")]
+    pub idle_timeout: Duration,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -146,6 +160,11 @@ impl Default for Config {
                 bridge: "berth0".into(),
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
                 cool_down: ipam::COOL_DOWN_DEFAULT,
+            },
+            import: Import {
+                max_bytes: 8 << 30,
+                reserve_bytes: 256 << 20,
+                idle_timeout: Duration::from_secs(60),
             },
         }
     }
@@ -258,6 +277,11 @@ fn check(config: &Config) -> anyhow::Result<()> {
     not_zero("purge_interval", config.purge_interval)?;
     not_zero("shutdown_grace", config.shutdown_grace)?;
     not_zero("containerd.call_timeout", config.containerd.call_timeout)?;
+    not_zero("import.idle_timeout", config.import.idle_timeout)?;
+    ensure!(
+        config.import.max_bytes >= 1 << 20,
+        "import.max_bytes: must be at least 1048576"
+    );
     ensure!(
         config.log_limit_bytes >= 64 << 10,
         "log_limit_bytes: must be at least 65536"
@@ -289,6 +313,8 @@ mod tests {
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),
+            ("import.max_bytes",                 |it| it.import.max_bytes = 0),
+            ("import.idle_timeout",              |it| it.import.idle_timeout = Duration::ZERO),
         ];
         for (key, break_it) in cases {
             let mut config = Config::default();

@@ -47,6 +47,15 @@ pub(crate) fn image_failure(error: ImageError) -> Failure {
             Failure::new(Reason::ImageCorrupt, message).with("image", image)
         }
         ImageError::ArchiveInvalid { .. } => Failure::new(Reason::ArchiveInvalid, message),
+        ImageError::ArchiveTooLarge { limit_bytes } => {
+            Failure::new(Reason::ArchiveTooLarge, message).with("limit_bytes", limit_bytes)
+        }
+        ImageError::DiskLow {
+            free_bytes,
+            reserve_bytes,
+        } => Failure::new(Reason::DiskLow, message)
+            .with("free_bytes", free_bytes)
+            .with("reserve_bytes", reserve_bytes),
         ImageError::PlatformMissing { image, platform } => {
             Failure::new(Reason::PlatformMissing, message)
                 .with("image", image)

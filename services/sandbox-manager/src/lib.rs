@@ -6,12 +6,14 @@ mod config;
 mod crash;
 mod execute;
 mod failures;
+mod image_users;
 mod node;
 mod ready;
 mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod spool;
 mod sweep;
 
 pub use app::App;

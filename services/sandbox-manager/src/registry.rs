@@ -15,7 +15,7 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, UpdateError};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -53,6 +53,8 @@ pub(crate) struct Shared<R, N> {
     pub(crate) stop: CancellationToken,
     /// As the kernel names this boot.
     pub(crate) boot_id: String,
+    /// Shared by admissions, alone for the removal of an image: it looks who uses the image, and that stays true.
+    images: RwLock<()>,
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
     tracker: TaskTracker,
@@ -119,6 +121,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             task_creations: Semaphore::new(limits.task_creations),
             stop,
             boot_id,
+            images: RwLock::default(),
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
@@ -131,6 +134,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     pub(crate) fn store(&self) -> &Store {
         &self.0.store
+    }
+
+    pub(crate) fn image_lock(&self) -> &RwLock<()> {
+        &self.0.images
     }
 
     /// Takes up every record, and follows the ends of tasks from here on.
@@ -269,8 +276,12 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             expires_at: terms.time_to_live.map(|it| now + it),
             boot_id: self.0.boot_id.clone(),
         };
-        let admitted = self.0.store.admit(id, spec, arrival, now);
-        match crash::around("create/promise", admitted).await {
+        let admitted = {
+            let _no_removal = self.0.images.read().await;
+            let admitted = self.0.store.admit(id, spec, arrival, now);
+            crash::around("create/promise", admitted).await
+        };
+        match admitted {
             Ok(StoreAdmitted::Begun(record)) => {
                 let admitted = Admitted {
                     generation: record.generation,

@@ -5,7 +5,7 @@ mod images;
 mod node;
 mod sandboxes;
 
-pub(crate) use images::ImageRpc;
+pub(crate) use images::{ImageRpc, Imports};
 pub(crate) use node::{About, NodeRpc};
 pub(crate) use sandboxes::SandboxRpc;
 

@@ -200,15 +200,14 @@ impl Scenario {
                 ground.until(ID, SandboxStatus::Dead).await?;
                 Ok("undone by the next start, the reason kept")
             }
-            Self::Stop => match node.get(ID).await?.status() {
-                SandboxStatus::Running if !ground.ends(ID, SandboxStatus::Dead).await => {
-                    Ok("nothing was promised")
+            Self::Stop => {
+                let stands = node.get(ID).await?.status() == SandboxStatus::Running;
+                if stands && !ground.ends(ID, SandboxStatus::Dead).await {
+                    return Ok("nothing was promised");
                 }
-                _ => {
-                    ground.until(ID, SandboxStatus::Dead).await?;
-                    Ok("finished by the next start")
-                }
-            },
+                ground.until(ID, SandboxStatus::Dead).await?;
+                Ok("finished by the next start")
+            }
             Self::Delete | Self::DeleteUnrecorded => {
                 let gone = || async { node.get(ID).await.is_err() };
                 match eventually("it is gone", Duration::from_secs(2), gone).await {

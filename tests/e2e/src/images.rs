@@ -7,9 +7,9 @@ use sha2::{Digest as _, Sha256};
 
 pub const BUSYBOX: &str = "berth.local/busybox:1";
 
-const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 pub fn digest(bytes: &[u8]) -> String {
@@ -143,9 +143,9 @@ impl ImageParts {
         tar.into_inner().expect("writing to memory cannot fail")
     }
 
-    /// As `docker save` writes it: plain layer tars and a manifest.json.
+    /// As `docker save` writes it: layers by path and a manifest.json.
     pub fn docker_archive(&self, tag: &str) -> Vec<u8> {
-        let manifest: Value = self.json(self.manifest["digest"].as_str().expect("it has one"));
+        let manifest = self.manifest();
         let config = manifest["config"]["digest"].as_str().expect("it has one");
         let config_name = format!("{}.json", &config["sha256:".len()..]);
         let mut tar = tar::Builder::new(vec![]);
@@ -170,13 +170,38 @@ impl ImageParts {
         tar.into_inner().expect("writing to memory cannot fail")
     }
 
+    /// Digest of the manifest or index.
+    pub fn digest(&self) -> &str {
+        self.manifest["digest"].as_str().expect("it has one")
+    }
+
+    /// The manifest itself, of an image that is no index.
+    pub fn manifest(&self) -> Value {
+        self.json(self.digest())
+    }
+
+    /// Puts another text in place of the manifest, which gets a digest of its own.
+    pub fn with_manifest(mut self, text: &str) -> Self {
+        let bytes = text.as_bytes().to_vec();
+        self.manifest["digest"] = digest(&bytes).into();
+        self.manifest["size"] = bytes.len().into();
+        self.blobs.insert(digest(&bytes), bytes);
+        self
+    }
+
+    /// Changes a blob without telling anybody.
+    pub fn with_blob(mut self, digest: &str, change: impl FnOnce(&mut Vec<u8>)) -> Self {
+        change(self.blobs.get_mut(digest).expect("it has this blob"));
+        self
+    }
+
     fn json(&self, digest: &str) -> Value {
         serde_json::from_slice(&self.blobs[digest]).expect("made here")
     }
 }
 
 /// An index over images for several platforms, as one image.
-pub fn multi_arch(images: &[(&str, &ImageParts)], name: &str) -> Vec<u8> {
+pub fn multi_arch(images: &[(&str, &ImageParts)]) -> ImageParts {
     let mut blobs = BTreeMap::new();
     let mut manifests = vec![];
     for (architecture, image) in images {
@@ -185,18 +210,21 @@ pub fn multi_arch(images: &[(&str, &ImageParts)], name: &str) -> Vec<u8> {
         manifest["platform"] = json!({ "os": "linux", "architecture": architecture });
         manifests.push(manifest);
     }
-    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests });
+    indexed(blobs, &manifests)
+}
+
+/// The image within so many indexes.
+pub fn nested(image: &ImageParts, depth: usize) -> ImageParts {
+    (0..depth).fold(image.clone(), |it, _| indexed(it.blobs, &[it.manifest]))
+}
+
+/// An index with these entries.
+pub fn indexed(mut blobs: BTreeMap<String, Vec<u8>>, entries: &[Value]) -> ImageParts {
+    let index = json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": entries });
     let index = index.to_string().into_bytes();
-    let descriptor = json!({
-        "mediaType": INDEX, "digest": digest(&index), "size": index.len(),
-        "annotations": { "io.containerd.image.name": name },
-    });
+    let manifest = json!({ "mediaType": INDEX, "digest": digest(&index), "size": index.len() });
     blobs.insert(digest(&index), index);
-    let parts = ImageParts {
-        blobs,
-        manifest: Value::Null,
-    };
-    parts.oci_archive_with(&json!({ "schemaVersion": 2, "manifests": [descriptor] }))
+    ImageParts { blobs, manifest }
 }
 
 fn add_bytes(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8]) {
@@ -225,6 +253,10 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
         .write_all(bytes)
         .expect("writing to memory cannot fail");
     encoder.finish().expect("writing to memory cannot fail")
+}
+
+pub fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
 }
 
 pub fn architecture() -> &'static str {

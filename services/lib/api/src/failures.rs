@@ -18,11 +18,13 @@ fn code(reason: Reason) -> Code {
         Reason::InvalidField
         | Reason::UnsupportedField
         | Reason::SpecTooLarge
-        | Reason::ArchiveInvalid => Code::InvalidArgument,
+        | Reason::ArchiveInvalid
+        | Reason::ArchiveTooLarge => Code::InvalidArgument,
         Reason::SpecConflict => Code::AlreadyExists,
-        Reason::GenerationConflict | Reason::CreateCancelled | Reason::ExpiryConflict => {
-            Code::Aborted
-        }
+        Reason::GenerationConflict
+        | Reason::CreateCancelled
+        | Reason::ExpiryConflict
+        | Reason::ImportStalled => Code::Aborted,
         Reason::SandboxNotFound | Reason::ContainerNotFound | Reason::ImageNotFound => {
             Code::NotFound
         }
@@ -32,7 +34,7 @@ fn code(reason: Reason) -> Code {
         | Reason::PortTimeout
         | Reason::ContainerExited
         | Reason::RuntimeRefused => Code::FailedPrecondition,
-        Reason::AddressesExhausted | Reason::StoreFull => Code::ResourceExhausted,
+        Reason::AddressesExhausted | Reason::StoreFull | Reason::DiskLow => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_platform::ImageError;
+use berth_platform::{ArchiveLimits, ImageError};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -18,6 +18,10 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Links to links lead nowhere useful.
 const LINKS_MAX: usize = 8;
+/// Files in an archive. An image has a few per layer.
+const ENTRIES_MAX: usize = 1 << 16;
+/// The largest header that only tells of the next entry, as a long name. Such headers are read into memory.
+const EXTENSION_MAX: u64 = 64 << 10;
 
 /// An archive whose content is known by place.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub(crate) struct Archive {
     made: BTreeMap<String, Vec<u8>>,
     /// Where blobs lie that are not under `blobs/`.
     places: BTreeMap<String, String>,
+    /// What lies at a path, for paths that are named more than once.
+    digested: BTreeMap<String, Descriptor>,
     pub(crate) images: Vec<ArchiveImage>,
     /// A plain copy of a compressed archive, which goes with this.
     _plain: Option<Scratch>,
@@ -77,8 +83,8 @@ fn node(operation: &'static str) -> impl FnOnce(io::Error) -> ImageError {
 }
 
 impl Archive {
-    /// Opens and indexes an archive. Blocks.
-    pub(crate) fn open(path: &Path) -> Result<Self, ImageError> {
+    /// Opens and indexes an archive. A compressed one is unpacked beside it, within `limits`. Blocks.
+    pub(crate) fn open(path: &Path, limits: ArchiveLimits) -> Result<Self, ImageError> {
         let mut file = File::open(path).map_err(node("opening the archive"))?;
         let mut magic = [0; 2];
         let compressed = file.read_exact(&mut magic).is_ok() && magic == GZIP;
@@ -94,7 +100,7 @@ impl Archive {
                 .truncate(true)
                 .open(&copy)
                 .map_err(node("unpacking the archive"))?;
-            decompress(file, &mut out)?;
+            decompress(file, &mut out, limits)?;
             file = out;
             plain = Some(scratch);
         }
@@ -104,6 +110,7 @@ impl Archive {
             entries,
             made: BTreeMap::new(),
             places: BTreeMap::new(),
+            digested: BTreeMap::new(),
             images: vec![],
             _plain: plain,
         };
@@ -160,6 +167,13 @@ impl Archive {
         let saved: Vec<Saved> = self.json("manifest.json")?;
         let mut images = vec![];
         for it in saved {
+            if it.layers.len() > oci::LAYERS_MAX {
+                let layers = it.layers.len();
+                return Err(invalid(format!(
+                    "an image has {layers} layers, the limit is {}",
+                    oci::LAYERS_MAX
+                )));
+            }
             let config = self.digested(&it.config, oci::OCI_CONFIG)?;
             let mut layers = vec![];
             for path in &it.layers {
@@ -189,6 +203,9 @@ impl Archive {
 
     /// Describes a file that the archive names by path. Its compression is read from its first bytes.
     fn digested(&mut self, path: &str, media_type: &str) -> Result<Descriptor, ImageError> {
+        if let Some(known) = self.digested.get(path) {
+            return Ok(known.clone());
+        }
         let (start, size) = self.place(path)?;
         let mut reader = self.reader(start, size)?;
         let mut hash = Sha256::new();
@@ -212,12 +229,14 @@ impl Archive {
         };
         let digest = oci::digest_text(hash);
         self.places.insert(digest.clone(), path.to_owned());
-        Ok(Descriptor {
+        let descriptor = Descriptor {
             media_type: format!("{media_type}{suffix}"),
             digest,
             size,
             ..Descriptor::default()
-        })
+        };
+        self.digested.insert(path.to_owned(), descriptor.clone());
+        Ok(descriptor)
     }
 
     /// Whether the archive has this blob.
@@ -314,6 +333,8 @@ fn index(file: &mut File) -> Result<BTreeMap<String, Entry>, ImageError> {
         .map_err(node("reading the archive"))?;
     file.rewind().map_err(node("reading the archive"))?;
     let torn = |error: io::Error| invalid(format!("it is not a whole tar: {error}"));
+    check_headers(file)?;
+    file.rewind().map_err(node("reading the archive"))?;
     let mut entries = BTreeMap::new();
     let mut tar = tar::Archive::new(file);
     for entry in tar.entries_with_seek().map_err(torn)? {
@@ -341,6 +362,30 @@ fn index(file: &mut File) -> Result<BTreeMap<String, Entry>, ImageError> {
     Ok(entries)
 }
 
+/// Refuses what could not be indexed in memory.
+fn check_headers(file: &mut File) -> Result<(), ImageError> {
+    let torn = |error: io::Error| invalid(format!("it is not a whole tar: {error}"));
+    let mut tar = tar::Archive::new(file);
+    for (number, entry) in tar.entries_with_seek().map_err(torn)?.raw(true).enumerate() {
+        let entry = entry.map_err(torn)?;
+        let kind = entry.header().entry_type();
+        let extends = kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions();
+        if number >= ENTRIES_MAX {
+            return Err(invalid(format!("it has more than {ENTRIES_MAX} files")));
+        }
+        if extends && entry.size() > EXTENSION_MAX {
+            return Err(invalid(format!(
+                "the name or the attributes of a file have {} bytes, the limit is {EXTENSION_MAX}",
+                entry.size()
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Without `.`, `..` and leading slashes; a link that begins with a slash begins at the root of the archive.
 fn normalize(path: &str) -> String {
     let path = path.rfind("//").map_or(path, |at| &path[at + 1..]);
@@ -355,9 +400,10 @@ fn normalize(path: &str) -> String {
     parts.join("/")
 }
 
-fn decompress(from: File, to: &mut File) -> Result<(), ImageError> {
+fn decompress(from: File, to: &mut File, limits: ArchiveLimits) -> Result<(), ImageError> {
     let mut reader = flate2::read::MultiGzDecoder::new(from);
     let mut buffer = vec![0; 1 << 20];
+    let mut written = 0;
     loop {
         let length = match reader.read(&mut buffer) {
             Ok(length) => length,
@@ -366,7 +412,12 @@ fn decompress(from: File, to: &mut File) -> Result<(), ImageError> {
         if length == 0 {
             break;
         }
+        let disk = rustix::fs::fstatvfs(&*to).map_err(io::Error::from);
+        let disk = disk.map_err(node("looking at the disk of the archive"))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        limits.admit(written, length as u64, free)?;
         io::Write::write_all(to, &buffer[..length]).map_err(node("unpacking the archive"))?;
+        written += length as u64;
     }
     to.rewind().map_err(node("unpacking the archive"))
 }
@@ -392,11 +443,22 @@ mod tests {
         tar.into_inner().unwrap()
     }
 
+    const LIMITS: ArchiveLimits = ArchiveLimits {
+        max_bytes: 1 << 20,
+        reserve_bytes: 0,
+    };
+
     fn open(bytes: &[u8]) -> Result<Archive, ImageError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("archive");
         std::fs::write(&path, bytes).unwrap();
-        Archive::open(&path)
+        Archive::open(&path, LIMITS)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+        io::Write::write_all(&mut gzip, bytes).unwrap();
+        gzip.finish().unwrap()
     }
 
     fn saved() -> Vec<u8> {
@@ -445,17 +507,89 @@ mod tests {
     fn a_compressed_archive_is_read_and_its_copy_goes_away() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("archive");
-        let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
-        io::Write::write_all(&mut gzip, &saved()).unwrap();
-        std::fs::write(&path, gzip.finish().unwrap()).unwrap();
-        let archive = Archive::open(&path).unwrap();
+        std::fs::write(&path, gzip(&saved())).unwrap();
+        let archive = Archive::open(&path, LIMITS).unwrap();
         assert_eq!(archive.images.len(), 1);
         drop(archive);
-        let left: Vec<_> = std::fs::read_dir(dir.path())
-            .unwrap()
-            .map(|it| it.unwrap().path())
-            .collect();
-        assert_eq!(left, [path]);
+        assert_eq!(files(dir.path()), [path]);
+    }
+
+    #[test]
+    fn what_a_compressed_archive_unpacks_to_is_bounded_and_goes_when_it_is_too_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("archive");
+        std::fs::write(&path, gzip(&vec![0; 2 << 20])).unwrap();
+        let error = Archive::open(&path, LIMITS).unwrap_err();
+        assert!(
+            matches!(error, ImageError::ArchiveTooLarge { .. }),
+            "{error}"
+        );
+        let full = ArchiveLimits {
+            max_bytes: u64::MAX,
+            reserve_bytes: u64::MAX,
+        };
+        let error = Archive::open(&path, full).unwrap_err();
+        assert!(matches!(error, ImageError::DiskLow { .. }), "{error}");
+        assert_eq!(files(dir.path()), [path]);
+    }
+
+    fn files(dir: &Path) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(dir).unwrap();
+        entries.map(|it| it.unwrap().path()).collect()
+    }
+
+    #[test]
+    fn a_name_as_large_as_an_archive_is_not_read() {
+        for kind in [
+            tar::EntryType::GNULongName,
+            tar::EntryType::GNULongLink,
+            tar::EntryType::XHeader,
+            tar::EntryType::XGlobalHeader,
+        ] {
+            let mut tar = tar::Builder::new(vec![]);
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            let name = vec![b'x'; EXTENSION_MAX as usize + 1];
+            header.set_size(name.len() as u64);
+            tar.append_data(&mut header, "long", &name[..]).unwrap();
+            let error = open(&tar.into_inner().unwrap()).unwrap_err();
+            assert!(error.to_string().contains("attributes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_archive_of_more_files_than_can_be_indexed_is_refused() {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("x").unwrap();
+        header.set_size(0);
+        header.set_cksum();
+        let tar = header.as_bytes().repeat(ENTRIES_MAX + 1);
+        let error = open(&tar).unwrap_err();
+        assert!(error.to_string().contains("files"), "{error}");
+    }
+
+    #[test]
+    fn a_document_that_is_too_large_is_refused_before_it_is_read() {
+        let bytes = vec![b' '; oci::DOCUMENT_MAX as usize + 1];
+        let digest = oci::digest(&bytes);
+        let index = format!(
+            r#"{{"manifests":[{{"mediaType":"{}","digest":"{digest}","size":1}}]}}"#,
+            oci::OCI_MANIFEST
+        );
+        let path = format!("blobs/{}", digest.replace(':', "/"));
+        let archive = tar(
+            &[("index.json", index.as_bytes()), (path.as_str(), &bytes)],
+            &[],
+        );
+        let mut archive = open(&archive).unwrap();
+        let target = archive.images[0].target.clone();
+        let error = archive.document(&target).unwrap_err();
+        assert!(
+            matches!(error, ImageError::ArchiveInvalid { .. }),
+            "{error}"
+        );
+        let huge = tar(&[("index.json", &bytes)], &[]);
+        assert!(open(&huge).unwrap_err().to_string().contains("too large"));
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Client {
         }
     }
 
+    /// The lease of these calls.
+    pub(crate) fn lease(&self) -> Option<&str> {
+        self.headers.lease.as_ref().and_then(|it| it.to_str().ok())
+    }
+
     services! {
         containers: ContainersClient,
         content: ContentClient,

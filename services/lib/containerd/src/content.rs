@@ -7,8 +7,8 @@ use std::{
 
 use berth_platform::ImageError;
 use containerd_client::services::v1::{
-    AbortRequest, CreateRequest, DeleteRequest, Info, InfoRequest, ReadContentRequest,
-    UpdateRequest, WriteAction, WriteContentRequest,
+    AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, Info, InfoRequest,
+    ReadContentRequest, Resource, UpdateRequest, WriteAction, WriteContentRequest,
 };
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
@@ -17,7 +17,7 @@ use tonic::Code;
 
 use crate::{
     client::{CallError, Client, found, made},
-    oci::Descriptor,
+    oci::{DOCUMENT_MAX, Descriptor, corrupt},
 };
 
 /// containerd refuses messages over 16 MiB.
@@ -93,10 +93,37 @@ pub(crate) async fn delete_lease(client: &Client, id: &str, sync: bool) -> Resul
         id: id.to_owned(),
         sync,
     };
-    let deleted = client
-        .call("removing a lease", client.leases().delete(request))
-        .await;
+    let mut leases = client.leases();
+    let deleting = leases.delete(request);
+    let deleted = if sync {
+        // Collecting takes as long as there is to collect.
+        client.long_call("removing a lease", deleting).await
+    } else {
+        client.call("removing a lease", deleting).await
+    };
     found(deleted).map(drop)
+}
+
+/// Has the lease of these calls hold a blob (`content`) or a snapshot (`snapshots/<snapshotter>`), whether it is there yet
+/// or not. What is looked for after this, and found, stays.
+pub(crate) async fn hold(client: &Client, kind: &str, id: &str) -> Result<(), CallError> {
+    let Some(lease) = client.lease() else {
+        return Ok(());
+    };
+    let request = AddResourceRequest {
+        id: lease.to_owned(),
+        resource: Some(Resource {
+            id: id.to_owned(),
+            r#type: kind.to_owned(),
+        }),
+    };
+    let held = client
+        .call(
+            "holding on to content",
+            client.leases().add_resource(request),
+        )
+        .await;
+    made(held).map(drop)
 }
 
 /// Where the bytes of a blob come from. An error ends the write.
@@ -130,10 +157,7 @@ pub(crate) async fn write(
         "writing content",
         client_write(client, ReceiverStream::new(receiver)),
     );
-    let corrupt = |what: String| ImageError::Corrupt {
-        image: image.to_owned(),
-        what,
-    };
+    let corrupt = |what: String| corrupt(image, what);
     let advance = &advance;
     // It owns the sender: however it ends, the write ends with it.
     let feeding = async move {
@@ -227,17 +251,29 @@ pub(crate) async fn write_bytes(
 }
 
 pub(crate) async fn exists(client: &Client, digest: &str) -> Result<bool, CallError> {
+    Ok(labels(client, digest).await?.is_some())
+}
+
+/// The labels of a blob; `None` where it is not there.
+pub(crate) async fn labels(
+    client: &Client,
+    digest: &str,
+) -> Result<Option<HashMap<String, String>>, CallError> {
     let request = InfoRequest {
         digest: digest.to_owned(),
     };
     let info = client
         .call("looking for content", client.content().info(request))
         .await;
-    Ok(found(info)?.is_some())
+    Ok(found(info)?.map(|it| it.info.unwrap_or_default().labels))
 }
 
 /// Reads a document; `None` where it is not there.
-pub(crate) async fn read(client: &Client, digest: &str) -> Result<Option<Vec<u8>>, CallError> {
+pub(crate) async fn read(
+    client: &Client,
+    image: &str,
+    digest: &str,
+) -> Result<Option<Vec<u8>>, ImageError> {
     let request = ReadContentRequest {
         digest: digest.to_owned(),
         offset: 0,
@@ -248,10 +284,21 @@ pub(crate) async fn read(client: &Client, digest: &str) -> Result<Option<Vec<u8>
         let mut bytes = Vec::new();
         while let Some(part) = parts.message().await? {
             bytes.extend(part.data);
+            if bytes.len() as u64 > DOCUMENT_MAX {
+                break;
+            }
         }
         Ok(tonic::Response::new(bytes))
     };
-    found(client.call("reading content", reading).await)
+    let read = found(client.call("reading content", reading).await)?;
+    if read
+        .as_ref()
+        .is_some_and(|it| it.len() as u64 > DOCUMENT_MAX)
+    {
+        let what = format!("{digest} is larger than the {DOCUMENT_MAX} bytes of a document");
+        return Err(corrupt(image, what));
+    }
+    Ok(read)
 }
 
 /// Sets labels of a blob that is there.

@@ -19,15 +19,17 @@ use crate::{
     archive::Archive,
     client::{CallError, Client, found, made},
     content::{self, TemporaryLease},
-    oci::{Descriptor, Index, Manifest},
+    oci::{self, Descriptor, Index, document},
     runtime::Containerd,
-    unpack::{self, Resolved, document, index_labels, manifest_labels, platform_missing},
+    unpack::{self, Resolved, index_labels, manifest_labels, platform_missing},
+    walk::Walk,
 };
 
 /// As Kubernetes calls it: other collectors on the same containerd leave it alone too.
 const LABEL_PINNED: &str = "io.cri-containerd.pinned";
 
-/// What is known of images without asking again: targets are digests, so it stays true.
+/// What is known of images without reading it again: targets are digests, so it stays true. Whether they are still here,
+/// only containerd knows: others remove images too.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     resolved: Mutex<BTreeMap<String, Arc<Resolved>>>,
@@ -56,6 +58,13 @@ impl Known {
         resolved
     }
 
+    fn forget(&self, target: &str) {
+        self.resolved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(target);
+    }
+
     async fn turn(&self, name: &str) -> tokio::sync::OwnedMutexGuard<()> {
         let turn = {
             let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +76,8 @@ impl Known {
 }
 
 impl Containerd {
-    /// The image of this name for this machine; `None` where it or a part of its content is not here.
+    /// The image of this name for this machine; `None` where it is not here. Its content may have been removed since it
+    /// was read: what is made of it fails then.
     pub(crate) async fn local_image(
         &self,
         image: &ImageRef,
@@ -111,6 +121,19 @@ impl Containerd {
         self.name(client, &image.to_string(), &target, false)
             .await
             .map(Some)
+    }
+
+    /// The same, with its documents looked at.
+    async fn whole_image(
+        &self,
+        image: &ImageRef,
+    ) -> Result<Option<(Image, Arc<Resolved>)>, ImageError> {
+        let Some(stored) = self.stored_image(image).await? else {
+            return Ok(None);
+        };
+        self.known().forget(&target_of(&stored).digest);
+        let resolved = self.resolve(&stored).await?;
+        Ok(resolved.map(|resolved| (stored, resolved)))
     }
 
     async fn resolve(&self, stored: &Image) -> Result<Option<Arc<Resolved>>, ImageError> {
@@ -196,28 +219,27 @@ impl Containerd {
         image: &str,
         target: &Descriptor,
     ) -> Result<(), ImageError> {
-        let bytes = archive.document(target).await?;
-        if !target.is_index() {
-            let manifest: Manifest = document(image, target, &bytes)?;
-            for blob in manifest.layers.iter().chain([&manifest.config]) {
-                archive.store(client, image, blob).await?;
-            }
-            let labels = manifest_labels(&manifest);
-            return content::write_bytes(client, image, target, labels, bytes).await;
+        let mut walk = Walk::new(image, target);
+        while let Some(next) = walk.next() {
+            let bytes = archive.document(&next).await?;
+            // Nothing is followed that is not what it was promised to be.
+            oci::verify(image, &next, &bytes)?;
+            let labels = if next.is_index() {
+                let index: Index = document(image, &next, &bytes)?;
+                let mut kept = index.candidates();
+                kept.retain(|it| archive.has(&it.digest));
+                walk.enter(&kept)?;
+                index_labels(kept)
+            } else {
+                let manifest = oci::manifest(image, &next, &bytes)?;
+                for blob in manifest.layers.iter().chain([&manifest.config]) {
+                    archive.store(client, image, blob).await?;
+                }
+                manifest_labels(&manifest)
+            };
+            content::write_bytes(client, image, &next, labels, bytes).await?;
         }
-        let index: Index = document(image, target, &bytes)?;
-        let mut kept = vec![];
-        for entry in index.candidates() {
-            if archive.has(&entry.digest) {
-                // An index may hold an index.
-                Box::pin(self.store_archived(client, archive, image, entry)).await?;
-                kept.push(entry);
-            }
-        }
-        if kept.is_empty() {
-            return Err(platform_missing(image));
-        }
-        content::write_bytes(client, image, target, index_labels(kept), bytes).await
+        Ok(())
     }
 }
 
@@ -225,12 +247,12 @@ impl Images for Containerd {
     async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
         let name = image.to_string();
         if let Some((stored, resolved)) = self.local_image(image).await?
-            && unpack::has_snapshot(self.client(), self.snapshotter(), &resolved.snapshot()).await?
+            && unpack::is_unpacked(self.client(), self.snapshotter(), &resolved).await?
         {
             return Ok(info(stored, Some(&resolved)));
         }
         let _turn = self.known().turn(&name).await;
-        let Some((stored, resolved)) = self.local_image(image).await? else {
+        let Some((stored, resolved)) = self.whole_image(image).await? else {
             return self.fetch(image, progress).await;
         };
         // What is named but not unpacked may have lost layers to somebody else's cleaning.
@@ -256,7 +278,8 @@ impl Images for Containerd {
         pin: bool,
     ) -> Result<Vec<ImageInfo>, ImageError> {
         let path = archive.to_owned();
-        let archive = blocking(move || Archive::open(&path)).await?;
+        let limits = self.archive_limits();
+        let archive = blocking(move || Archive::open(&path, limits)).await?;
         let named = names(&archive, name)?;
         let archive = Shared(Arc::new(Mutex::new(archive)));
         let lease = TemporaryLease::create(self.client()).await?;
@@ -291,7 +314,13 @@ impl Images for Containerd {
         let mut infos = vec![];
         for stored in list.images {
             // One that cannot be run here is still an image of the node.
-            let resolved = self.resolve(&stored).await.ok().flatten();
+            let mut resolved = self.resolve(&stored).await.ok().flatten();
+            if let Some(it) = &resolved
+                && !content::exists(client, &it.manifest.config.digest).await?
+            {
+                self.known().forget(&target_of(&stored).digest);
+                resolved = None;
+            }
             infos.push(info(stored, resolved.as_deref()));
         }
         Ok(infos)
@@ -301,11 +330,10 @@ impl Images for Containerd {
         let client = self.client();
         let request = DeleteImageRequest {
             name: image.to_string(),
-            sync: true,
             ..DeleteImageRequest::default()
         };
         let deleted = client
-            .long_call("removing an image", client.images().delete(request))
+            .call("removing an image", client.images().delete(request))
             .await;
         match found(deleted)? {
             Some(()) => Ok(()),
@@ -314,6 +342,12 @@ impl Images for Containerd {
                 source: None,
             }),
         }
+    }
+
+    async fn collect(&self) -> Result<(), ImageError> {
+        // containerd collects, and says when it has, at the end of a lease.
+        let lease = TemporaryLease::create(self.client()).await?;
+        Ok(lease.end(true).await?)
     }
 }
 

@@ -15,6 +15,7 @@ mod settings;
 mod spec;
 mod unpack;
 mod users;
+mod walk;
 
 pub use runtime::Containerd;
 pub use settings::{PauseRootfs, SetUpError, Settings};

@@ -1,5 +1,8 @@
 //! What is read of image documents, tolerantly: only what is needed has to be there.
 
+use std::collections::BTreeSet;
+
+use berth_platform::ImageError;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -10,8 +13,10 @@ pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// The largest manifest or index that is read: registries refuse larger ones.
+/// The largest manifest, index or configuration that is read: registries refuse larger ones.
 pub(crate) const DOCUMENT_MAX: u64 = 4 << 20;
+/// More layers than an overlay mount can name.
+pub(crate) const LAYERS_MAX: usize = 512;
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -131,7 +136,7 @@ impl Config {
 }
 
 impl Index {
-    /// The manifests to try, best first: those for this machine, then those that do not say.
+    /// The manifests to try, each once, best first: those for this machine, then those that do not say.
     pub(crate) fn candidates(&self) -> Vec<&Descriptor> {
         let manifests = || {
             self.manifests
@@ -139,8 +144,54 @@ impl Index {
                 .filter(|it| it.is_manifest() || it.is_index())
         };
         let own = manifests().filter(|it| it.platform.as_ref().is_some_and(Platform::runs));
+        let mut seen = BTreeSet::new();
         own.chain(manifests().filter(|it| it.platform.is_none()))
+            .filter(|it| seen.insert(it.digest.as_str()))
             .collect()
+    }
+}
+
+/// Reads a manifest, an index or a configuration.
+pub(crate) fn document<T: serde::de::DeserializeOwned>(
+    image: &str,
+    descriptor: &Descriptor,
+    bytes: &[u8],
+) -> Result<T, ImageError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let what = format!("{} is not what it should be: {error}", descriptor.digest);
+        corrupt(image, what)
+    })
+}
+
+/// Reads a manifest whose number of layers a node can carry.
+pub(crate) fn manifest(
+    image: &str,
+    descriptor: &Descriptor,
+    bytes: &[u8],
+) -> Result<Manifest, ImageError> {
+    let manifest: Manifest = document(image, descriptor, bytes)?;
+    let layers = manifest.layers.len();
+    if layers > LAYERS_MAX {
+        let what = format!("it has {layers} layers, the limit is {LAYERS_MAX}");
+        return Err(corrupt(image, what));
+    }
+    Ok(manifest)
+}
+
+/// Refuses bytes that are not what the descriptor promises.
+pub(crate) fn verify(image: &str, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), ImageError> {
+    let actual = digest(bytes);
+    if actual == descriptor.digest {
+        return Ok(());
+    }
+    let what = format!("{} has the content of {actual}", descriptor.digest);
+    Err(corrupt(image, what))
+}
+
+pub(crate) fn corrupt(image: &str, what: impl Into<String>) -> ImageError {
+    ImageError::Corrupt {
+        image: image.to_owned(),
+        what: what.into(),
     }
 }
 
@@ -217,6 +268,41 @@ mod tests {
             .map(|it| it.digest.as_str())
             .collect();
         assert_eq!(order, ["own", "silent"]);
+    }
+
+    #[test]
+    fn an_entry_that_is_repeated_ten_thousand_times_is_one_candidate() {
+        let entry = Descriptor {
+            media_type: OCI_MANIFEST.into(),
+            digest: "own".into(),
+            ..Descriptor::default()
+        };
+        let manifests = vec![entry.clone(); 10_000];
+        assert_eq!(Index { manifests }.candidates(), [&entry]);
+    }
+
+    #[test]
+    fn bytes_that_are_not_what_was_promised_are_corrupt() {
+        let descriptor = |bytes: &[u8]| Descriptor {
+            digest: digest(bytes),
+            ..Descriptor::default()
+        };
+        verify("app", &descriptor(b"a"), b"a").unwrap();
+        let error = verify("app", &descriptor(b"a"), b"b").unwrap_err();
+        assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
+    }
+
+    #[test]
+    fn more_layers_than_a_node_can_carry_are_corrupt() {
+        let of = |layers: usize| {
+            let layer = r#"{"digest":"sha256:a","size":1}"#;
+            let layers = vec![layer; layers].join(",");
+            let text = format!(r#"{{"schemaVersion":2,"config":{layer},"layers":[{layers}]}}"#);
+            manifest("app", &Descriptor::default(), text.as_bytes())
+        };
+        assert_eq!(of(LAYERS_MAX).unwrap().layers.len(), LAYERS_MAX);
+        let error = of(LAYERS_MAX + 1).unwrap_err();
+        assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use berth_domain::{
     ContainerName, ContainerSeen, Generation, Role, Sandbox, SandboxId, TaskSeen, names,
 };
 use berth_platform::{
-    ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
-    RuntimeObjectKind, RuntimeSeen, Usage,
+    ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
+    RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -106,7 +106,7 @@ impl Containerd {
             host,
             pause_root,
             known: Known::default(),
-            registries: Registries::new(settings.plain_http_registries.clone()),
+            registries: Registries::new(settings.plain_http_registries.clone())?,
             heat: if settings.warm_cgroup_lock {
                 Heat::start()
             } else {
@@ -131,6 +131,10 @@ impl Containerd {
 
     pub(crate) fn snapshotter(&self) -> &str {
         &self.0.settings.snapshotter
+    }
+
+    pub(crate) fn archive_limits(&self) -> ArchiveLimits {
+        self.0.settings.archive_limits
     }
 
     fn names(&self) -> &berth_domain::Names {
@@ -1072,6 +1076,8 @@ fn of_image(error: ImageError) -> RuntimeError {
         | ImageError::RegistryDenied { .. }
         | ImageError::Corrupt { .. }
         | ImageError::ArchiveInvalid { .. }
+        | ImageError::ArchiveTooLarge { .. }
+        | ImageError::DiskLow { .. }
         | ImageError::PlatformMissing { .. }
         | ImageError::Node { .. }) => refused("looking for an image", other),
     }

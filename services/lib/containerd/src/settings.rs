@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use berth_cgroup::CgroupError;
 use berth_domain::Names;
+use berth_platform::ArchiveLimits;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -26,6 +27,8 @@ pub struct Settings {
     pub pause_rootfs: PauseRootfs,
     /// `host:port`, or `host:*` for every port of a host.
     pub plain_http_registries: Vec<String>,
+    /// For what a compressed archive unpacks to, beside it.
+    pub archive_limits: ArchiveLimits,
     pub search_domain: String,
     pub name_servers: Vec<IpAddr>,
     pub warm_cgroup_lock: bool,
@@ -50,6 +53,8 @@ pub enum SetUpError {
     Namespace { namespace: String },
     #[error("finding the cgroups of this host")]
     Cgroups(#[from] CgroupError),
+    #[error("preparing to ask registries")]
+    Registries { source: berth_platform::Source },
     #[error("making the root file system of the pause in {}", path.display())]
     PauseRootfs {
         path: PathBuf,

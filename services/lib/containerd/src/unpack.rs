@@ -13,7 +13,8 @@ use containerd_client::services::v1::{
 use crate::{
     client::{CallError, Client, found, made},
     content::{self, unique},
-    oci::{self, Config, Descriptor, Index, Manifest, Platform},
+    oci::{self, Config, Descriptor, Index, Manifest, Platform, corrupt, document},
+    walk::Walk,
 };
 
 /// An image for this machine. Its content never changes: everything hangs on digests.
@@ -42,46 +43,36 @@ pub(crate) async fn resolve(
     image: &str,
     target: &Descriptor,
 ) -> Result<Option<Resolved>, ImageError> {
-    let mut open = vec![target.clone()];
-    let mut missing = false;
-    let mut foreign = None;
-    // An index may hold indexes; what is looked at is bounded by what documents of 4 MiB can name.
-    while let Some(next) = open.pop() {
-        let Some(bytes) = content::read(client, &next.digest).await? else {
+    let mut walk = Walk::new(image, target);
+    let (mut missing, mut foreign) = (false, false);
+    while let Some(next) = walk.next() {
+        let Some(bytes) = content::read(client, image, &next.digest).await? else {
             missing = true;
             continue;
         };
         if next.is_index() {
             let index: Index = document(image, &next, &bytes)?;
-            open.extend(index.candidates().into_iter().rev().cloned());
+            walk.enter(&index.candidates())?;
             continue;
         }
-        let manifest: Manifest = document(image, &next, &bytes)?;
-        let Some(config_bytes) = content::read(client, &manifest.config.digest).await? else {
+        let manifest = oci::manifest(image, &next, &bytes)?;
+        let Some(config_bytes) = content::read(client, image, &manifest.config.digest).await?
+        else {
             missing = true;
             continue;
         };
         let config: Config = document(image, &manifest.config, &config_bytes)?;
         if !config.runs_here() {
-            foreign = Some(Platform {
-                os: config.os,
-                architecture: config.architecture,
-            });
+            foreign = true;
             continue;
         }
-        if config.rootfs.diff_ids.len() != manifest.layers.len() {
-            let what = format!(
-                "{} layers, but {} diff ids",
-                manifest.layers.len(),
-                config.rootfs.diff_ids.len()
-            );
-            return Err(ImageError::Corrupt {
-                image: image.to_owned(),
-                what,
-            });
+        let (layers, diff_ids) = (manifest.layers.len(), config.rootfs.diff_ids.len());
+        if layers != diff_ids {
+            let what = format!("{layers} layers, but {diff_ids} diff ids");
+            return Err(corrupt(image, what));
         }
-        let layers: u64 = manifest.layers.iter().map(|it| it.size).sum();
-        let size = next.size + manifest.config.size + layers;
+        let parts = manifest.layers.iter().chain([&manifest.config, &next]);
+        let size = parts.fold(0, |sum: u64, it| sum.saturating_add(it.size));
         return Ok(Some(Resolved {
             digest: next.digest,
             manifest,
@@ -89,7 +80,7 @@ pub(crate) async fn resolve(
             size,
         }));
     }
-    if missing && foreign.is_none() {
+    if missing && !foreign {
         return Ok(None);
     }
     Err(platform_missing(image))
@@ -100,17 +91,6 @@ pub(crate) fn platform_missing(image: &str) -> ImageError {
         image: image.to_owned(),
         platform: Platform::own().to_string(),
     }
-}
-
-pub(crate) fn document<T: serde::de::DeserializeOwned>(
-    image: &str,
-    descriptor: &Descriptor,
-    bytes: &[u8],
-) -> Result<T, ImageError> {
-    serde_json::from_slice(bytes).map_err(|error| ImageError::Corrupt {
-        image: image.to_owned(),
-        what: format!("{} is not what it should be: {error}", descriptor.digest),
-    })
 }
 
 /// Labels by which containerd's collector sees that a manifest holds its configuration and layers.
@@ -146,7 +126,8 @@ pub(crate) fn index_labels<'a>(
         .collect()
 }
 
-/// Makes a snapshot of each layer that has none, and ties the last one to the configuration.
+/// Makes a snapshot of each layer that has none, and ties the last one to the configuration. Calls under a lease, which
+/// holds what is there already: the image that it came with may be removed meanwhile.
 pub(crate) async fn unpack(
     client: &Client,
     snapshotter: &str,
@@ -158,9 +139,12 @@ pub(crate) async fn unpack(
     let Some(last) = chain.last() else {
         return Ok(());
     };
+    let kind = format!("snapshots/{snapshotter}");
+    content::hold(client, &kind, last).await?;
     if !has_snapshot(client, snapshotter, last).await? {
         let mut parent = String::new();
         for ((layer, diff_id), name) in resolved.manifest.layers.iter().zip(diff_ids).zip(&chain) {
+            content::hold(client, &kind, name).await?;
             if !has_snapshot(client, snapshotter, name).await? {
                 let key = format!("{} {name}", unique("extract"));
                 let applied = apply(
@@ -180,9 +164,34 @@ pub(crate) async fn unpack(
             parent.clone_from(name);
         }
     }
-    let label = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
-    let labels = HashMap::from([(label, last.clone())]);
+    let labels = HashMap::from([(snapshot_label(snapshotter), last.clone())]);
     Ok(content::label(client, &resolved.manifest.config.digest, labels).await?)
+}
+
+/// The label by which a configuration holds the snapshot of its image.
+fn snapshot_label(snapshotter: &str) -> String {
+    format!("containerd.io/gc.ref.snapshot.{snapshotter}")
+}
+
+/// Whether the snapshot of the image is there, and held by the image's own configuration.
+pub(crate) async fn is_unpacked(
+    client: &Client,
+    snapshotter: &str,
+    resolved: &Resolved,
+) -> Result<bool, CallError> {
+    let snapshot = resolved.snapshot();
+    if snapshot.is_empty() {
+        // An image without layers has no snapshot, and needs none.
+        return content::exists(client, &resolved.manifest.config.digest).await;
+    }
+    let (labels, there) = tokio::try_join!(
+        content::labels(client, &resolved.manifest.config.digest),
+        has_snapshot(client, snapshotter, &snapshot),
+    )?;
+    let held = labels
+        .unwrap_or_default()
+        .remove(&snapshot_label(snapshotter));
+    Ok(there && held == Some(snapshot))
 }
 
 async fn apply(
@@ -193,10 +202,6 @@ async fn apply(
     parent: &str,
     (layer, diff_id, name): (&Descriptor, &str, &str),
 ) -> Result<(), ImageError> {
-    let corrupt = |what: String| ImageError::Corrupt {
-        image: image.to_owned(),
-        what,
-    };
     let request = PrepareSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: key.to_owned(),
@@ -219,7 +224,7 @@ async fn apply(
         let error = ImageError::from(error);
         // What the kernel or the disk refuses is the node's fault, the rest the layer's.
         if matches!(error, ImageError::Refused { .. }) && !says_disk(&said) {
-            return corrupt(format!("layer {}: {said}", layer.digest));
+            return corrupt(image, format!("layer {}: {said}", layer.digest));
         }
         error
     })?;
@@ -229,7 +234,7 @@ async fn apply(
             "layer {} unpacks to {digest}, not to {diff_id}",
             layer.digest
         );
-        return Err(corrupt(what));
+        return Err(corrupt(image, what));
     }
     let request = CommitSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
@@ -257,15 +262,7 @@ fn says_disk(text: &str) -> bool {
     .any(|it| text.contains(it))
 }
 
-pub(crate) async fn has_snapshot(
-    client: &Client,
-    snapshotter: &str,
-    key: &str,
-) -> Result<bool, CallError> {
-    if key.is_empty() {
-        // An image without layers has no snapshot, and needs none.
-        return Ok(true);
-    }
+async fn has_snapshot(client: &Client, snapshotter: &str, key: &str) -> Result<bool, CallError> {
     let request = StatSnapshotRequest {
         snapshotter: snapshotter.to_owned(),
         key: key.to_owned(),

@@ -48,6 +48,9 @@ reasons! {
     Internal = "INTERNAL",
     NodeDraining = "NODE_DRAINING",
     ExpiryConflict = "EXPIRY_CONFLICT",
+    ArchiveTooLarge = "ARCHIVE_TOO_LARGE",
+    DiskLow = "DISK_LOW",
+    ImportStalled = "IMPORT_STALLED",
 }
 
 impl Reason {

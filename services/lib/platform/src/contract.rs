@@ -74,7 +74,14 @@ pub async fn an_image_that_is_there_is_listed<R: Images>(runtime: &R, subject: &
         listed.iter().any(|it| it.name == name),
         "{name} is not in {listed:?}"
     );
-    runtime.remove_image(&missing_image()).await.unwrap();
+    let missing = runtime.remove_image(&missing_image()).await;
+    assert!(
+        matches!(missing, Err(ImageError::NotFound { .. })),
+        "{missing:?}"
+    );
+    runtime.collect().await.unwrap();
+    let kept = runtime.list_images().await.unwrap();
+    assert!(kept.iter().any(|it| it.name == name), "it has a name");
 }
 
 pub async fn a_file_that_is_no_archive_is_refused<R: Images>(runtime: &R) {

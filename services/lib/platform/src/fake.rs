@@ -550,10 +550,20 @@ impl Images for FakeNode {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
         self.change("remove_image", image, |state| {
-            state.images.remove(&image.to_string());
-            Ok(())
+            match state.images.remove(&image.to_string()) {
+                Some(_) => Ok(()),
+                None => Err(ImageError::NotFound {
+                    image: image.to_string(),
+                    source: None,
+                }),
+            }
         })
         .await
+    }
+
+    /// Nothing stays of a name that is removed.
+    async fn collect(&self) -> Result<(), ImageError> {
+        self.change("collect", "", |_| Ok(())).await
     }
 }
 

@@ -36,9 +36,39 @@ pub trait Images: Send + Sync + 'static {
 
     fn list_images(&self) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
 
-    /// Removes one name.
+    /// Removes one name. What nothing else holds goes when the node finds the time, or with [`Self::collect`].
     fn remove_image(&self, image: &ImageRef)
     -> impl Future<Output = Result<(), ImageError>> + Send;
+
+    /// Returns when content and snapshots that nothing holds are gone.
+    fn collect(&self) -> impl Future<Output = Result<(), ImageError>> + Send;
+}
+
+/// What an archive may take of the disk that it is kept on while it is imported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArchiveLimits {
+    /// Of the archive as it comes, and once more of what a compressed one unpacks to.
+    pub max_bytes: u64,
+    /// Stays free, for the store and whoever else writes there.
+    pub reserve_bytes: u64,
+}
+
+impl ArchiveLimits {
+    /// Whether a file of `size` bytes may grow by `more`, where its disk has `free` bytes.
+    pub fn admit(&self, size: u64, more: u64, free: u64) -> Result<(), ImageError> {
+        if size.saturating_add(more) > self.max_bytes {
+            return Err(ImageError::ArchiveTooLarge {
+                limit_bytes: self.max_bytes,
+            });
+        }
+        if free < self.reserve_bytes.saturating_add(more) {
+            return Err(ImageError::DiskLow {
+                free_bytes: free,
+                reserve_bytes: self.reserve_bytes,
+            });
+        }
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +105,12 @@ pub enum ImageError {
     Corrupt { image: String, what: String },
     #[error("the archive is not an image: {what}")]
     ArchiveInvalid { what: String },
+    #[error("the archive, or what it unpacks to, is larger than {limit_bytes} bytes")]
+    ArchiveTooLarge { limit_bytes: u64 },
+    #[error(
+        "the disk for archives has {free_bytes} bytes left, and {reserve_bytes} are to stay free"
+    )]
+    DiskLow { free_bytes: u64, reserve_bytes: u64 },
     #[error("image {image} has no variant for {platform}")]
     PlatformMissing { image: String, platform: String },
     #[error("containerd does not answer: {operation}")]
@@ -92,4 +128,25 @@ pub enum ImageError {
         operation: &'static str,
         source: Source,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_archive_grows_to_its_limit_and_only_into_room_that_may_be_used() {
+        let limits = ArchiveLimits {
+            max_bytes: 100,
+            reserve_bytes: 50,
+        };
+        limits.admit(90, 10, 60).unwrap();
+        let large = limits.admit(90, 11, 1000).unwrap_err();
+        assert!(matches!(
+            large,
+            ImageError::ArchiveTooLarge { limit_bytes: 100 }
+        ));
+        let low = limits.admit(0, 10, 59).unwrap_err();
+        assert!(matches!(low, ImageError::DiskLow { free_bytes: 59, .. }));
+    }
 }

@@ -8,7 +8,7 @@ pub mod images;
 pub mod network;
 pub mod runtime;
 
-pub use images::{ImageError, ImageInfo, Images, LayerProgress, Progress};
+pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
     ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };

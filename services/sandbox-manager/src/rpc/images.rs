@@ -1,60 +1,39 @@
 //! `ImageService`.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    pin::Pin,
-    time::Duration,
-};
+use std::{path::PathBuf, pin::Pin, time::Duration};
 
 use berth_api::v1::{
     self, image_service_server::ImageService, import_image_request::Part,
     pull_image_response::Event,
 };
-use berth_domain::{Failure, ImageRef, Reason, SandboxId, Status as SandboxStatus};
-use berth_platform::{ImageInfo, Images, LayerProgress, Network, Runtime};
-use tokio::{
-    io::AsyncWriteExt as _,
-    sync::{mpsc, watch},
-};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Request, Response, Status, Streaming};
+use berth_domain::{Failure, ImageRef, Reason};
+use berth_platform::{ArchiveLimits, ImageInfo, Images, LayerProgress, Network, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::refuse;
-use crate::{
-    failures::{image_failure, internal, store_failure},
-    registry::Registry,
-};
+use crate::{failures::image_failure, image_users::Users, registry::Registry, spool::Spool};
 
 /// Progress that nobody can read faster is not sent.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
+/// The largest message of an archive.
+const CHUNK_MAX: usize = 1 << 20;
+
 pub(crate) struct ImageRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
-    /// Where archives are kept while they arrive. Emptied at start.
-    pub(crate) spool_dir: PathBuf,
+    pub(crate) imports: Imports,
 }
 
-impl<R: Runtime + Images, N: Network> ImageRpc<R, N> {
-    /// Who uses which image, by the name that the spec asks for.
-    async fn users(&self) -> Result<BTreeMap<String, Vec<SandboxId>>, Status> {
-        let records = self
-            .registry
-            .store()
-            .all()
-            .await
-            .map_err(|it| refuse(store_failure(it)))?;
-        let mut users: BTreeMap<String, Vec<SandboxId>> = BTreeMap::new();
-        for record in records.iter().filter(|it| it.status != SandboxStatus::Dead) {
-            for image in record.spec.images() {
-                users
-                    .entry(image.to_string())
-                    .or_default()
-                    .push(record.id.clone());
-            }
-        }
-        Ok(users)
-    }
+/// How archives are taken in.
+#[derive(Clone, Debug)]
+pub(crate) struct Imports {
+    /// Where they are kept while they arrive. Emptied at start.
+    pub(crate) spool_dir: PathBuf,
+    pub(crate) limits: ArchiveLimits,
+    /// How long a caller may send nothing.
+    pub(crate) idle_timeout: Duration,
 }
 
 #[tonic::async_trait]
@@ -63,7 +42,7 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         &self,
         _request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        let users = self.users().await?;
+        let users = self.registry.image_users().await.map_err(refuse)?;
         let list = self.registry.node().runtime.list_images().await;
         let mut images: Vec<v1::Image> = list
             .map_err(|it| refuse(image_failure(it)))?
@@ -79,7 +58,8 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         request: Request<Streaming<v1::ImportImageRequest>>,
     ) -> Result<Response<v1::ImportImageResponse>, Status> {
         let mut parts = request.into_inner();
-        let header = match parts.message().await?.and_then(|it| it.part) {
+        let idle_timeout = self.imports.idle_timeout;
+        let header = match next(&mut parts, idle_timeout).await? {
             Some(Part::Header(header)) => header,
             Some(Part::Chunk(_)) | None => {
                 return Err(refuse(Failure::invalid(
@@ -92,31 +72,11 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
             "" => None,
             text => Some(parse_image("header.name", text)?),
         };
-        let spool = Spool::create(&self.spool_dir)
-            .await
-            .map_err(|it| spool_status(&it))?;
-        let mut file = tokio::fs::File::create(&spool.path)
-            .await
-            .map_err(|it| spool_status(&it))?;
-        while let Some(message) = parts.message().await? {
-            match message.part {
-                Some(Part::Chunk(bytes)) => {
-                    file.write_all(&bytes)
-                        .await
-                        .map_err(|it| spool_status(&it))?;
-                }
-                Some(Part::Header(_)) | None => {
-                    let problem = "must have the next bytes of the archive";
-                    return Err(refuse(Failure::invalid("chunk", problem)));
-                }
-            }
-        }
-        file.flush().await.map_err(|it| spool_status(&it))?;
-        drop(file);
+        let spool = receive(&mut parts, &self.imports).await?;
         let runtime = &self.registry.node().runtime;
-        let images = runtime.import(&spool.path, name.as_ref(), false).await;
+        let images = runtime.import(spool.path(), name.as_ref(), false).await;
         let images = images.map_err(|it| refuse(image_failure(it)))?;
-        let users = self.users().await?;
+        let users = self.registry.image_users().await.map_err(refuse)?;
         let images = images.into_iter().map(|it| render(it, &users)).collect();
         Ok(Response::new(v1::ImportImageResponse { images }))
     }
@@ -129,7 +89,7 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
         let image = parse_image("image", &request.into_inner().image)?;
-        let users = self.users().await?;
+        let users = self.registry.image_users().await.map_err(refuse)?;
         let runtime = self.registry.node().runtime.clone();
         let (sender, receiver) = mpsc::channel(4);
         self.registry.spawn(async move {
@@ -155,25 +115,7 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
         let image = parse_image("image", &request.into_inner().image)?;
-        let users = self.users().await?;
-        if let Some(holder) = users.get(&image.to_string()).and_then(|it| it.first()) {
-            return Err(refuse(in_use(&image, &format!("sandbox {holder}"))));
-        }
-        let runtime = &self.registry.node().runtime;
-        let list = runtime
-            .list_images()
-            .await
-            .map_err(|it| refuse(image_failure(it)))?;
-        if list
-            .iter()
-            .any(|it| it.pinned && it.name == image.to_string())
-        {
-            return Err(refuse(in_use(&image, "the manager itself")));
-        }
-        runtime
-            .remove_image(&image)
-            .await
-            .map_err(|it| refuse(image_failure(it)))?;
+        self.registry.remove_image(&image).await.map_err(refuse)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
     }
 }
@@ -213,22 +155,8 @@ fn parse_image(field: &str, text: &str) -> Result<ImageRef, Status> {
     ImageRef::parse(text).map_err(|error| refuse(Failure::invalid(field, error)))
 }
 
-fn in_use(image: &ImageRef, holder: &str) -> Failure {
-    Failure::new(
-        Reason::ImageInUse,
-        format!("image {image} is used by {holder}"),
-    )
-    .with("image", image)
-    .with("holder", holder)
-}
-
-fn render(image: ImageInfo, users: &BTreeMap<String, Vec<SandboxId>>) -> v1::Image {
-    let sandboxes = users
-        .get(&image.name)
-        .into_iter()
-        .flatten()
-        .map(ToString::to_string)
-        .collect();
+fn render(image: ImageInfo, users: &Users) -> v1::Image {
+    let sandboxes = users.of(&image.name).map(ToString::to_string).collect();
     v1::Image {
         name: image.name,
         digest: image.digest,
@@ -240,35 +168,146 @@ fn render(image: ImageInfo, users: &BTreeMap<String, Vec<SandboxId>>) -> v1::Ima
     }
 }
 
-fn spool_status(error: &std::io::Error) -> Status {
-    tracing::warn!(%error, "an archive could not be kept while it arrived");
-    let failure = if error.kind() == std::io::ErrorKind::StorageFull {
-        Failure::new(Reason::StoreFull, "the disk of the state directory is full")
-    } else {
-        internal("the archive could not be kept while it arrived")
+/// Keeps the archive that comes after the header.
+async fn receive<S>(parts: &mut S, imports: &Imports) -> Result<Spool, Status>
+where
+    S: Stream<Item = Result<v1::ImportImageRequest, Status>> + Unpin,
+{
+    let spool = Spool::create(&imports.spool_dir, imports.limits).await;
+    let mut spool = spool.map_err(refuse)?;
+    while let Some(part) = next(parts, imports.idle_timeout).await? {
+        let problem = match part {
+            Part::Chunk(bytes) if (1..=CHUNK_MAX).contains(&bytes.len()) => {
+                spool.write(bytes).await.map_err(refuse)?;
+                continue;
+            }
+            Part::Chunk(bytes) => chunk_length(bytes.len()),
+            Part::Header(_) => "must have the next bytes of the archive".to_owned(),
+        };
+        return Err(refuse(Failure::invalid("chunk", problem)));
+    }
+    Ok(spool)
+}
+
+fn chunk_length(length: usize) -> String {
+    format!("has {length} bytes, must have 1 to {CHUNK_MAX}")
+}
+
+/// The next part of an import; `None` after the last one.
+async fn next<S>(parts: &mut S, idle_timeout: Duration) -> Result<Option<Part>, Status>
+where
+    S: Stream<Item = Result<v1::ImportImageRequest, Status>> + Unpin,
+{
+    let message = match tokio::time::timeout(idle_timeout, parts.next()).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(Ok(message))) => message,
+        // Larger than any message may be.
+        Ok(Some(Err(status))) if status.code() == Code::OutOfRange => {
+            let problem = format!("is too large, must have 1 to {CHUNK_MAX} bytes");
+            return Err(refuse(Failure::invalid("chunk", problem)));
+        }
+        Ok(Some(Err(status))) => return Err(status),
+        Err(_) => {
+            let failure = Failure::new(
+                Reason::ImportStalled,
+                format!("nothing came of the archive for {idle_timeout:?}"),
+            );
+            return Err(refuse(failure.with("timeout_ms", idle_timeout.as_millis())));
+        }
     };
-    refuse(failure)
-}
-
-/// A file that goes when the import is over, however it ends.
-struct Spool {
-    path: PathBuf,
-}
-
-impl Spool {
-    async fn create(dir: &Path) -> std::io::Result<Self> {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        tokio::fs::create_dir_all(dir).await?;
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Ok(Self {
-            path: dir.join(format!("import-{}-{number}", std::process::id())),
-        })
+    match message.part {
+        Some(part) => Ok(Some(part)),
+        None => Err(refuse(Failure::invalid("part", "must be set"))),
     }
 }
 
-impl Drop for Spool {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    type Message = Result<v1::ImportImageRequest, Status>;
+
+    fn chunk(bytes: Vec<u8>) -> Message {
+        Ok(v1::ImportImageRequest {
+            part: Some(Part::Chunk(bytes)),
+        })
+    }
+
+    fn imports(dir: &tempfile::TempDir) -> Imports {
+        Imports {
+            spool_dir: dir.path().to_owned(),
+            limits: ArchiveLimits {
+                max_bytes: 4 << 20,
+                reserve_bytes: 0,
+            },
+            idle_timeout: Duration::from_millis(100),
+        }
+    }
+
+    fn files(dir: &tempfile::TempDir) -> usize {
+        std::fs::read_dir(dir.path()).unwrap().count()
+    }
+
+    /// What becomes of these messages; afterwards nothing is left of them.
+    async fn refused(messages: impl Stream<Item = Message> + Unpin) -> Status {
+        let dir = tempfile::tempdir().unwrap();
+        let mut messages = messages;
+        let status = receive(&mut messages, &imports(&dir)).await.unwrap_err();
+        assert_eq!(files(&dir), 0, "{status}");
+        status
+    }
+
+    fn reason(status: &Status) -> String {
+        status
+            .get_error_details()
+            .error_info()
+            .unwrap()
+            .reason
+            .clone()
+    }
+
+    #[tokio::test]
+    async fn chunks_are_kept_in_order_until_the_import_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = vec![b'a'; CHUNK_MAX];
+        let mut messages = tokio_stream::iter([chunk(whole.clone()), chunk(b"b".to_vec())]);
+        let spool = receive(&mut messages, &imports(&dir)).await.unwrap();
+        let kept = std::fs::read(spool.path()).unwrap();
+        assert!(kept == [&whole[..], b"b"].concat());
+        drop(spool);
+        assert_eq!(files(&dir), 0);
+    }
+
+    #[tokio::test]
+    async fn messages_that_are_no_next_bytes_are_refused_by_field() {
+        let header = Ok(v1::ImportImageRequest {
+            part: Some(Part::Header(v1::ImportImageHeader::default())),
+        });
+        let beyond = Err(Status::out_of_range("decoded message length too large"));
+        for (message, field) in [
+            (chunk(vec![0; CHUNK_MAX + 1]), "chunk"),
+            (chunk(vec![]), "chunk"),
+            (header, "chunk"),
+            (beyond, "chunk"),
+            (Ok(v1::ImportImageRequest { part: None }), "part"),
+        ] {
+            let status = refused(tokio_stream::iter([chunk(b"a".to_vec()), message])).await;
+            let details = status.get_error_details();
+            let violations = &details.bad_request().unwrap().field_violations;
+            assert_eq!(violations[0].field, field, "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_falls_silent_or_sends_too_much_leaves_nothing() {
+        let begun = tokio_stream::iter([chunk(b"a".to_vec())]);
+        let silent = begun.chain(tokio_stream::pending());
+        assert_eq!(reason(&refused(silent).await), "IMPORT_STALLED");
+        let endless = tokio_stream::iter(std::iter::repeat_with(|| chunk(vec![0; CHUNK_MAX])));
+        assert_eq!(reason(&refused(endless).await), "ARCHIVE_TOO_LARGE");
+        let gone = tokio_stream::iter([chunk(b"a".to_vec()), Err(Status::cancelled("gone"))]);
+        assert_eq!(refused(gone).await.code(), Code::Cancelled);
     }
 }

@@ -67,6 +67,15 @@ pub enum ErrorReason {
     /// ABORTED. The sandbox ends at another time than the caller expected. The metadata has `actual`, in RFC 3339, or nothing
     /// where it does not expire.
     ExpiryConflict = 29,
+    /// INVALID_ARGUMENT. The archive, or what a compressed one unpacks to, is larger than the configuration's
+    /// `import.max_bytes`. The metadata has `limit_bytes`.
+    ArchiveTooLarge = 30,
+    /// RESOURCE_EXHAUSTED. The file system of the state directory has no more room than the configuration's
+    /// `import.reserve_bytes` keeps free. The metadata has `free_bytes` and `reserve_bytes`.
+    DiskLow = 31,
+    /// ABORTED. The caller of an import sent nothing for the configuration's `import.idle_timeout`. The metadata has
+    /// `timeout_ms`.
+    ImportStalled = 32,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -105,6 +114,9 @@ impl ErrorReason {
             Self::Internal => "ERROR_REASON_INTERNAL",
             Self::NodeDraining => "ERROR_REASON_NODE_DRAINING",
             Self::ExpiryConflict => "ERROR_REASON_EXPIRY_CONFLICT",
+            Self::ArchiveTooLarge => "ERROR_REASON_ARCHIVE_TOO_LARGE",
+            Self::DiskLow => "ERROR_REASON_DISK_LOW",
+            Self::ImportStalled => "ERROR_REASON_IMPORT_STALLED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -140,6 +152,9 @@ impl ErrorReason {
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
             "ERROR_REASON_NODE_DRAINING" => Some(Self::NodeDraining),
             "ERROR_REASON_EXPIRY_CONFLICT" => Some(Self::ExpiryConflict),
+            "ERROR_REASON_ARCHIVE_TOO_LARGE" => Some(Self::ArchiveTooLarge),
+            "ERROR_REASON_DISK_LOW" => Some(Self::DiskLow),
+            "ERROR_REASON_IMPORT_STALLED" => Some(Self::ImportStalled),
             _ => None,
         }
     }
@@ -194,7 +209,7 @@ pub mod import_image_request {
         /// The header; the first message has it, no other.
         #[prost(message, tag = "1")]
         Header(super::ImportImageHeader),
-        /// The next bytes of the archive.
+        /// The next bytes of the archive: 1 byte to 1 MiB. Errors: INVALID_FIELD.
         #[prost(bytes, tag = "2")]
         Chunk(::prost::alloc::vec::Vec<u8>),
     }
@@ -389,8 +404,11 @@ pub mod image_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Imports an OCI image layout or a `docker save` archive, plain or gzip; its layers may be plain, gzip or zstd. The
-        /// first message has the header, the others the archive in order, in chunks of at most 1 MiB. Nothing is kept of an
-        /// archive that fails. Errors: INVALID_FIELD, ARCHIVE_INVALID, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
+        /// first message has the header, the others the archive in order, in chunks. Limits of an archive: its size, and what a
+        /// compressed one unpacks to, by configuration (8 GiB); 65536 files; documents (manifests, indexes, configurations) of
+        /// 4 MiB each, of which 256 are for this platform; 4 indexes in each other; 512 layers. Between two messages at most
+        /// 60 s pass, by configuration. Nothing is kept of an archive that fails. Errors: INVALID_FIELD, ARCHIVE_INVALID,
+        /// ARCHIVE_TOO_LARGE, DISK_LOW, IMPORT_STALLED, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
         pub async fn import_image(
             &mut self,
             request: impl tonic::IntoStreamingRequest<
@@ -444,8 +462,8 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("berth.v1.ImageService", "PullImage"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Removes one name of an image; its content goes with its last name. Errors: INVALID_FIELD, IMAGE_NOT_FOUND,
-        /// IMAGE_IN_USE.
+        /// Removes one name of an image; its content goes with its last name. A name that a sandbox has asked for stays, from
+        /// the admission of its Create on. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_IN_USE, RUNTIME_UNREACHABLE.
         pub async fn remove_image(
             &mut self,
             request: impl tonic::IntoRequest<super::RemoveImageRequest>,
@@ -494,8 +512,11 @@ pub mod image_service_server {
             tonic::Status,
         >;
         /// Imports an OCI image layout or a `docker save` archive, plain or gzip; its layers may be plain, gzip or zstd. The
-        /// first message has the header, the others the archive in order, in chunks of at most 1 MiB. Nothing is kept of an
-        /// archive that fails. Errors: INVALID_FIELD, ARCHIVE_INVALID, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
+        /// first message has the header, the others the archive in order, in chunks. Limits of an archive: its size, and what a
+        /// compressed one unpacks to, by configuration (8 GiB); 65536 files; documents (manifests, indexes, configurations) of
+        /// 4 MiB each, of which 256 are for this platform; 4 indexes in each other; 512 layers. Between two messages at most
+        /// 60 s pass, by configuration. Nothing is kept of an archive that fails. Errors: INVALID_FIELD, ARCHIVE_INVALID,
+        /// ARCHIVE_TOO_LARGE, DISK_LOW, IMPORT_STALLED, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
         async fn import_image(
             &self,
             request: tonic::Request<tonic::Streaming<super::ImportImageRequest>>,
@@ -516,8 +537,8 @@ pub mod image_service_server {
             &self,
             request: tonic::Request<super::PullImageRequest>,
         ) -> std::result::Result<tonic::Response<Self::PullImageStream>, tonic::Status>;
-        /// Removes one name of an image; its content goes with its last name. Errors: INVALID_FIELD, IMAGE_NOT_FOUND,
-        /// IMAGE_IN_USE.
+        /// Removes one name of an image; its content goes with its last name. A name that a sandbox has asked for stays, from
+        /// the admission of its Create on. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_IN_USE, RUNTIME_UNREACHABLE.
         async fn remove_image(
             &self,
             request: tonic::Request<super::RemoveImageRequest>,
