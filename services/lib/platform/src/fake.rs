@@ -536,8 +536,14 @@ impl Images for FakeNode {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
         self.change("remove_image", image, |state| {
-            state.images.remove(&image.to_string());
-            Ok(())
+            let image = image.to_string();
+            match state.images.remove(&image) {
+                Some(_) => Ok(()),
+                None => Err(ImageError::NotFound {
+                    image,
+                    source: None,
+                }),
+            }
         })
         .await
     }

@@ -36,7 +36,7 @@ pub trait Images: Send + Sync + 'static {
 
     fn list_images(&self) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
 
-    /// Removes one name.
+    /// Removes one name. One that is not there is [`ImageError::NotFound`]: nobody asks for it twice.
     fn remove_image(&self, image: &ImageRef)
     -> impl Future<Output = Result<(), ImageError>> + Send;
 }
