@@ -204,15 +204,7 @@ fn containerd_settings(
     config: &Config,
     names: Names,
 ) -> anyhow::Result<berth_containerd::Settings> {
-    let log_writer = match config.log_writer.as_os_str().is_empty() {
-        false => config.log_writer.clone(),
-        true => std::env::current_exe()
-            .context("finding the manager's own program")?
-            .with_file_name("log-writer"),
-    };
-    if !log_writer.is_file() {
-        bail!("log_writer: {} is not there", log_writer.display());
-    }
+    let log_writer = config.log_writer()?;
     let name_servers = match config.name_servers.as_slice() {
         [] => vec![IpAddr::V4(ipam::gateway(config.network.subnet))],
         some => some.to_vec(),
@@ -277,25 +269,11 @@ async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: Can
     }
 }
 
-/// The instance id of the configuration, else the one that the state directory holds, else one derived from its path.
-/// It never changes: what carries the old one would be nobody's.
+/// The instance id, which the state directory keeps from here on.
 fn instance_id(config: &Config) -> anyhow::Result<InstanceId> {
-    let file = config.state_dir.join("instance-id");
-    let stored = fs::read_to_string(&file)
-        .ok()
-        .map(|it| it.trim().to_owned());
-    let wanted = match (&stored, config.instance_id.as_str()) {
-        (Some(stored), "") => stored.clone(),
-        (Some(stored), wanted) if stored != wanted => bail!(
-            "instance_id: `{wanted}` is configured, but {} belongs to instance `{stored}`",
-            config.state_dir.display()
-        ),
-        (_, "") => berth_domain::names::derived_instance(&config.state_dir),
-        (_, wanted) => wanted.to_owned(),
-    };
-    let instance = InstanceId::parse(&wanted)
-        .with_context(|| format!("instance id `{wanted}` of {}", file.display()))?;
-    if stored.is_none() {
+    let instance = config.instance()?;
+    let file = config.instance_file();
+    if !file.exists() {
         fs::write(&file, format!("{instance}\n"))
             .with_context(|| format!("writing {}", file.display()))?;
     }
@@ -355,6 +333,8 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     #[test]
@@ -365,17 +345,42 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_keeps_its_id() {
+    fn an_instance_keeps_the_id_of_its_first_start() {
         let dir = tempfile::tempdir().unwrap();
         let config = |id: &str| Config {
             instance_id: id.into(),
             state_dir: dir.path().into(),
             ..Config::default()
         };
-        let first = instance_id(&config("")).unwrap();
-        assert_eq!(instance_id(&config("")).unwrap(), first);
-        assert_eq!(instance_id(&config(first.as_str())).unwrap(), first);
-        let error = instance_id(&config("other")).unwrap_err();
-        assert!(error.to_string().contains(first.as_str()), "{error}");
+        assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
+        assert_eq!(instance_id(&config("")).unwrap().as_str(), "mine");
+        instance_id(&config("other")).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn the_socket_belongs_to_its_group_where_there_is_one_and_else_to_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = fs::read_to_string("/etc/group").unwrap();
+        let own = rustix::process::getgid().as_raw();
+        // Root may give the socket away, others only to a group of theirs.
+        let may_give = rustix::process::geteuid().is_root();
+        let other = groups.lines().find_map(|line| {
+            let name = line.split(':').next()?;
+            let gid = group_id(&groups, name)?;
+            ((gid != own) == may_give).then_some((name, gid))
+        });
+        let (name, gid) = other.expect("a group that the socket can belong to");
+        let cases = [(name, 0o660, gid), ("no-such-group", 0o600, own)];
+        for (group, mode, gid) in cases {
+            let config = Config {
+                socket: dir.path().join("manager.sock"),
+                socket_group: group.into(),
+                ..Config::default()
+            };
+            let _listener = listen(&config).await.unwrap();
+            let stat = fs::metadata(&config.socket).unwrap();
+            assert_eq!(stat.permissions().mode() & 0o777, mode, "{group}");
+            assert_eq!(stat.gid(), gid, "{group}");
+        }
     }
 }

@@ -1,13 +1,15 @@
 //! What the manager can be told, with the defaults.
 
 use std::{
+    fs,
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
-use berth_domain::{InstanceId, ipam};
+use berth_domain::{InstanceId, ipam, names};
 use figment::value::Value;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,13 @@ const ENV_PREFIX: &str = "BERTH_MANAGER_";
 /// The kernel's limit for the path of a Unix socket, with its end mark.
 const SOCKET_PATH_MAX: usize = 107;
 const BRIDGE_NAME_MAX: usize = 15;
+/// Each holds a process of the OCI runtime; a node that can run more at a time does not exist.
+const PARALLEL_CREATES_MAX: usize = 1024;
+/// containerd's limit for its identifiers.
+const IDENTIFIER_MAX: usize = 76;
+/// The longest domain name, and the longest of its labels.
+const DOMAIN_MAX: usize = 253;
+const LABEL_MAX: usize = 63;
 
 /// The sandbox runtime of a node.
 #[derive(Debug, clap::Parser)]
@@ -186,7 +195,43 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
         &sets,
     )?;
     check(&config)?;
+    check_host(&config)?;
     Ok(config)
+}
+
+impl Config {
+    /// The program that takes the output of containers.
+    pub(crate) fn log_writer(&self) -> anyhow::Result<PathBuf> {
+        if !self.log_writer.as_os_str().is_empty() {
+            return Ok(self.log_writer.clone());
+        }
+        let own = std::env::current_exe().context("log_writer: finding the manager's program")?;
+        Ok(own.with_file_name("log-writer"))
+    }
+
+    /// Where the state directory keeps the instance id.
+    pub(crate) fn instance_file(&self) -> PathBuf {
+        self.state_dir.join("instance-id")
+    }
+
+    /// The instance id of the configuration, else the one that the state directory holds, else one derived from its
+    /// path. It never changes: what carries the old one would be nobody's.
+    pub(crate) fn instance(&self) -> anyhow::Result<InstanceId> {
+        let file = self.instance_file();
+        let stored = fs::read_to_string(&file).ok();
+        let stored = stored.as_deref().map(str::trim);
+        let wanted = match (stored, self.instance_id.as_str()) {
+            (Some(stored), "") => stored.to_owned(),
+            (Some(stored), wanted) if stored != wanted => bail!(
+                "instance_id: `{wanted}` is configured, but {} belongs to instance `{stored}`",
+                self.state_dir.display()
+            ),
+            (_, "") => names::derived_instance(&self.state_dir),
+            (_, wanted) => wanted.to_owned(),
+        };
+        InstanceId::parse(&wanted)
+            .with_context(|| format!("instance_id: `{wanted}` of {}", file.display()))
+    }
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -199,6 +244,7 @@ fn typed(text: &str) -> Value {
     text.parse().unwrap_or_else(|_| Value::from(text))
 }
 
+/// What is wrong with a configuration on any host.
 fn check(config: &Config) -> anyhow::Result<()> {
     for (key, path) in [
         ("state_dir", &config.state_dir),
@@ -227,6 +273,34 @@ fn check(config: &Config) -> anyhow::Result<()> {
         InstanceId::parse(&config.instance_id)
             .with_context(|| format!("instance_id: `{}`", config.instance_id))?;
     }
+    ensure!(
+        config.parallel_creates <= PARALLEL_CREATES_MAX,
+        "parallel_creates: must be at most {PARALLEL_CREATES_MAX}, or 0 for two per CPU"
+    );
+    ensure!(
+        is_domain(&config.search_domain),
+        "search_domain: {:?} must be a domain like `app.berth`",
+        config.search_domain
+    );
+    for (key, text) in [
+        ("containerd.namespace", &config.containerd.namespace),
+        ("containerd.snapshotter", &config.containerd.snapshotter),
+    ] {
+        ensure!(
+            is_identifier(text),
+            "{key}: {text:?} must be 1 to {IDENTIFIER_MAX} letters and digits, in parts joined by single `.`, `-`, `_`"
+        );
+    }
+    let handler = &config.containerd.handler;
+    ensure!(
+        is_identifier(handler) || is_program(handler),
+        "containerd.handler: {handler:?} must be a name like `io.containerd.runc.v2`, or the path of a shim"
+    );
+    let binary = &config.containerd.runtime_binary;
+    ensure!(
+        binary.is_empty() || is_identifier(binary) || is_program(binary),
+        "containerd.runtime_binary: {binary:?} must be a name like `crun`, or the path of a program"
+    );
     let parent = config.cgroup.parent.trim_matches('/');
     ensure!(
         config.cgroup.parent.is_empty()
@@ -289,6 +363,39 @@ fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is wrong with a configuration on this host. Changes nothing.
+fn check_host(config: &Config) -> anyhow::Result<()> {
+    let program = config.log_writer()?;
+    let executable =
+        fs::metadata(&program).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
+    ensure!(
+        executable,
+        "log_writer: {} is not there, or is no program",
+        program.display()
+    );
+    config.instance().map(drop)
+}
+
+/// As containerd wants the names of namespaces and snapshotters.
+fn is_identifier(text: &str) -> bool {
+    let plain = |it: &str| !it.is_empty() && it.bytes().all(|b| b.is_ascii_alphanumeric());
+    text.len() <= IDENTIFIER_MAX && text.split(['.', '-', '_']).all(plain)
+}
+
+fn is_program(text: &str) -> bool {
+    text.starts_with('/') && !text.ends_with('/') && !text.contains(char::is_control)
+}
+
+fn is_domain(text: &str) -> bool {
+    let label = |it: &str| {
+        (1..=LABEL_MAX).contains(&it.len())
+            && it
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.len() <= DOMAIN_MAX && text.split('.').all(label)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +422,20 @@ mod tests {
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),
             ("import.max_bytes",                 |it| it.import.max_bytes = 0),
             ("import.idle_timeout",              |it| it.import.idle_timeout = Duration::ZERO),
+            ("parallel_creates",                 |it| it.parallel_creates = 1025),
+            ("parallel_creates",                 |it| it.parallel_creates = usize::MAX),
+            ("search_domain",                    |it| it.search_domain = "a\nnameserver 1.2.3.4".into()),
+            ("search_domain",                    |it| it.search_domain = "a b".into()),
+            ("search_domain",                    |it| it.search_domain = "".into()),
+            ("search_domain",                    |it| it.search_domain = "a..b".into()),
+            ("containerd.namespace",             |it| it.containerd.namespace = "".into()),
+            ("containerd.namespace",             |it| it.containerd.namespace = "a\nb".into()),
+            ("containerd.namespace",             |it| it.containerd.namespace = "a--b".into()),
+            ("containerd.namespace",             |it| it.containerd.namespace = "x".repeat(77)),
+            ("containerd.snapshotter",           |it| it.containerd.snapshotter = "".into()),
+            ("containerd.handler",               |it| it.containerd.handler = "".into()),
+            ("containerd.handler",               |it| it.containerd.handler = "a handler".into()),
+            ("containerd.runtime_binary",        |it| it.containerd.runtime_binary = "a\nb".into()),
         ];
         for (key, break_it) in cases {
             let mut config = Config::default();
@@ -325,10 +446,67 @@ mod tests {
     }
 
     #[test]
+    fn the_ends_of_the_ranges_are_accepted() {
+        let mut config = Config {
+            parallel_creates: PARALLEL_CREATES_MAX,
+            search_domain: "berth".into(),
+            ..Config::default()
+        };
+        config.containerd.namespace = "x".repeat(IDENTIFIER_MAX);
+        config.containerd.handler = "/opt/shims/containerd-shim-runc-v2".into();
+        config.containerd.runtime_binary = "/opt/a folder/crun".into();
+        check(&config).unwrap();
+    }
+
+    #[test]
+    fn a_log_writer_that_cannot_be_started_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log-writer");
+        let refused = |path: &Path| {
+            let config = Config {
+                log_writer: path.into(),
+                ..Config::default()
+            };
+            format!("{:#}", check_host(&config).unwrap_err())
+        };
+        assert!(refused(&file).starts_with("log_writer: "));
+        fs::write(&file, "no program").unwrap();
+        assert!(refused(&file).starts_with("log_writer: "));
+        assert!(refused(dir.path()).starts_with("log_writer: "), "a folder");
+    }
+
+    #[test]
+    fn an_instance_keeps_its_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |id: &str| Config {
+            instance_id: id.into(),
+            state_dir: dir.path().into(),
+            ..Config::default()
+        };
+        let derived = config("").instance().unwrap();
+        assert_eq!(config("").instance().unwrap(), derived);
+        assert_eq!(config("mine").instance().unwrap().as_str(), "mine");
+
+        fs::write(config("").instance_file(), "first\n").unwrap();
+        assert_eq!(config("").instance().unwrap().as_str(), "first");
+        assert_eq!(config("first").instance().unwrap().as_str(), "first");
+        let error = format!("{:#}", config("other").instance().unwrap_err());
+        assert!(
+            error.starts_with("instance_id: ") && error.contains("first"),
+            "{error}"
+        );
+        fs::write(config("").instance_file(), "NOT AN ID").unwrap();
+        let error = format!("{:#}", config("").instance().unwrap_err());
+        assert!(error.starts_with("instance_id: "), "{error}");
+    }
+
+    #[test]
     fn a_flag_wins_and_an_unknown_key_is_refused() {
         let flags = |text: &str| Flags {
             config: None,
-            set: vec![key_value(text).unwrap()],
+            set: ["log_writer=/bin/sh", text]
+                .map(|it| key_value(it).unwrap())
+                .into(),
         };
         let config = load(&flags("network.subnet=10.9.0.0/16")).unwrap();
         assert_eq!(config.network.subnet.to_string(), "10.9.0.0/16");

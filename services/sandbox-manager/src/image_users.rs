@@ -99,7 +99,10 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::{node::Node, registry::Limits};
+    use crate::{
+        node::Node,
+        registry::{CreateTerms, Limits},
+    };
 
     const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -119,7 +122,8 @@ mod tests {
                 Duration::ZERO,
             );
             let limits = Limits {
-                parallel_creates: 2,
+                task_creations: 2,
+                purge_interval: Duration::from_secs(60),
                 end_timeout: DEADLINE,
                 dead_horizon: DEADLINE,
             };
@@ -129,7 +133,7 @@ mod tests {
             };
             let stop = CancellationToken::new();
             Self {
-                registry: Registry::new(seams, store.unwrap(), limits, stop),
+                registry: Registry::new(seams, store.unwrap(), limits, String::new(), stop),
                 node,
                 _store: dir,
             }
@@ -141,7 +145,11 @@ mod tests {
                 address: "10.9.0.2/24".parse().unwrap(),
             };
             let spec = subject.sandbox(id.as_str()).spec;
-            self.registry.admit(id, spec).await.unwrap().generation
+            self.registry
+                .admit(id, spec, CreateTerms::default())
+                .await
+                .unwrap()
+                .generation
         }
 
         async fn runs(&self, id: &SandboxId, generation: berth_domain::Generation) {
@@ -186,7 +194,7 @@ mod tests {
         manager.node.release_hang();
         manager.runs(&web(), generation).await;
         assert!(manager.registry.remove_image(&app).await.is_err());
-        manager.registry.delete(&web(), None).await.unwrap();
+        manager.registry.delete(&web(), None, None).await.unwrap();
         manager.registry.remove_image(&app).await.unwrap();
         assert_eq!(manager.names().await, Vec::<String>::new());
         let again = manager.registry.remove_image(&app).await.unwrap_err();

@@ -26,7 +26,7 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
     let good = format!("state_dir = \"{}\"\n", state.display());
     type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
     #[rustfmt::skip]
-    let cases: [Case<'_>; 9] = [
+    let cases: &[Case<'_>] = &[
         ("colour = 1\n",                       &[],                                             &[], "colour"),
         ("[network]\ncolour = 1\n",            &[],                                             &[], "colour"),
         ("[network]\nsubnet = \"10.0.0.0\"\n", &[],                                             &[], "network.subnet"),
@@ -36,8 +36,15 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
         ("",                                   &[("BERTH_MANAGER_NETWORK__BRIDGE", "a/b")],     &[], "network.bridge"),
         ("",                                   &[("BERTH_MANAGER_COLOUR", "1")],                &[], "colour"),
         ("",                                   &[], &["--set", "containerd.call_timeout=never"], "containerd.call_timeout"),
+        ("parallel_creates = 9223372036854775807\n", &[],                                      &[], "parallel_creates"),
+        ("log_writer = \"/no/such/program\"\n", &[],                                           &[], "log_writer"),
+        ("search_domain = \"a\\nb\"\n",       &[],                                             &[], "search_domain"),
+        ("[containerd]\nnamespace = \"\"\n",   &[],                                             &[], "containerd.namespace"),
+        ("[containerd]\nnamespace = \"a b\"\n", &[],                                            &[], "containerd.namespace"),
+        ("[containerd]\nhandler = \"\"\n",     &[],                                             &[], "containerd.handler"),
+        ("[containerd]\nsnapshotter = \"\"\n", &[],                                             &[], "containerd.snapshotter"),
     ];
-    for (text, environment, flags, key) in cases {
+    for &(text, environment, flags, key) in cases {
         std::fs::write(&file, format!("{good}{text}")).unwrap();
         let output = start(&file, environment, flags);
         let said = String::from_utf8_lossy(&output.stderr);
@@ -48,6 +55,30 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
         );
     }
     assert!(!state.exists(), "nothing was touched");
+}
+
+#[test]
+fn a_state_directory_of_another_instance_is_left_alone_and_ends_with_78() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("manager.toml");
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(state.join("instance-id"), "first\n").unwrap();
+    let text =
+        format!("state_dir = {state:?}\ninstance_id = \"second\"\nlog_writer = \"/bin/sh\"\n");
+    std::fs::write(&file, text).unwrap();
+    let output = start(&file, &[], &[]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(EX_CONFIG), "{said}");
+    assert!(
+        said.contains("instance_id") && said.contains("first"),
+        "{said}"
+    );
+    assert_eq!(
+        std::fs::read_dir(&state).unwrap().count(),
+        1,
+        "nothing was touched"
+    );
 }
 
 #[test]

@@ -54,8 +54,8 @@ pub struct Create {
     pub expected_generation: Option<Generation>,
 }
 
-/// Checks a whole request and reports everything that is wrong with it.
-pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> {
+/// Checks a whole request and reports everything that is wrong with it. `subnet` is where the sandbox gets its address.
+pub fn create_from_proto(request: v1::CreateRequest, subnet: Ipv4Net) -> Result<Create, Failure> {
     let size = request
         .spec
         .as_ref()
@@ -71,7 +71,7 @@ pub fn create_from_proto(request: v1::CreateRequest) -> Result<Create, Failure> 
         .with("limit_bytes", SPEC_MAX)
         .with("size_bytes", size));
     }
-    let mut check = Check::default();
+    let mut check = Check::within(subnet);
     let id = check.take("id", SandboxId::parse(&request.id));
     let wait_for_running = match v1::WaitFor::try_from(request.wait) {
         Ok(v1::WaitFor::Unspecified | v1::WaitFor::Running) => true,
@@ -134,14 +134,23 @@ pub fn protocol_from_proto(field: &str, number: i32) -> Result<Protocol, Failure
     }
 }
 
-#[derive(Default)]
 struct Check {
+    subnet: Ipv4Net,
     violations: Vec<Violation>,
     unsupported: Vec<Violation>,
     ports: BTreeSet<(u16, Protocol)>,
 }
 
 impl Check {
+    fn within(subnet: Ipv4Net) -> Self {
+        Self {
+            subnet,
+            violations: vec![],
+            unsupported: vec![],
+            ports: BTreeSet::new(),
+        }
+    }
+
     fn finish(self) -> Result<(), Failure> {
         if !self.violations.is_empty() {
             return Err(Failure::of_violations(
@@ -284,11 +293,11 @@ impl Check {
                 self.wrong(format!("spec.containers[{at}].name"), problem);
             }
         }
+        let resources = self.resources("spec.resources", it.resources);
         let containers = it.containers.into_iter().enumerate();
         let containers = containers
-            .filter_map(|(at, it)| self.container(at, it))
+            .filter_map(|(at, it)| self.container(at, it, &resources))
             .collect();
-        let resources = self.resources("spec.resources", it.resources);
         SandboxSpec {
             labels,
             version: it.version,
@@ -333,15 +342,28 @@ impl Check {
         let field = format!("spec.routes[{at}].gateway");
         let gateway = match it.gateway.as_str() {
             "" => None,
-            text => {
-                let problem = "must be an IPv4 address";
-                self.take(field, text.parse::<Ipv4Addr>().map_err(|_| problem))
-            }
+            text => self.gateway(&field, text),
         };
         Some(Route {
             destination: destination?,
             gateway,
         })
+    }
+
+    /// A next hop that the kernel takes: a host of the sandbox's subnet.
+    fn gateway(&mut self, field: &str, text: &str) -> Option<Ipv4Addr> {
+        let problem = "must be an IPv4 address";
+        let gateway = self.take(field, text.parse::<Ipv4Addr>().map_err(|_| problem))?;
+        let subnet = self.subnet;
+        let is_host = gateway != subnet.network() && gateway != subnet.broadcast();
+        if subnet.contains(&gateway) && is_host {
+            return Some(gateway);
+        }
+        self.wrong(
+            field,
+            format!("must be a host in the sandbox's subnet {subnet}"),
+        );
+        None
     }
 
     fn static_host(&mut self, at: usize, it: v1::StaticHost) -> Option<StaticHost> {
@@ -357,7 +379,7 @@ impl Check {
         Some(StaticHost { host: it.host, ip })
     }
 
-    fn container(&mut self, at: usize, it: v1::Container) -> Option<Container> {
+    fn container(&mut self, at: usize, it: v1::Container, whole: &Resources) -> Option<Container> {
         let of = |field: &str| format!("spec.containers[{at}].{field}");
         let name = self.take(of("name"), ContainerName::parse(&it.name));
         let image = self.take(of("image"), ImageRef::parse(&it.image));
@@ -410,6 +432,7 @@ impl Check {
             Duration::ZERO..=HOUR,
         );
         let resources = self.resources(&of("resources"), it.resources);
+        self.within_the_whole(&of("resources"), &resources, whole);
         Some(Container {
             name: name?,
             image: image?,
@@ -515,6 +538,23 @@ impl Check {
             pids: (it.pids != 0).then_some(it.pids),
         }
     }
+
+    /// A limit above that of the sandbox limits nothing, and cgroup v1 refuses it.
+    fn within_the_whole(&mut self, field: &str, own: &Resources, whole: &Resources) {
+        let cpu = |it: &Resources| it.cpu_millis.map(u64::from);
+        for (name, own, whole) in [
+            ("cpu_millis", cpu(own), cpu(whole)),
+            ("memory_bytes", own.memory_bytes, whole.memory_bytes),
+        ] {
+            if let (Some(own), Some(whole)) = (own, whole)
+                && own > whole
+            {
+                let problem =
+                    format!("must not be above `spec.resources.{name}`, which is {whole}");
+                self.wrong(format!("{field}.{name}"), problem);
+            }
+        }
+    }
 }
 
 fn is_host_name(text: &str) -> bool {
@@ -548,11 +588,30 @@ mod tests {
         }
     }
 
+    fn subnet() -> Ipv4Net {
+        "10.87.0.0/16".parse().unwrap()
+    }
+
+    fn by_gateway(gateway: &str) -> Vec<v1::Route> {
+        vec![v1::Route {
+            destination: "10.0.0.0/8".into(),
+            gateway: gateway.into(),
+        }]
+    }
+
+    fn resources(cpu_millis: u32, memory_bytes: u64) -> Option<v1::Resources> {
+        Some(v1::Resources {
+            cpu_millis,
+            memory_bytes,
+            ..v1::Resources::default()
+        })
+    }
+
     /// The fields that are reported when `spoil` has changed a good request.
     fn refused(spoil: impl FnOnce(&mut v1::CreateRequest)) -> (Reason, Vec<String>) {
         let mut request = request();
         spoil(&mut request);
-        let failure = create_from_proto(request).unwrap_err();
+        let failure = create_from_proto(request, subnet()).unwrap_err();
         (
             failure.reason,
             failure.violations.into_iter().map(|it| it.field).collect(),
@@ -584,7 +643,7 @@ mod tests {
 
     #[test]
     fn the_least_request_has_the_documented_defaults() {
-        let create = create_from_proto(request()).unwrap();
+        let create = create_from_proto(request(), subnet()).unwrap();
         assert!(create.wait_for_running);
         let spec = create.spec;
         assert_eq!(spec.port_wait_timeout, Duration::from_secs(15));
@@ -657,10 +716,16 @@ mod tests {
                 }];
             }),
             ("spec.routes[0].gateway", |it| {
-                spec(it).routes = vec![v1::Route {
-                    destination: "10.0.0.0/8".into(),
-                    gateway: "x".into(),
-                }];
+                spec(it).routes = by_gateway("x")
+            }),
+            ("spec.routes[0].gateway", |it| {
+                spec(it).routes = by_gateway("10.88.0.1")
+            }),
+            ("spec.routes[0].gateway", |it| {
+                spec(it).routes = by_gateway("10.87.0.0")
+            }),
+            ("spec.routes[0].gateway", |it| {
+                spec(it).routes = by_gateway("10.87.255.255")
             }),
             ("spec.static_hosts[0].host", |it| {
                 spec(it).static_hosts = vec![v1::StaticHost {
@@ -767,6 +832,14 @@ mod tests {
                 };
                 web(it).resources = Some(resources);
             }),
+            ("spec.containers[0].resources.cpu_millis", |it| {
+                spec(it).resources = resources(500, 0);
+                web(it).resources = resources(501, 0);
+            }),
+            ("spec.containers[0].resources.memory_bytes", |it| {
+                spec(it).resources = resources(0, 64 << 20);
+                web(it).resources = resources(0, (64 << 20) + 1);
+            }),
             ("spec.resources.memory_high_bytes", |it| {
                 let resources = v1::Resources {
                     memory_bytes: 4 << 20,
@@ -788,6 +861,26 @@ mod tests {
                 (Reason::InvalidField, vec![(*field).to_owned()]),
                 "case {place}"
             );
+        }
+    }
+
+    #[test]
+    fn a_container_may_have_as_much_as_its_sandbox_and_a_route_any_host_of_the_subnet() {
+        let limits = [
+            (resources(500, 64 << 20), resources(500, 64 << 20)),
+            (None, resources(501, 65 << 20)),
+            (resources(500, 64 << 20), None),
+        ];
+        for (whole, own) in limits {
+            let mut request = request();
+            spec(&mut request).resources = whole;
+            web(&mut request).resources = own;
+            create_from_proto(request, subnet()).unwrap();
+        }
+        for gateway in ["", "10.87.0.1", "10.87.255.254"] {
+            let mut request = request();
+            spec(&mut request).routes = by_gateway(gateway);
+            create_from_proto(request, subnet()).unwrap();
         }
     }
 
@@ -826,7 +919,7 @@ mod tests {
     fn a_spec_over_the_limit_is_refused_with_the_limit() {
         let mut request = request();
         web(&mut request).args = vec!["x".repeat(100 << 10); 3];
-        let failure = create_from_proto(request).unwrap_err();
+        let failure = create_from_proto(request, subnet()).unwrap_err();
         assert_eq!(failure.reason, Reason::SpecTooLarge);
         assert_eq!(failure.metadata["limit_bytes"], "262144");
     }
@@ -840,7 +933,10 @@ mod tests {
         };
         web(&mut request).ports = vec![port(53), udp];
         assert_eq!(
-            create_from_proto(request).unwrap().spec.containers[0]
+            create_from_proto(request, subnet())
+                .unwrap()
+                .spec
+                .containers[0]
                 .ports
                 .len(),
             2

@@ -66,9 +66,13 @@ impl Hierarchy {
                 let with_swap = number("memory", "memory.memsw.usage_in_bytes")?;
                 let peak_with_swap = number("memory", "memory.memsw.max_usage_in_bytes")?;
                 let oom = file("memory", "memory.oom_control")?;
+                let total_cpu_time = number("cpuacct", "cpuacct.usage")?;
+                // The kernel's share is counted in ticks, the total is measured: a young process can have more of the
+                // share than of the whole.
+                let kernel_cpu_time = number("cpuacct", "cpuacct.usage_sys")?.min(total_cpu_time);
                 Ok(Some(Usage {
-                    total_cpu_time: number("cpuacct", "cpuacct.usage")?,
-                    kernel_cpu_time: number("cpuacct", "cpuacct.usage_sys")?,
+                    total_cpu_time,
+                    kernel_cpu_time,
                     memory_usage,
                     memory_peak,
                     swap_usage: swap(with_swap, memory_usage),
@@ -138,6 +142,26 @@ fn entry(text: &str, key: &str) -> u64 {
 mod tests {
     use super::*;
     use crate::hierarchy::tests::v2_like;
+
+    #[test]
+    fn the_share_of_the_kernel_is_never_more_than_the_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("cpuacct");
+        fs::create_dir_all(root.join("web")).unwrap();
+        let hierarchy = Hierarchy {
+            kind: Kind::V1 {
+                controllers: vec![("cpuacct".into(), root.clone())],
+                roots: [root.clone()].into(),
+            },
+        };
+        for (total, kernel, share) in [("7", "4", 4), ("3", "4", 3)] {
+            fs::write(root.join("web/cpuacct.usage"), total).unwrap();
+            fs::write(root.join("web/cpuacct.usage_sys"), kernel).unwrap();
+            let usage = hierarchy.usage("web").unwrap().unwrap();
+            assert_eq!(usage.total_cpu_time.to_string(), total);
+            assert_eq!(usage.kernel_cpu_time, share);
+        }
+    }
 
     #[test]
     fn figures_of_v2_are_read_in_the_documented_units() {

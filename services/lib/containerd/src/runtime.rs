@@ -868,14 +868,16 @@ impl Runtime for Containerd {
                     .await,
             )
         };
-        match delete().await {
-            Ok(_) => Ok(()),
-            // It still runs.
-            Err(error) if error.is(Code::FailedPrecondition) => {
+        let Err(error) = delete().await else {
+            return Ok(());
+        };
+        // The code does not tell why: shims call it unknown that something still runs.
+        match self.task(&container).await {
+            Ok(TaskSeen::Created | TaskSeen::Running) => {
                 self.finish(&container).await?;
                 Ok(delete().await.map(drop)?)
             }
-            Err(error) => Err(error.into()),
+            Ok(TaskSeen::Missing | TaskSeen::Exited { .. }) | Err(_) => Err(error.into()),
         }
     }
 

@@ -44,6 +44,7 @@ pub struct Subject {
 /// Asks for every property.
 pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, subject: &Subject) {
     an_image_that_is_there_is_listed(runtime, subject).await;
+    an_image_that_is_not_there_cannot_be_removed(runtime).await;
     a_file_that_is_no_archive_is_refused(runtime).await;
     the_steps_in_order_bring_a_sandbox_up_and_each_can_be_repeated(runtime, network, subject).await;
     what_is_not_there_is_removed_with_success(runtime, network).await;
@@ -74,14 +75,17 @@ pub async fn an_image_that_is_there_is_listed<R: Images>(runtime: &R, subject: &
         listed.iter().any(|it| it.name == name),
         "{name} is not in {listed:?}"
     );
-    let missing = runtime.remove_image(&missing_image()).await;
-    assert!(
-        matches!(missing, Err(ImageError::NotFound { .. })),
-        "{missing:?}"
-    );
     runtime.collect().await.unwrap();
     let kept = runtime.list_images().await.unwrap();
     assert!(kept.iter().any(|it| it.name == name), "it has a name");
+}
+
+pub async fn an_image_that_is_not_there_cannot_be_removed<R: Images>(runtime: &R) {
+    let image = missing_image();
+    match runtime.remove_image(&image).await {
+        Err(ImageError::NotFound { image: named, .. }) => assert_eq!(named, image.to_string()),
+        other => panic!("removing an image that is missing gives {other:?}"),
+    }
 }
 
 pub async fn a_file_that_is_no_archive_is_refused<R: Images>(runtime: &R) {
@@ -250,6 +254,14 @@ pub async fn deleting_a_task_kills_what_runs<R: Runtime + Images, N: Network>(
 ) {
     let sandbox = subject.sandbox("contract-6");
     bring_up(runtime, network, subject, &sandbox).await;
+    for role in roles().rev() {
+        runtime.delete_task(&sandbox.id, &role).await.unwrap();
+    }
+    assert_tasks(runtime, &sandbox.id, TaskSeen::Missing).await;
+    // One that never ran goes as well.
+    for role in roles() {
+        runtime.create_task(&sandbox, &role).await.unwrap();
+    }
     for role in roles().rev() {
         runtime.delete_task(&sandbox.id, &role).await.unwrap();
     }

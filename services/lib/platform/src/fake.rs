@@ -550,10 +550,11 @@ impl Images for FakeNode {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
         self.change("remove_image", image, |state| {
-            match state.images.remove(&image.to_string()) {
+            let image = image.to_string();
+            match state.images.remove(&image) {
                 Some(_) => Ok(()),
                 None => Err(ImageError::NotFound {
-                    image: image.to_string(),
+                    image,
                     source: None,
                 }),
             }

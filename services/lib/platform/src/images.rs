@@ -36,7 +36,8 @@ pub trait Images: Send + Sync + 'static {
 
     fn list_images(&self) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
 
-    /// Removes one name. What nothing else holds goes when the node finds the time, or with [`Self::collect`].
+    /// Removes one name; one that is not there is [`ImageError::NotFound`]. What nothing else holds goes when the node finds the
+    /// time, or with [`Self::collect`].
     fn remove_image(&self, image: &ImageRef)
     -> impl Future<Output = Result<(), ImageError>> + Send;
 

@@ -248,9 +248,9 @@ async fn a_pull_finds_what_the_registry_has() {
     assert_eq!(layers.borrow()[0].current_bytes, pulled.size_bytes);
     assert_eq!(node.list_images().await.unwrap(), [pulled]);
     node.remove_image(&image).await.unwrap();
+    assert_eq!(node.list_images().await.unwrap(), []);
     let again = node.remove_image(&image).await;
     assert!(matches!(again, Err(ImageError::NotFound { .. })));
-    assert_eq!(node.list_images().await.unwrap(), []);
 }
 
 #[tokio::test]

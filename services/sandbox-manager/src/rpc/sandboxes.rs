@@ -60,7 +60,8 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         request: Request<v1::CreateRequest>,
     ) -> Result<Response<v1::CreateResponse>, Status> {
         let request = request.into_inner();
-        let create = berth_api::create_from_proto(request).map_err(refuse)?;
+        let subnet = self.registry.store().subnet();
+        let create = berth_api::create_from_proto(request, subnet).map_err(refuse)?;
         let id = create.id;
         let terms = CreateTerms {
             expected: create.expected_generation,

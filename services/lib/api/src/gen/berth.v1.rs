@@ -1593,7 +1593,8 @@ pub struct Route {
     /// IPv4 network in CIDR form, as in `10.1.0.0/16`. Required.
     #[prost(string, tag = "1")]
     pub destination: ::prost::alloc::string::String,
-    /// IPv4 address of the next hop, inside the sandbox's subnet. Default: the node's address on the bridge.
+    /// IPv4 address of the next hop: a host inside the sandbox's subnet, which the node's status tells; another one is
+    /// refused with INVALID_FIELD. Default: the node's address on the bridge.
     #[prost(string, tag = "2")]
     pub gateway: ::prost::alloc::string::String,
 }
@@ -1692,7 +1693,8 @@ pub struct Container {
     /// Time between SIGTERM and SIGKILL when the sandbox is stopped. Default: 10 s. Limits: 0 (SIGKILL at once) to 1 h.
     #[prost(message, optional, tag = "14")]
     pub shutdown_timeout: ::core::option::Option<::prost_types::Duration>,
-    /// Limits of this container alone. Default: none.
+    /// Limits of this container alone. `cpu_millis` and `memory_bytes` must not be above those of the sandbox; where they
+    /// are, the request is refused with INVALID_FIELD. Default: none.
     #[prost(message, optional, tag = "15")]
     pub resources: ::core::option::Option<Resources>,
 }
