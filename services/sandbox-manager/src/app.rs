@@ -91,6 +91,9 @@ impl App {
         })
         .await
         .context("preparing the node's network")?;
+        for what in network.degraded() {
+            tracing::warn!(what, "degraded");
+        }
         let runtime = Containerd::connect(containerd_settings(&config, names)?)
             .context("preparing containerd")?;
 
@@ -101,6 +104,7 @@ impl App {
             bridge: config.network.bridge.clone(),
             subnet: subnet.to_string(),
             started: Instant::now(),
+            degraded: network.degraded(),
         };
         let limits = Limits {
             parallel_creates: match config.parallel_creates {

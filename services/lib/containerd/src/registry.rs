@@ -1,6 +1,9 @@
 //! Registries: anonymous pulls over https, or http where the settings say so. Bytes go straight into the content store.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
 use berth_domain::ImageRef;
 use berth_platform::{ImageError, LayerProgress, Progress};
@@ -31,8 +34,42 @@ const PARALLEL: usize = 3;
 
 pub(crate) struct Registries {
     plain_http: Vec<String>,
-    http: Registry,
-    https: Registry,
+    http: Lazy,
+    https: Lazy,
+}
+
+/// A client, made by the first pull that wants it: making one fails on a node without any CA certificate, which can still
+/// import all that it runs.
+struct Lazy {
+    protocol: ClientProtocol,
+    made: Mutex<Option<Registry>>,
+}
+
+impl Lazy {
+    fn new(protocol: ClientProtocol) -> Self {
+        Self {
+            protocol,
+            made: Mutex::new(None),
+        }
+    }
+
+    fn get(&self) -> Result<Registry, ImageError> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(registry) = made.as_ref() {
+            return Ok(registry.clone());
+        }
+        let registry = Registry::try_from(ClientConfig {
+            protocol: self.protocol.clone(),
+            connect_timeout: Some(std::time::Duration::from_secs(10)),
+            read_timeout: Some(std::time::Duration::from_secs(60)),
+            ..ClientConfig::default()
+        });
+        let registry = registry.map_err(|error| ImageError::Node {
+            operation: "preparing to ask registries",
+            source: error.into(),
+        })?;
+        Ok(made.insert(registry).clone())
+    }
 }
 
 impl std::fmt::Debug for Registries {
@@ -47,18 +84,10 @@ impl Registries {
     pub(crate) fn new(plain_http: Vec<String>) -> Self {
         // Another part of the process may have chosen already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = |protocol| {
-            Registry::new(ClientConfig {
-                protocol,
-                connect_timeout: Some(std::time::Duration::from_secs(10)),
-                read_timeout: Some(std::time::Duration::from_secs(60)),
-                ..ClientConfig::default()
-            })
-        };
         Self {
             plain_http,
-            http: client(ClientProtocol::Http),
-            https: client(ClientProtocol::Https),
+            http: Lazy::new(ClientProtocol::Http),
+            https: Lazy::new(ClientProtocol::Https),
         }
     }
 
@@ -71,12 +100,13 @@ impl Registries {
         progress: &Progress,
     ) -> Result<Descriptor, ImageError> {
         let name = image.to_string();
+        let lazy = if speaks_http(&self.plain_http, image.registry()) {
+            &self.http
+        } else {
+            &self.https
+        };
         let source = Source {
-            registry: if speaks_http(&self.plain_http, image.registry()) {
-                &self.http
-            } else {
-                &self.https
-            },
+            registry: &lazy.get()?,
             reference: reference(image),
             name: &name,
         };

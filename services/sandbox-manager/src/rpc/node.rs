@@ -19,6 +19,8 @@ pub(crate) struct About {
     pub(crate) bridge: String,
     pub(crate) subnet: String,
     pub(crate) started: Instant,
+    /// What this host does not allow, found at start.
+    pub(crate) degraded: Vec<String>,
 }
 
 pub(crate) struct NodeRpc<R, N> {
@@ -38,6 +40,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             bridge,
             subnet,
             started,
+            degraded,
         } = &self.about;
         let store = self.registry.store();
         let facts = self.registry.node().runtime.facts().await;
@@ -80,7 +83,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 cooling: leases.cooling,
             }),
             sandboxes,
-            degraded: facts.degraded,
+            degraded: [degraded.as_slice(), &facts.degraded].concat(),
             revision,
         }))
     }
