@@ -109,31 +109,34 @@ fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    /// A kernel that refuses every text with one of these words in it.
-    fn install_on(lacks: &'static [&'static str]) -> Result<Masquerade, NetnsError> {
-        let nft = |_: &[&str], text: &str| match lacks.iter().find(|it| text.contains(**it)) {
-            None => Ok(()),
-            Some(word) => Err(NetnsError::Table {
-                message: format!("no {word}\n^^"),
-            }),
+    const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 0, 0), 24);
+
+    /// On a kernel that refuses every text with `lacks` in it.
+    fn install_without(lacks: &str) -> Result<Masquerade, NetnsError> {
+        let nft = |_: &[&str], text: &str| {
+            if text.contains(lacks) {
+                let message = format!("no {lacks}\n^^");
+                return Err(NetnsError::Table { message });
+            }
+            Ok(())
         };
-        install_with(nft, "a1", "10.1.0.0/24".parse().unwrap())
+        install_with(nft, "a1", SUBNET)
     }
 
     #[test]
     fn a_kernel_without_nat_is_told_from_one_that_refuses_our_table() {
-        assert_eq!(install_on(&[]).unwrap(), Masquerade::Installed);
+        let all = install_without("a word that no table has").unwrap();
+        assert_eq!(all, Masquerade::Installed);
         for missing in ["table ip", "type nat", "masquerade"] {
-            let lacks: &'static [&'static str] = vec![missing].leak();
             let message = format!("no {missing}");
-            assert_eq!(
-                install_on(lacks).unwrap(),
-                Masquerade::Unsupported { message }
-            );
+            let seen = install_without(missing).unwrap();
+            assert_eq!(seen, Masquerade::Unsupported { message });
         }
-        let refused = install_on(&["ip saddr"]).unwrap_err();
+        let refused = install_without("ip saddr").unwrap_err();
         assert!(matches!(refused, NetnsError::Table { .. }), "{refused}");
     }
 
@@ -145,7 +148,7 @@ mod tests {
                 source: std::io::ErrorKind::NotFound.into(),
             })
         };
-        let failed = install_with(nft, "a1", "10.1.0.0/24".parse().unwrap()).unwrap_err();
+        let failed = install_with(nft, "a1", SUBNET).unwrap_err();
         assert!(matches!(failed, NetnsError::Kernel { .. }), "{failed}");
     }
 }
