@@ -20,10 +20,10 @@ crash_points := --features berth-sandbox-manager/crash-points
 # Tests that run at the same time. Each end-to-end test has a containerd of its own.
 TEST_THREADS ?= 2
 
-.PHONY: help build demo test check bench crash fmt proto tools
+.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash fmt proto tools
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 build: tools ## build every program (debug)
 	cargo build --workspace --bins
@@ -35,13 +35,19 @@ test: tools ## build, then run every test, also those on a real containerd
 	cargo build --workspace --bins --tests $(crash_points)
 	cargo test --workspace $(crash_points) -- --test-threads=$(TEST_THREADS)
 
+e2e-matrix: tools ## run the end-to-end tests on containerd 1.6 and on 2.1
+	tests/rig/matrix
+
+smoke-v2: tools ## run a sandbox's life on cgroup v2 and containerd 2.1, in a guest
+	tests/rig/smoke
+
 check: tools ## look without running: format, lints, contract, scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(crash_points) -- -D warnings
 	$(buf) lint
 	$(buf) format --diff --exit-code
 	$(buf) breaking --against $(released)
-	find .ci deploy -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
+	find .ci deploy tests/rig -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
 		| xargs --no-run-if-empty shellcheck --external-sources
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench

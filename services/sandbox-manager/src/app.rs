@@ -97,6 +97,9 @@ impl App {
         let network = crash::around("start/network", network)
             .await
             .context("preparing the node's network")?;
+        for what in network.degraded() {
+            tracing::warn!(what, "degraded");
+        }
         let runtime = Containerd::connect(containerd_settings(&config, names)?)
             .context("preparing containerd")?;
 
@@ -107,6 +110,7 @@ impl App {
             bridge: config.network.bridge.clone(),
             subnet: subnet.to_string(),
             started: Instant::now(),
+            degraded: network.degraded(),
         };
         let limits = Limits {
             task_creations: match config.parallel_creates {

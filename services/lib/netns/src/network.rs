@@ -18,7 +18,8 @@ use ipnet::Ipv4Net;
 use crate::{
     error::NetnsError,
     links::{INSIDE, Links},
-    namespaces, sockets, table,
+    namespaces, sockets,
+    table::{self, Masquerade},
 };
 
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
@@ -36,6 +37,7 @@ pub struct NetnsNetwork {
     settings: Arc<Settings>,
     links: Links,
     bridge: u32,
+    masquerade: Masquerade,
 }
 
 impl NetnsNetwork {
@@ -53,18 +55,31 @@ impl NetnsNetwork {
         if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
             fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
         }
-        blocking(move || table::install(&instance, subnet)).await?;
+        let masquerade = blocking(move || table::install(&instance, subnet)).await?;
         Ok(Self {
             settings: Arc::new(settings),
             links,
             bridge: bridge.index,
+            masquerade,
         })
+    }
+
+    /// What this host does not allow, a sentence each.
+    pub fn degraded(&self) -> Vec<String> {
+        match &self.masquerade {
+            Masquerade::Installed => vec![],
+            Masquerade::Unsupported { message } => vec![format!(
+                "no nftables NAT in this kernel: sandboxes do not reach beyond the node ({message})"
+            )],
+        }
     }
 
     /// Removes what `start` made.
     pub async fn uninstall(&self) -> Result<(), NetnsError> {
-        let instance = self.settings.names.instance.as_str().to_owned();
-        blocking(move || table::remove(&instance)).await?;
+        if self.masquerade == Masquerade::Installed {
+            let instance = self.settings.names.instance.as_str().to_owned();
+            blocking(move || table::remove(&instance)).await?;
+        }
         self.links.remove(&self.settings.bridge).await
     }
 

@@ -24,6 +24,8 @@ pub(crate) struct About {
     pub(crate) bridge: String,
     pub(crate) subnet: String,
     pub(crate) started: Instant,
+    /// What this host does not allow, found at start.
+    pub(crate) degraded: Vec<String>,
 }
 
 pub(crate) struct NodeRpc<R, N> {
@@ -43,6 +45,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             bridge,
             subnet,
             started,
+            degraded,
         } = &self.about;
         let store = self.registry.store();
         let facts = self.registry.node().runtime.facts().await;
@@ -95,7 +98,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 cooling: leases.cooling,
             }),
             sandboxes,
-            degraded: facts.degraded,
+            degraded: [degraded.as_slice(), &facts.degraded].concat(),
             revision,
             capacity: Some(capacity(&records, leases)),
             draining: drain.is_some(),
