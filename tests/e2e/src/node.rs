@@ -45,9 +45,19 @@ impl TestNode {
 
     /// Starts a node whose configuration has `toml` at its end.
     pub async fn start_with(toml: &str, options: &[&str]) -> anyhow::Result<Self> {
+        Self::start_in(Self::new_home()?, toml, options).await
+    }
+
+    /// A folder for a node. What a killed run has left in its own is taken down.
+    pub fn new_home() -> anyhow::Result<TempDir> {
         sweep();
         let prefix = format!("{HOME_PREFIX}{}-", std::process::id());
         let home = tempfile::Builder::new().prefix(&prefix).tempdir_in(HOMES)?;
+        Ok(home)
+    }
+
+    /// Starts a node in a folder that the caller has prepared.
+    pub async fn start_in(home: TempDir, toml: &str, options: &[&str]) -> anyhow::Result<Self> {
         let extra = home.path().join("extra.toml");
         std::fs::write(&extra, toml)?;
         let mut command = script("up", home.path());
@@ -190,9 +200,7 @@ impl TestNode {
 
     /// Starts again what does not run, and waits until the manager answers on the old channel.
     pub async fn up(&self) -> anyhow::Result<()> {
-        let mut command = script("up", self.home());
-        command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
-        succeed(command)?;
+        succeed(self.up_command())?;
         let answers = || async {
             self.node()
                 .get_status(v1::GetStatusRequest {})
@@ -200,6 +208,12 @@ impl TestNode {
                 .is_ok()
         };
         eventually("the manager answers", Duration::from_secs(10), answers).await
+    }
+
+    pub(crate) fn up_command(&self) -> Command {
+        let mut command = script("up", self.home());
+        command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
+        command
     }
 
     /// Takes the node down and proves that nothing of it is left on the host.
