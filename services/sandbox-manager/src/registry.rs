@@ -214,7 +214,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         id: &SandboxId,
         generation: Generation,
     ) -> Result<Arc<SandboxRecord>, Failure> {
-        self.watch(id, |_, view| {
+        self.watch(id, |ticket, view| {
             let record = view.record.as_ref();
             let unreachable = || {
                 let trouble = view.trouble.as_ref();
@@ -224,7 +224,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                     .map(Err)
             };
             match record {
-                None if view.absent => Some(Err(cancelled(id))),
+                // Only a look behind our own question counts: before it there may have been nothing.
+                None if view.absent && view.ticket >= ticket => Some(Err(cancelled(id))),
+                None if view.absent => None,
                 None => unreachable(),
                 Some(it) if it.generation < generation => None,
                 Some(it) if it.generation > generation => Some(Err(cancelled(id))),
