@@ -2,7 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
-use berth_domain::{Failure, Reason};
+use berth_domain::{Failure, Reason, Role};
 use berth_platform::{ImageError, NetworkError, RuntimeError};
 use berth_store::StoreError;
 
@@ -26,6 +26,12 @@ pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
             Failure::new(Reason::RuntimeRefused, format!("{message}: {source}"))
         }
     }
+}
+
+/// A container is neither known to run nor known to have ended.
+pub(crate) fn shim_silent(role: &Role) -> Failure {
+    let message = format!("the shim of container {role} does not answer");
+    Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
 }
 
 pub(crate) fn image_failure(error: ImageError) -> Failure {

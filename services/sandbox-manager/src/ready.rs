@@ -13,7 +13,11 @@ use berth_domain::{
 use berth_platform::{Images, ListeningSocket, Network, Runtime};
 use tokio::sync::{Notify, watch};
 
-use crate::{failures::network_failure, node::Node, sandbox::View};
+use crate::{
+    failures::{network_failure, shim_silent},
+    node::Node,
+    sandbox::View,
+};
 
 /// An app that listens at once is seen at once.
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
@@ -119,6 +123,7 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
         Health::Lost { role, what } => {
             Err(Failure::new(Reason::RuntimeRefused, format!("container {role}: {what}")).into())
         }
+        Health::Unknown { role } => Err(shim_silent(&role).into()),
         Health::Gone => {
             Err(Failure::new(Reason::RuntimeRefused, "the sandbox has vanished").into())
         }

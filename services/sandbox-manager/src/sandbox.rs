@@ -10,6 +10,7 @@ use berth_domain::{
     ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
     Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
     decide::{self, Manner, decide, tear_down},
+    health,
     record::Ending,
 };
 use berth_platform::{Images, LayerProgress, Network, Runtime};
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     crash,
     execute::{Executor, Found},
-    failures::{runtime_failure, store_failure},
+    failures::{runtime_failure, shim_silent, store_failure},
     ready::{exit_record, missing_ports},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
@@ -220,6 +221,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Some(_) => Observed::default(),
             None => self.shared.node.observe(&self.id).await?,
         };
+        if let Some(role) = health::unknown(&seen) {
+            return Err(shim_silent(role));
+        }
         let plan = decide(Goal::Present, &record.spec, &seen);
         let sandbox = record.sandbox();
         let executor = Executor::new("create", &self.shared, &sandbox, &self.exits, &self.view);
@@ -467,6 +471,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 })
                 .await?;
             }
+            Health::Unknown { role } => return Err(shim_silent(&role)),
             Health::Gone => match record.spec.restart_policy {
                 RestartPolicy::Always => {
                     let message = "the node lost it; it is being created again";

@@ -75,15 +75,7 @@ impl Leftovers {
 
     fn cgroups(&self) -> Vec<String> {
         let mut left = vec![];
-        let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
-        roots.extend(
-            fs::read_dir("/sys/fs/cgroup")
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|it| it.path()),
-        );
-        for root in roots {
+        for root in cgroup_roots() {
             for name in [format!("berth/{}", self.instance), self.namespace.clone()] {
                 let path = root.join(name);
                 if path.is_dir() {
@@ -133,4 +125,12 @@ impl Leftovers {
             .map(|it| format!("runtime state {}", it.path().display()))
             .collect()
     }
+}
+
+/// The root of the one hierarchy of v2, or of each of v1, whichever this host has.
+pub fn cgroup_roots() -> Vec<PathBuf> {
+    let root = PathBuf::from("/sys/fs/cgroup");
+    let below = fs::read_dir(&root).into_iter().flatten().flatten();
+    let below: Vec<_> = below.map(|it| it.path()).collect();
+    std::iter::once(root).chain(below).collect()
 }

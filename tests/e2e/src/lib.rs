@@ -1,5 +1,6 @@
 //! What the end-to-end tests stand on: a node of their own, images made here, and the proof that nothing is left.
 
+pub mod faults;
 pub mod images;
 pub mod leftovers;
 pub mod node;

@@ -45,9 +45,19 @@ impl TestNode {
 
     /// Starts a node whose configuration has `toml` at its end.
     pub async fn start_with(toml: &str, options: &[&str]) -> anyhow::Result<Self> {
+        Self::start_in(Self::new_home()?, toml, options).await
+    }
+
+    /// A folder for a node. What a killed run has left in its own is taken down.
+    pub fn new_home() -> anyhow::Result<TempDir> {
         sweep();
         let prefix = format!("{HOME_PREFIX}{}-", std::process::id());
         let home = tempfile::Builder::new().prefix(&prefix).tempdir_in(HOMES)?;
+        Ok(home)
+    }
+
+    /// Starts a node in a folder that the caller has prepared.
+    pub async fn start_in(home: TempDir, toml: &str, options: &[&str]) -> anyhow::Result<Self> {
         let extra = home.path().join("extra.toml");
         std::fs::write(&extra, toml)?;
         let mut command = script("up", home.path());
@@ -226,8 +236,7 @@ impl TestNode {
 
     /// As `up`, with these variables in the environment of what is started.
     pub async fn up_with(&self, environment: &[(&str, &str)]) -> anyhow::Result<()> {
-        let mut command = script("up", self.home());
-        command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
+        let mut command = self.up_command();
         command.envs(environment.iter().copied());
         succeed(command)?;
         let answers = || async {
@@ -237,6 +246,12 @@ impl TestNode {
                 .is_ok()
         };
         eventually("the manager answers", Duration::from_secs(10), answers).await
+    }
+
+    pub(crate) fn up_command(&self) -> Command {
+        let mut command = script("up", self.home());
+        command.env("BERTH_DEV_EXTRA_TOML", self.home().join("extra.toml"));
+        command
     }
 
     /// Takes the node down and proves that nothing of it is left on the host.

@@ -1,7 +1,7 @@
 //! Where the kernel shows its cgroups, and what is made and removed there.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{self, ErrorKind},
     path::{Path, PathBuf},
@@ -155,6 +155,29 @@ impl Hierarchy {
         busy.map_or(Ok(()), |path| Err(CgroupError::Busy { path }))
     }
 
+    /// Sends a signal to every process in the cgroup and below it. Gone is a success.
+    pub fn signal(&self, path: &str, signal: Signal) -> Result<(), CgroupError> {
+        for pid in self.processes(path)?.into_values() {
+            // One that has ended meanwhile needs none.
+            let _ = kill_process(pid, signal);
+        }
+        Ok(())
+    }
+
+    /// Whether a process is in the cgroup or below it.
+    pub fn has_processes(&self, path: &str) -> Result<bool, CgroupError> {
+        Ok(!self.processes(path)?.is_empty())
+    }
+
+    /// Each once, by number, although v1 lists it in every hierarchy.
+    fn processes(&self, path: &str) -> Result<BTreeMap<i32, Pid>, CgroupError> {
+        let mut all = BTreeMap::new();
+        for root in self.roots() {
+            collect_processes(&root.join(path), &mut all)?;
+        }
+        Ok(all)
+    }
+
     /// Names of the cgroups below `path`, one level deep.
     pub fn children(&self, path: &str) -> Result<BTreeSet<String>, CgroupError> {
         let mut names = BTreeSet::new();
@@ -265,6 +288,23 @@ fn subdirectories(dir: &Path) -> Result<Vec<String>, CgroupError> {
         .collect())
 }
 
+fn processes(dir: &Path) -> Vec<Pid> {
+    let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    procs
+        .lines()
+        .filter_map(|it| it.parse().ok())
+        .filter_map(Pid::from_raw)
+        .collect()
+}
+
+fn collect_processes(dir: &Path, all: &mut BTreeMap<i32, Pid>) -> Result<(), CgroupError> {
+    for name in subdirectories(dir)? {
+        collect_processes(&dir.join(name), all)?;
+    }
+    all.extend(processes(dir).into_iter().map(|it| (it.as_raw_pid(), it)));
+    Ok(())
+}
+
 /// The outer error is a failure, the inner one says that it has to be tried again.
 fn remove_tree(dir: &Path) -> Result<Result<(), CgroupError>, CgroupError> {
     for name in subdirectories(dir)? {
@@ -276,12 +316,7 @@ fn remove_tree(dir: &Path) -> Result<Result<(), CgroupError>, CgroupError> {
         Ok(()) => Ok(Ok(())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Ok(())),
         Err(error) if error.kind() == ErrorKind::ResourceBusy => {
-            let procs = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-            for pid in procs
-                .lines()
-                .filter_map(|it| it.parse().ok())
-                .filter_map(Pid::from_raw)
-            {
+            for pid in processes(dir) {
                 // One that has ended meanwhile is what was wanted.
                 let _ = kill_process(pid, Signal::KILL);
             }
@@ -399,11 +434,14 @@ pub(crate) mod tests {
                 fs::write(procs, sleeper.id().to_string()).unwrap();
             }
         }
+        assert!(hierarchy.has_processes(&parent).unwrap());
+        hierarchy.signal(&parent, Signal::CONT).unwrap();
         let busy = hierarchy.remove(&parent).unwrap_err();
         assert!(matches!(busy, CgroupError::Busy { .. }), "{busy}");
         sleeper.wait().unwrap();
         hierarchy.remove(&parent).unwrap();
         assert!(!hierarchy.exists(&parent));
+        assert!(!hierarchy.has_processes(&parent).unwrap());
         assert_eq!(hierarchy.usage(&path).unwrap(), None);
         hierarchy.remove(&parent).unwrap();
     }

@@ -168,7 +168,7 @@ impl CallError {
     }
 
     /// Whether containerd may not have got the call, or not have finished it.
-    fn is_unreachable(&self) -> bool {
+    pub(crate) fn is_unreachable(&self) -> bool {
         matches!(
             self.status.code(),
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled

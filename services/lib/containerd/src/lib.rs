@@ -12,6 +12,7 @@ mod oci;
 mod registry;
 mod runtime;
 mod settings;
+mod shims;
 mod spec;
 mod unpack;
 mod users;

@@ -26,6 +26,7 @@ use containerd_client::{
     types::{Mount, v1::Status as TaskStatus},
 };
 use prost_types::Any;
+use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tonic::Code;
 
@@ -37,6 +38,7 @@ use crate::{
     images::{Known, blocking, time},
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
+    shims,
     spec::{self, Host, Places},
     unpack::remove_snapshot,
     users,
@@ -52,6 +54,8 @@ const CGROUP_RETRY: Duration = Duration::from_millis(20);
 /// How long containerd may take to forget a task whose shim has gone; its own limit for that is 5 s.
 const FORMER_TASK: Duration = Duration::from_secs(10);
 const FORMER_TASK_RETRY: Duration = Duration::from_millis(20);
+/// How often the end of processes is looked for that nobody tells the end of.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const FACTS_TIMEOUT: Duration = Duration::from_secs(2);
 const HINTS: usize = 256;
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -199,11 +203,8 @@ impl Containerd {
                 code: process.exit_status,
                 at: time(process.exited_at),
             }),
-            // Its shim did not say. That is no end.
-            Ok(TaskStatus::Unknown) | Err(_) => Err(RuntimeError::Unreachable {
-                operation: "looking for a task",
-                source: format!("the shim of {container} does not say how it is").into(),
-            }),
+            // Its shim did not say.
+            Ok(TaskStatus::Unknown) | Err(_) => Ok(TaskSeen::Unknown),
         }
     }
 
@@ -627,6 +628,58 @@ impl Containerd {
         ))
     }
 
+    /// Ends a task whose shim does not answer: its processes are reached through their cgroup, with their grace, and the
+    /// shim by its pid. When a shim is gone, containerd removes what is left of its task.
+    async fn end_without_shim(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        let container = names::container_id(id, role);
+        let cgroup = self.names().container_cgroup(id, role);
+        let cgroups = &self.0.cgroups;
+        if !grace.is_zero() {
+            cgroups.signal(&cgroup, Signal::TERM).map_err(of_cgroup)?;
+            let deadline = Instant::now() + grace;
+            while cgroups.has_processes(&cgroup).map_err(of_cgroup)? && Instant::now() < deadline {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            if self.task(&container).await? != TaskSeen::Unknown {
+                return self.finish(&container).await;
+            }
+        }
+        tracing::warn!(container, "its shim does not answer and is killed");
+        cgroups.signal(&cgroup, Signal::KILL).map_err(of_cgroup)?;
+        let (namespace, of) = (self.0.settings.namespace.clone(), container.clone());
+        let killed = blocking(move || shims::kill(&namespace, &of, &cgroup));
+        if !killed.await.map_err(|it| node("killing a shim", it))? {
+            return Err(silent("ending a task", &container));
+        }
+        let deadline = Instant::now() + KILLED;
+        while self.task(&container).await? != TaskSeen::Missing {
+            if Instant::now() >= deadline {
+                let what = format!("the shim of {container} was killed {KILLED:?} ago");
+                return Err(refused(
+                    "ending a task",
+                    format!("{what} and its task is there"),
+                ));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the root file system of a task that has ended; `false` when there is nothing to let go of.
+    async fn detach_rootfs(&self, id: &SandboxId, role: &Role) -> Result<bool, RuntimeError> {
+        let namespace = self.0.settings.namespace.clone();
+        let container = names::container_id(id, role);
+        let cgroup = self.names().container_cgroup(id, role);
+        blocking(move || shims::detach_rootfs(&namespace, &container, &cgroup))
+            .await
+            .map_err(|it| node("letting go of a root file system", it))
+    }
+
     async fn objects(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
         let client = self.client();
         let instance = self.names().instance.as_str();
@@ -805,6 +858,7 @@ impl Runtime for Containerd {
                         format!("containerd does not forget a former one of {container}"),
                     ));
                 }
+                TaskSeen::Unknown => return Err(silent("making a task", &container)),
                 TaskSeen::Exited { .. } => {
                     return Err(refused(
                         "making a task",
@@ -830,9 +884,13 @@ impl Runtime for Containerd {
             Ok(_) => Ok(()),
             Err(error) => match self.task(&container).await {
                 Ok(TaskSeen::Running) => Ok(()),
-                Ok(TaskSeen::Missing | TaskSeen::Created | TaskSeen::Exited { .. }) | Err(_) => {
-                    Err(error.into())
-                }
+                Ok(
+                    TaskSeen::Missing
+                    | TaskSeen::Created
+                    | TaskSeen::Exited { .. }
+                    | TaskSeen::Unknown,
+                )
+                | Err(_) => Err(error.into()),
             },
         }
     }
@@ -845,6 +903,11 @@ impl Runtime for Containerd {
     ) -> Result<(), RuntimeError> {
         self.greet().await?;
         let container = names::container_id(id, role);
+        match self.task(&container).await? {
+            TaskSeen::Missing | TaskSeen::Exited { .. } => return Ok(()),
+            TaskSeen::Created | TaskSeen::Running => {}
+            TaskSeen::Unknown => return self.end_without_shim(id, role, grace).await,
+        }
         if !grace.is_zero() {
             self.kill(&container, SIGTERM).await?;
             if self.wait(&container, grace).await? {
@@ -871,13 +934,20 @@ impl Runtime for Containerd {
         let Err(error) = delete().await else {
             return Ok(());
         };
-        // The code does not tell why: shims call it unknown that something still runs.
-        match self.task(&container).await {
-            Ok(TaskSeen::Created | TaskSeen::Running) => {
+        if error.is_unreachable() {
+            return Err(error.into());
+        }
+        // The code does not tell why: some shims call it unknown that something still runs.
+        match self.task(&container).await? {
+            TaskSeen::Created | TaskSeen::Running => {
                 self.finish(&container).await?;
                 Ok(delete().await.map(drop)?)
             }
-            Ok(TaskSeen::Missing | TaskSeen::Exited { .. }) | Err(_) => Err(error.into()),
+            // What keeps a task that has ended is somebody inside of its root file system.
+            TaskSeen::Exited { .. } if self.detach_rootfs(id, role).await? => {
+                Ok(delete().await.map(drop)?)
+            }
+            TaskSeen::Exited { .. } | TaskSeen::Missing | TaskSeen::Unknown => Err(error.into()),
         }
     }
 
@@ -1050,6 +1120,13 @@ fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
     RuntimeError::Refused {
         operation,
         message: message.to_string(),
+    }
+}
+
+fn silent(operation: &'static str, container: &str) -> RuntimeError {
+    RuntimeError::Unreachable {
+        operation,
+        source: format!("the shim of {container} does not answer").into(),
     }
 }
 

@@ -115,7 +115,8 @@ pub fn tear_down(spec: Option<&SandboxSpec>, seen: &Observed, manner: Manner) ->
     let apps_first = seen.containers.iter().rev();
     for (role, ContainerSeen { stored, task }) in apps_first {
         let mut last = None;
-        if *task == TaskSeen::Running {
+        // Of one that is unknown all that is sure is that it may run.
+        if matches!(task, TaskSeen::Running | TaskSeen::Unknown) {
             let grace = match manner {
                 Manner::AtOnce => Duration::ZERO,
                 Manner::Graceful => grace_of(spec, role),
@@ -219,7 +220,9 @@ mod tests {
                     .values()
                     .all(|it| it.task == TaskSeen::Running),
                 Step::StopTask { .. } => true,
-                Step::DeleteTask(role) => task(seen, role).task != TaskSeen::Running,
+                Step::DeleteTask(role) => {
+                    !matches!(task(seen, role).task, TaskSeen::Running | TaskSeen::Unknown)
+                }
                 Step::RemoveContainer(role) => task(seen, role).task == TaskSeen::Missing,
                 Step::DetachLink => no_tasks,
                 Step::CloseNamespaces => no_tasks && !seen.link,
@@ -247,7 +250,7 @@ mod tests {
                 }
                 Step::StopTask { role, .. } => {
                     if let Some(it) = seen.containers.get_mut(role)
-                        && it.task == TaskSeen::Running
+                        && matches!(it.task, TaskSeen::Running | TaskSeen::Unknown)
                     {
                         it.task = exited();
                     }
@@ -290,6 +293,7 @@ mod tests {
                     TaskSeen::Created,
                     TaskSeen::Running,
                     exited(),
+                    TaskSeen::Unknown,
                 ]
                 .map(|task| ContainerSeen { stored, task })
             })

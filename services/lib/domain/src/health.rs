@@ -22,6 +22,10 @@ pub enum Health {
         role: Role,
         what: &'static str,
     },
+    /// A task does not say how it is, and nothing that is seen is an end.
+    Unknown {
+        role: Role,
+    },
     /// No task and no namespace is left: the node itself went away under it.
     Gone,
 }
@@ -40,7 +44,7 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
         .iter()
         .filter_map(|(role, it)| match it.task {
             TaskSeen::Exited { code, at } => Some((at, role, code)),
-            TaskSeen::Missing | TaskSeen::Created | TaskSeen::Running => None,
+            TaskSeen::Missing | TaskSeen::Created | TaskSeen::Running | TaskSeen::Unknown => None,
         });
     if let Some((at, role, code)) = exits.min() {
         return Health::Exited {
@@ -54,6 +58,9 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
             .get(role)
             .map_or(TaskSeen::Missing, |it| it.task)
     };
+    if let Some(role) = unknown(seen) {
+        return Health::Unknown { role: role.clone() };
+    }
     if !seen.namespaces && roles(spec).all(|role| task(&role) == TaskSeen::Missing) {
         return Health::Gone;
     }
@@ -75,6 +82,12 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
             what: "its lease, cgroup or files are gone",
         },
     }
+}
+
+/// A container whose task does not say how it is.
+pub fn unknown(seen: &Observed) -> Option<&Role> {
+    let mut all = seen.containers.iter();
+    all.find_map(|(role, it)| (it.task == TaskSeen::Unknown).then_some(role))
 }
 
 #[cfg(test)]
@@ -102,7 +115,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn each_sight_means_this() {
-        use TaskSeen::{Missing, Running};
+        use TaskSeen::{Missing, Running, Unknown};
         let spec = spec([container("web", &[80])]);
         let web = || Role::App(ContainerName::parse("web").unwrap());
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
@@ -113,6 +126,9 @@ mod tests {
             ("the first of two ends", seen(true,  true,  exited(4), exited(5)), Health::Exited { role: Role::Pause, code: 3, at: at(4) }),
             ("after a reboot",        seen(false, false, Missing,   Missing),   Health::Gone),
             ("a task has vanished",   seen(true,  true,  Running,   Missing),   Health::Lost { role: web(), what: "its task is gone" }),
+            ("one does not say",      seen(true,  true,  Running,   Unknown),   Health::Unknown { role: web() }),
+            ("and another is gone",   seen(false, true,  Missing,   Unknown),   Health::Unknown { role: web() }),
+            ("and another has ended", seen(true,  true,  exited(4), Unknown),   Health::Exited { role: Role::Pause, code: 3, at: at(4) }),
             ("the link was removed",  seen(true,  false, Running,   Running),   Health::Lost { role: Role::Pause, what: "its network link is gone" }),
         ];
         for (case, seen, expected) in cases {

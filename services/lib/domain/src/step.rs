@@ -50,6 +50,8 @@ pub enum TaskSeen {
         code: u32,
         at: SystemTime,
     },
+    /// It is there, and what watches over it does not say how it is. That is no end.
+    Unknown,
 }
 
 /// One effect on one sandbox. Each can be repeated.

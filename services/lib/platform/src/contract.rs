@@ -236,7 +236,9 @@ pub async fn a_stopped_task_has_ended_and_its_end_is_hinted_at<R: Runtime + Imag
                 assert!(at >= before, "{role} ended before it was stopped");
                 assert!([0, 137, 143].contains(&code), "{role} ended with {code}");
             }
-            still @ (TaskSeen::Created | TaskSeen::Running) => panic!("{role} is {still:?}"),
+            still @ (TaskSeen::Created | TaskSeen::Running | TaskSeen::Unknown) => {
+                panic!("{role} is {still:?}")
+            }
         }
     }
     let hinted =

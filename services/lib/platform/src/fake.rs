@@ -349,7 +349,7 @@ impl Runtime for FakeNode {
                     Ok(())
                 }
                 TaskSeen::Created | TaskSeen::Running => Ok(()),
-                TaskSeen::Exited { .. } => {
+                TaskSeen::Exited { .. } | TaskSeen::Unknown => {
                     refuse(OPERATION, &about, "a task that has ended is there")
                 }
             }
@@ -366,7 +366,7 @@ impl Runtime for FakeNode {
                 Ok(())
             }
             Some(TaskSeen::Running) => Ok(()),
-            None | Some(TaskSeen::Missing | TaskSeen::Exited { .. }) => {
+            None | Some(TaskSeen::Missing | TaskSeen::Exited { .. } | TaskSeen::Unknown) => {
                 refuse(OPERATION, &about, "there is no task to start")
             }
         })
@@ -409,7 +409,12 @@ impl Runtime for FakeNode {
         self.change(OPERATION, &about, |state| {
             match state.task(id, role).map(|task| *task) {
                 None | Some(TaskSeen::Missing) => {}
-                Some(TaskSeen::Created | TaskSeen::Running | TaskSeen::Exited { .. }) => {
+                Some(
+                    TaskSeen::Created
+                    | TaskSeen::Running
+                    | TaskSeen::Exited { .. }
+                    | TaskSeen::Unknown,
+                ) => {
                     return refuse(OPERATION, &about, "it has a task");
                 }
             }

@@ -1,0 +1,138 @@
+//! The shim of a container as the kernel shows it, for what containerd cannot do: end a shim that does not answer, and let
+//! go of a root file system that somebody is inside of. When that is right, others know.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    io::Errno,
+    mount::{UnmountFlags, unmount},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+/// Kills the shim of a container; `false` when none is found.
+pub(crate) fn kill(namespace: &str, container: &str, cgroup: &str) -> io::Result<bool> {
+    let Some(shim) = find(namespace, container, cgroup)? else {
+        return Ok(false);
+    };
+    match pidfd_send_signal(&shim.process, Signal::KILL) {
+        // It has ended meanwhile.
+        Ok(()) | Err(Errno::SRCH) => Ok(true),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes the root file system of a container out of the tree, whoever is inside of it; `false` when there is none to take.
+pub(crate) fn detach_rootfs(namespace: &str, container: &str, cgroup: &str) -> io::Result<bool> {
+    let Some(shim) = find(namespace, container, cgroup)? else {
+        return Ok(false);
+    };
+    let rootfs = shim.bundle.join("rootfs");
+    match unmount(&rootfs, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        // INVAL: nothing is mounted there, or not where this process could see it.
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+struct Shim {
+    process: OwnedFd,
+    /// Leads to the bundle whatever containerd calls it.
+    bundle: PathBuf,
+}
+
+fn find(namespace: &str, container: &str, cgroup: &str) -> io::Result<Option<Shim>> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let pid = entry
+            .file_name()
+            .to_str()
+            .and_then(|it| it.parse().ok())
+            .and_then(Pid::from_raw);
+        let Some(pid) = pid else { continue };
+        if !is_shim(&entry.path(), namespace, container, cgroup) {
+            continue;
+        }
+        // Looked at again with the process in hand: a number alone may have become somebody else's.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        if is_shim(&entry.path(), namespace, container, cgroup) {
+            let bundle = bundle(&entry.path());
+            return Ok(Some(Shim { process, bundle }));
+        }
+    }
+    Ok(None)
+}
+
+fn is_shim(process: &Path, namespace: &str, container: &str, cgroup: &str) -> bool {
+    let command = fs::read(process.join("cmdline")).unwrap_or_default();
+    is_shim_of(&command, namespace, container)
+        // Another containerd of this host may have the same names, but not the same cgroup.
+        && fs::read(bundle(process).join("config.json"))
+            .is_ok_and(|it| is_in_cgroup(&it, cgroup))
+}
+
+/// A shim works in the bundle of its container.
+fn bundle(process: &Path) -> PathBuf {
+    process.join("cwd")
+}
+
+/// Whether this is the command line of a shim, as every containerd writes it.
+fn is_shim_of(command: &[u8], namespace: &str, container: &str) -> bool {
+    let words: Vec<&[u8]> = command.split(|it| *it == 0).collect();
+    let program = words
+        .first()
+        .and_then(|it| it.rsplit(|it| *it == b'/').next());
+    let value = |flag: &str| {
+        let at = words.iter().position(|it| *it == flag.as_bytes())?;
+        words.get(at + 1).copied()
+    };
+    program.is_some_and(|it| it.starts_with(b"containerd-shim"))
+        && value("-namespace") == Some(namespace.as_bytes())
+        && value("-id") == Some(container.as_bytes())
+}
+
+/// Whether a bundle's configuration puts the container into this cgroup, given without a slash at its start.
+fn is_in_cgroup(config: &[u8], cgroup: &str) -> bool {
+    let config: serde_json::Value = serde_json::from_slice(config).unwrap_or_default();
+    let path = config
+        .pointer("/linux/cgroupsPath")
+        .and_then(|it| it.as_str());
+    path.is_some_and(|it| it.trim_start_matches('/') == cgroup)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn a_shim_is_known_by_its_program_its_namespace_and_its_container() {
+        let cases = [
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/c.sock", true),
+            ("containerd-shim-runc-v2 -namespace berth -id sandbox.web.app",                               true),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web_pause",                    false),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace other -id sandbox.web.app",                      false),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id",                                      false),
+            ("/usr/bin/tail -namespace berth -id sandbox.web.app",                                         false),
+            ("",                                                                                           false),
+        ];
+        for (command, expected) in cases {
+            let bytes = command.replace(' ', "\0").into_bytes();
+            assert_eq!(is_shim_of(&bytes, "berth", "sandbox.web.app"), expected, "{command}");
+        }
+    }
+
+    #[test]
+    fn the_bundle_of_another_instance_is_not_ours() {
+        let config = br#"{ "linux": { "cgroupsPath": "/berth/one/web/app" } }"#;
+        assert!(is_in_cgroup(config, "berth/one/web/app"));
+        assert!(!is_in_cgroup(config, "berth/two/web/app"));
+        assert!(!is_in_cgroup(b"{}", "berth/one/web/app"));
+        assert!(!is_in_cgroup(b"no json", ""));
+    }
+}

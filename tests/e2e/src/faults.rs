@@ -1,0 +1,127 @@
+//! What tests do to a node from outside: signals to its programs, and looks at its processes past Berth.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, ensure};
+use berth_api::v1;
+
+use crate::{
+    TestNode,
+    node::{eventually, succeed},
+};
+
+impl TestNode {
+    pub fn manager_pid(&self) -> anyhow::Result<u32> {
+        self.pid_in("manager.pid")
+    }
+
+    pub fn containerd_pid(&self) -> anyhow::Result<u32> {
+        self.pid_in("containerd.pid")
+    }
+
+    fn pid_in(&self, file: &str) -> anyhow::Result<u32> {
+        let text = fs::read_to_string(self.home().join(file)).with_context(|| file.to_owned())?;
+        text.trim().parse().with_context(|| file.to_owned())
+    }
+
+    /// Kills containerd with SIGKILL and returns when it is gone.
+    pub async fn kill_containerd(&self) -> anyhow::Result<()> {
+        let pid = self.containerd_pid()?;
+        signal(pid, "KILL")?;
+        eventually("containerd is gone", Duration::from_secs(10), || async {
+            !is_alive(pid)
+        })
+        .await
+    }
+
+    /// Every task with the pid of its first process, as containerd tells it; a task that is unknown has pid 0.
+    pub fn tasks(&self) -> anyhow::Result<BTreeMap<String, u32>> {
+        let list = succeed(self.command("ctr").args(["tasks", "ls"]))?;
+        let lines = list.lines().skip(1);
+        let tasks = lines.filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        });
+        Ok(tasks.collect())
+    }
+
+    /// Pid of the first process of a container.
+    pub fn task(&self, container: &str) -> anyhow::Result<u32> {
+        let tasks = self.tasks()?;
+        let pid = tasks.get(container).copied();
+        pid.with_context(|| format!("no task {container} in {tasks:?}"))
+    }
+
+    /// Pid of the shim of a container.
+    pub fn shim(&self, container: &str) -> anyhow::Result<u32> {
+        let own = format!(
+            "-namespace {} -id {container} ",
+            self.variable("CONTAINERD_NAMESPACE")
+        );
+        let found = processes()?
+            .into_iter()
+            .find(|(_, command)| command.contains("containerd-shim") && command.contains(&own));
+        let (pid, _) = found.with_context(|| format!("no shim of {container}"))?;
+        Ok(pid)
+    }
+
+    /// Folder of a container's root file system, as its shim has mounted it.
+    pub fn rootfs(&self, container: &str) -> PathBuf {
+        let bundles = self
+            .home()
+            .join("containerd/state/io.containerd.runtime.v2.task");
+        let namespace = self.variable("CONTAINERD_NAMESPACE");
+        bundles.join(namespace).join(container).join("rootfs")
+    }
+
+    /// As `up`, and tells how long the API took to answer from the moment at which the manager could be started.
+    pub async fn up_timed(&self) -> anyhow::Result<Duration> {
+        let mut command = self.up_command();
+        let mut up = tokio::task::spawn_blocking(move || succeed(&mut command));
+        let begun = Instant::now();
+        let mut answered = None;
+        while answered.is_none() {
+            let asked = self.node().get_status(v1::GetStatusRequest {}).await;
+            answered = asked.is_ok().then(|| begun.elapsed());
+            ensure!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the manager is not back"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        (&mut up).await??;
+        Ok(answered.unwrap_or_default())
+    }
+}
+
+/// Every process that there is, with its command line.
+pub fn processes() -> anyhow::Result<Vec<(u32, String)>> {
+    let mut all = vec![];
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|it| it.parse().ok()) else {
+            continue;
+        };
+        let Ok(command) = fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        all.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+    }
+    Ok(all)
+}
+
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
+    succeed(Command::new("kill").args(["-s", name, &pid.to_string()])).map(drop)
+}
+
+/// Whether the process runs; a zombie does not.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
