@@ -85,6 +85,10 @@ impl Neighbour {
             pause_program: berth_pause::PROGRAM,
             pause_rootfs,
             plain_http_registries: vec![],
+            archive_limits: berth_platform::ArchiveLimits {
+                max_bytes: 1 << 30,
+                reserve_bytes: 0,
+            },
             search_domain: "app.berth".into(),
             name_servers: vec![ipam::gateway(self.subnet).into()],
             warm_cgroup_lock: false,
