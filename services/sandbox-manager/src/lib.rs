@@ -11,6 +11,9 @@ mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod store_command;
 
 pub use app::App;
-pub use config::{Config, Flags, load};
+pub use berth_store::StoreError;
+pub use config::{Command, Config, Flags, load};
+pub use store_command::{Outcome, StoreCommand};
