@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
-    config::{Config, PauseRootfs},
+    config::{Config, PauseRootfs, STORE_FILE},
     crash,
     node::Node,
     registry::{Limits, Registry},
@@ -68,7 +68,7 @@ impl App {
         let subnet = config.network.subnet;
         // The store's lock keeps a second manager out before anything on the node is touched.
         let store = Store::open(
-            &config.state_dir.join("berth.redb"),
+            &config.state_dir.join(STORE_FILE),
             subnet,
             config.network.cool_down,
         )

@@ -14,6 +14,8 @@ use figment::value::Value;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::store_command::StoreCommand;
+
 const FILE: &str = "/etc/berth/sandbox-manager.toml";
 const ENV_PREFIX: &str = "BERTH_MANAGER_";
 /// The kernel's limit for the path of a Unix socket, with its end mark.
@@ -32,12 +34,25 @@ const LABEL_MAX: usize = 63;
 #[command(name = "sandbox-manager", version)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/sandbox-manager.toml, which may be missing].
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Sets one key over file and environment, as in `--set network.subnet=10.9.0.0/16`.
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value, global = true)]
     pub set: Vec<(String, String)>,
+    /// Without one the manager runs.
+    #[command(subcommand)]
+    pub command: Option<Command>,
 }
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Looks at the store, writes it out as text, or makes it from text, while no manager runs.
+    #[command(subcommand)]
+    Store(StoreCommand),
+}
+
+/// Where the store is in the state directory.
+pub(crate) const STORE_FILE: &str = "berth.redb";
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -507,6 +522,7 @@ mod tests {
             set: ["log_writer=/bin/sh", text]
                 .map(|it| key_value(it).unwrap())
                 .into(),
+            command: None,
         };
         let config = load(&flags("network.subnet=10.9.0.0/16")).unwrap();
         assert_eq!(config.network.subnet.to_string(), "10.9.0.0/16");

@@ -86,10 +86,17 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
     log(&error);
     match error {
         StoreError::Full { .. } => Failure::new(Reason::StoreFull, "the store's disk is full"),
+        StoreError::Unreadable(entry) if entry.sandbox.is_some() => internal(&format!(
+            "the {entry}; Delete of that id, without an expected generation, removes it with all that it holds"
+        )),
+        StoreError::Unreadable(entry) => internal(&format!("the {entry}")),
+        StoreError::Damaged { .. } => internal(
+            "the store's file is damaged; the manager's log and `sandbox-manager store check` say how",
+        ),
         StoreError::InUse { .. }
+        | StoreError::Missing { .. }
         | StoreError::NewerSchema { .. }
         | StoreError::ForeignAddress { .. }
-        | StoreError::Unreadable { .. }
         | StoreError::Failed { .. } => internal("the store failed"),
     }
 }

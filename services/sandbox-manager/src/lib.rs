@@ -14,7 +14,10 @@ mod rpc;
 mod run;
 mod sandbox;
 mod spool;
+mod store_command;
 mod sweep;
 
 pub use app::App;
-pub use config::{Config, Flags, load};
+pub use berth_store::StoreError;
+pub use config::{Command, Config, Flags, load};
+pub use store_command::{Outcome, StoreCommand};

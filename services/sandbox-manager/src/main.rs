@@ -4,15 +4,18 @@ use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use sandbox_manager::{App, Config, Flags, load};
+use sandbox_manager::{App, Command, Config, Flags, Outcome, StoreCommand, StoreError, load};
 use tokio_util::sync::CancellationToken;
 
 /// From `sysexits.h`: the configuration is at fault, so starting again will not help.
 const EX_CONFIG: u8 = 78;
+/// From `sysexits.h`: the store's file is at fault, and somebody has to look at it.
+const EX_DATAERR: u8 = 65;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config = match load(&Flags::parse()) {
+    let flags = Flags::parse();
+    let config = match load(&flags) {
         Ok(config) => config,
         #[expect(
             clippy::print_stderr,
@@ -23,13 +26,36 @@ async fn main() -> ExitCode {
             return ExitCode::from(EX_CONFIG);
         }
     };
+    if let Some(Command::Store(command)) = flags.command {
+        return on_store(&command, &config);
+    }
     berth_daemon::init_telemetry();
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             tracing::error!(error = format!("{err:#}"), "sandbox-manager failed");
-            ExitCode::FAILURE
+            exit_code(&err)
         }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "somebody waits for the answer")]
+fn on_store(command: &StoreCommand, config: &Config) -> ExitCode {
+    match command.run(config) {
+        Ok(Outcome::Good) => ExitCode::SUCCESS,
+        Ok(Outcome::Lacking) => ExitCode::from(EX_DATAERR),
+        Err(err) => {
+            eprintln!("sandbox-manager: {err:#}");
+            exit_code(&err)
+        }
+    }
+}
+
+fn exit_code(err: &anyhow::Error) -> ExitCode {
+    let mut chain = err.chain().filter_map(|it| it.downcast_ref::<StoreError>());
+    match chain.any(StoreError::is_about_the_file) {
+        true => ExitCode::from(EX_DATAERR),
+        false => ExitCode::FAILURE,
     }
 }
 

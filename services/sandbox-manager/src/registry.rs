@@ -14,7 +14,7 @@ use berth_domain::{
     record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
-use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, UpdateError};
+use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -394,7 +394,16 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let store = &self.0.store;
         // The record may be replaced between the look and the write, but not for ever.
         for _ in 0..8 {
-            let Some(record) = store.get(id).await.map_err(store_failure)? else {
+            let found = match store.get(id).await {
+                // Nobody knows the generation of a record that cannot be read, so none may be expected.
+                Err(StoreError::Unreadable(_))
+                    if ending == Ending::Delete && expected.is_none() =>
+                {
+                    store.reclaim(id, SystemTime::now()).await
+                }
+                found => found,
+            };
+            let Some(record) = found.map_err(store_failure)? else {
                 return Ok(None);
             };
             if let Some(expected) = expected.filter(|it| *it != record.generation) {
@@ -667,3 +676,6 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
     .with("expected", expected)
     .with("actual", actual)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,27 +1,78 @@
 //! What can go wrong with the store, told apart by what a caller can do about it.
 
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
-use berth_domain::{Failure, NotAllowed};
+use berth_domain::{Failure, NotAllowed, SandboxId};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("the file system of the store is full")]
     Full { source: redb::Error },
-    #[error("{} is open in another process", path.display())]
+    #[error("{} is in use by another process: a manager that runs, or a `store` command", path.display())]
     InUse { path: PathBuf },
-    #[error("the store has schema {found}, this program knows {known}")]
-    NewerSchema { found: u64, known: u64 },
+    #[error("there is no store at {}", path.display())]
+    Missing { path: PathBuf },
+    #[error(
+        "{} is damaged: {problem}. `sandbox-manager store check` looks at it, `store export` saves what can be read, \
+         `store import --replace` puts that in its place and keeps the damaged file aside",
+        path.display()
+    )]
+    Damaged { path: PathBuf, problem: String },
+    #[error(
+        "{} has schema {found}, this program knows schemas up to {known}: run the version of Berth that wrote it, or a \
+         newer one",
+        path.display()
+    )]
+    NewerSchema {
+        path: PathBuf,
+        found: u64,
+        known: u64,
+    },
     #[error("the subnet is {configured}, but {address} is held by sandbox {owner}")]
     ForeignAddress {
         configured: String,
         address: String,
         owner: String,
     },
-    #[error("the entry {key} of the store cannot be read: {problem}")]
-    Unreadable { key: String, problem: String },
+    #[error("the {0}")]
+    Unreadable(Unreadable),
     #[error("the store failed")]
     Failed { source: redb::Error },
+}
+
+/// An entry that is there and cannot be read. It keeps no other entry from working.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which entry it is: `record web`, `lease 10.87.0.2`, `change 17`.
+    pub key: String,
+    pub problem: String,
+    /// The sandbox whose record it is: what this one holds on the node is explained, though not by how much.
+    pub sandbox: Option<SandboxId>,
+}
+
+impl Unreadable {
+    pub(crate) fn record(id: &str, problem: impl fmt::Display) -> Self {
+        Self {
+            key: format!("record {id}"),
+            problem: problem.to_string(),
+            sandbox: SandboxId::parse(id).ok(),
+        }
+    }
+
+    pub(crate) fn other(kind: &str, key: impl fmt::Display, problem: impl fmt::Display) -> Self {
+        Self {
+            key: format!("{kind} {key}"),
+            problem: problem.to_string(),
+            sandbox: None,
+        }
+    }
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, problem, .. } = self;
+        write!(f, "{key} cannot be read: {problem}")
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +96,54 @@ pub enum UpdateError {
     Store(#[from] StoreError),
 }
 
+/// An error of a write, which may be the store's own.
+pub(crate) trait WriteError: From<StoreError> {
+    fn store(&self) -> Option<&StoreError>;
+    fn into_store(self) -> Result<StoreError, Self>;
+}
+
+impl WriteError for StoreError {
+    fn store(&self) -> Option<&StoreError> {
+        Some(self)
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        Ok(self)
+    }
+}
+
+impl WriteError for AdmitError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Refused(_) | Self::Exhausted { .. } => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::Refused(_) | Self::Exhausted { .. } => Err(self),
+        }
+    }
+}
+
+impl WriteError for UpdateError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Gone | Self::NotAllowed(_) => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::Gone | Self::NotAllowed(_) => Err(self),
+        }
+    }
+}
+
 impl<E: Into<redb::Error>> From<E> for StoreError {
     fn from(error: E) -> Self {
         let source = error.into();
@@ -62,14 +161,28 @@ impl StoreError {
     /// Whether the database refuses everything until it is opened anew.
     pub(crate) fn needs_reopening(&self) -> bool {
         match self {
-            Self::Full { .. } => true,
+            Self::Full { .. } | Self::Damaged { .. } => true,
             Self::Failed { source } => {
                 matches!(source, redb::Error::Io(_) | redb::Error::PreviousIo)
             }
             Self::InUse { .. }
+            | Self::Missing { .. }
             | Self::NewerSchema { .. }
             | Self::ForeignAddress { .. }
-            | Self::Unreadable { .. } => false,
+            | Self::Unreadable(_) => false,
+        }
+    }
+
+    /// Whether starting again will not help before somebody has looked at the file.
+    pub fn is_about_the_file(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::NewerSchema { .. } => true,
+            Self::Full { .. }
+            | Self::InUse { .. }
+            | Self::Missing { .. }
+            | Self::ForeignAddress { .. }
+            | Self::Unreadable(_)
+            | Self::Failed { .. } => false,
         }
     }
 }

@@ -1,11 +1,18 @@
 //! Records, address leases and the revision, durable and changed in transactions; every change is an event. Decides
 //! nothing: what may be admitted and which move is allowed it asks the domain.
 
+mod database;
 mod error;
+mod migrations;
+mod offline;
+mod reserve;
+mod rows;
 mod store;
 mod stored;
 mod watch;
 
-pub use error::{AdmitError, StoreError, UpdateError};
-pub use store::{Admitted, Arrival, Lease, LeaseCounts, Store};
+pub use error::{AdmitError, StoreError, Unreadable, UpdateError};
+pub use offline::{Checked, ExportError, Exported, ImportError, Imported, check, export, import};
+pub use rows::Lease;
+pub use store::{Admitted, Arrival, LeaseCounts, Store};
 pub use watch::{Change, Watch, WatchEnded};

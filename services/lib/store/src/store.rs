@@ -3,44 +3,36 @@
 use std::{
     collections::VecDeque,
     fmt,
-    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
 use berth_domain::{
-    Admission, Generation, SandboxId, SandboxRecord, SandboxSpec, Terms, admit,
-    ipam::{self, Taken},
+    Admission, Generation, SandboxId, SandboxRecord, SandboxSpec, Terms, admit, ipam,
+    record::Ending,
 };
 use ipnet::{IpNet, Ipv4Net};
-use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable, TableDefinition,
-    WriteTransaction,
-};
+use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable, WriteTransaction};
 use tokio::sync::broadcast;
 
 use crate::{
-    error::{AdmitError, StoreError, UpdateError},
-    stored::{StoredChange, StoredLease, StoredRecord},
+    database::{self, CHANGES, LEASES, Lock, RECORDS, SETTINGS, contain, damaged},
+    error::{AdmitError, StoreError, Unreadable, UpdateError, WriteError},
+    reserve::Reserve,
+    rows::{self, Lease, bump, find, note, put, put_lease, release_leases, revision},
     watch::{Change, Watch},
 };
 
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
-const LEASES: TableDefinition<u32, &[u8]> = TableDefinition::new("leases");
-const CHANGES: TableDefinition<u64, &[u8]> = TableDefinition::new("changes");
-const SETTINGS: TableDefinition<&str, &str> = TableDefinition::new("settings");
-
-const REVISION: &str = "revision";
-const SCHEMA: &str = "schema";
-/// Of the settings: why the node drains. Absent while it does not.
-const DRAIN: &str = "drain";
-const KNOWN_SCHEMA: u64 = 1;
-/// Changes that a watch can resume over.
-const CHANGES_KEPT: u64 = 4096;
 /// Changes that a reader may fall behind.
 const READER_LAG: usize = 1024;
+/// Changes that are kept when the disk is full, for readers that are about to resume.
+const CHANGES_KEPT_WHEN_FULL: u64 = 64;
+/// Of the settings: why the node drains. Absent while it does not.
+const DRAIN: &str = "drain";
 
 /// The records of one manager. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +42,10 @@ struct Inner {
     path: PathBuf,
     subnet: Ipv4Net,
     cool_down: Duration,
+    _lock: Lock,
+    reserve: Reserve,
+    /// Whether pages may have become free since the file was last made smaller.
+    freed: AtomicBool,
     /// Empty only while it is opened anew after the disk failed.
     database: RwLock<Option<Database>>,
     /// Held from the beginning of a write until its change is published.
@@ -73,19 +69,10 @@ pub enum Admitted {
     Joined(SandboxRecord),
 }
 
-/// An address that is held, or rests.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    pub address: Ipv4Addr,
-    pub owner: SandboxId,
-    pub generation: Generation,
-    /// `None` while it is held.
-    pub released_at: Option<SystemTime>,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseCounts {
     pub capacity: u64,
+    /// With those whose lease cannot be read.
     pub held: u64,
     /// Released less than the cool-down ago.
     pub cooling: u64,
@@ -100,25 +87,28 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store, making it where there is none. Fails where another process has it, or where a held address lies
-    /// outside of `subnet`.
+    /// Opens the store, making it where there is none. Fails where another process has it, where its file is damaged, or
+    /// where a held address lies outside of `subnet`.
     pub fn open(path: &Path, subnet: Ipv4Net, cool_down: Duration) -> Result<Self, StoreError> {
-        let database = open_database(path)?;
+        let lock = Lock::take(path)?;
+        let database = database::open(path)?;
+        let reserve = Reserve::of(path);
+        if let Err(error) = reserve.fill() {
+            tracing::warn!(%error, "no disk space can be held back for the store");
+        }
         let store = Self(Arc::new(Inner {
             path: path.to_owned(),
             subnet,
             cool_down,
+            _lock: lock,
+            reserve,
+            freed: AtomicBool::new(true),
             database: RwLock::new(Some(database)),
             writing: Mutex::default(),
             changes: broadcast::channel(READER_LAG).0,
         }));
         store.0.check_leases()?;
         Ok(store)
-    }
-
-    /// Where addresses are taken from.
-    pub fn subnet(&self) -> Ipv4Net {
-        self.0.subnet
     }
 
     /// Decides over a Create and, where it begins, makes the record and takes its address in one transaction.
@@ -130,7 +120,7 @@ impl Store {
         now: SystemTime,
     ) -> Result<Admitted, AdmitError> {
         let id = id.clone();
-        self.blocking(move |inner| inner.admit(&id, &spec, arrival, now))
+        self.blocking(move |inner| inner.admit(&id, &spec, &arrival, now))
             .await
     }
 
@@ -184,64 +174,97 @@ impl Store {
             .await
     }
 
+    /// Puts a readable remnant in the place of a record that cannot be read: a new generation that holds the addresses
+    /// of the old one and is told to be deleted. A record that can be read is returned as it is.
+    pub async fn reclaim(
+        &self,
+        id: &SandboxId,
+        now: SystemTime,
+    ) -> Result<Option<SandboxRecord>, StoreError> {
+        let id = id.clone();
+        self.blocking(move |inner| inner.reclaim(&id, now)).await
+    }
+
     pub async fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
         let id = id.clone();
         self.blocking(move |inner| inner.read(|txn| find(&txn.open_table(RECORDS)?, &id)))
             .await
     }
 
-    /// All records, by id.
+    /// All records that can be read, by id.
     pub async fn all(&self) -> Result<Vec<SandboxRecord>, StoreError> {
-        self.blocking(|inner| inner.read(|txn| records(txn, None, usize::MAX)))
+        self.blocking(|inner| inner.read(|txn| rows::records(txn, None, usize::MAX)))
             .await
+            .map(|(readable, _)| readable)
     }
 
-    /// At most `limit` records behind `after`, by id, and the revision that they were read at.
+    /// The records and leases that cannot be read. A change that cannot be read only ends a watch, and goes with time.
+    pub async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
+        self.blocking(|inner| {
+            inner.read(|txn| {
+                let (_, mut unreadable) = rows::records(txn, None, usize::MAX)?;
+                let leases = rows::leases(&txn.open_table(LEASES)?)?;
+                unreadable.extend(leases.into_iter().filter_map(|it| it.lease.err()));
+                Ok(unreadable)
+            })
+        })
+        .await
+    }
+
+    /// At most `limit` records behind `after` that can be read, by id, and the revision that they were read at.
     pub async fn list(
         &self,
         after: Option<SandboxId>,
         limit: usize,
     ) -> Result<(Vec<SandboxRecord>, u64), StoreError> {
         self.blocking(move |inner| {
-            inner.read(|txn| Ok((records(txn, after.as_ref(), limit)?, revision(txn)?)))
+            inner.read(|txn| {
+                let (readable, _) = rows::records(txn, after.as_ref(), limit)?;
+                Ok((readable, revision(txn)?))
+            })
         })
         .await
     }
 
-    /// Every address that is held or was, by address.
+    /// Every address that is held or was, by address, where its lease can be read.
     pub async fn leases(&self) -> Result<Vec<Lease>, StoreError> {
-        self.blocking(|inner| inner.read(|txn| leases(&txn.open_table(LEASES)?)))
-            .await
+        let rows = self.lease_rows().await?;
+        Ok(rows.into_iter().filter_map(|it| it.lease.ok()).collect())
     }
 
     pub async fn lease_counts(&self) -> Result<LeaseCounts, StoreError> {
-        let leases = self.leases().await?;
+        let rows = self.lease_rows().await?;
         let now = SystemTime::now();
         let rests = |at: SystemTime| {
             now.duration_since(at)
                 .is_ok_and(|rest| rest < self.0.cool_down)
         };
+        let released: Vec<_> = rows.iter().filter_map(|it| it.released_at()).collect();
         Ok(LeaseCounts {
             capacity: ipam::capacity(self.0.subnet),
-            held: leases.iter().filter(|it| it.released_at.is_none()).count() as u64,
-            cooling: leases
-                .iter()
-                .filter(|it| it.released_at.is_some_and(rests))
-                .count() as u64,
+            held: (rows.len() - released.len()) as u64,
+            cooling: released.into_iter().filter(|it| rests(*it)).count() as u64,
         })
+    }
+
+    async fn lease_rows(&self) -> Result<Vec<rows::LeaseRow>, StoreError> {
+        self.blocking(|inner| inner.read(|txn| rows::leases(&txn.open_table(LEASES)?)))
+            .await
     }
 
     pub async fn revision(&self) -> Result<u64, StoreError> {
         self.blocking(|inner| inner.read(revision)).await
     }
 
-    /// All records, the revision that they were read at, and a watch of everything that follows.
+    /// All records that can be read, the revision that they were read at, and a watch of everything that follows.
     pub async fn snapshot_and_watch(&self) -> Result<(Vec<SandboxRecord>, u64, Watch), StoreError> {
         self.blocking(|inner| {
             let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let changes = inner.changes.subscribe();
-            let (all, at) =
-                inner.read(|txn| Ok((records(txn, None, usize::MAX)?, revision(txn)?)))?;
+            let (all, at) = inner.read(|txn| {
+                let (readable, _) = rows::records(txn, None, usize::MAX)?;
+                Ok((readable, revision(txn)?))
+            })?;
             Ok((
                 all,
                 at,
@@ -254,12 +277,13 @@ impl Store {
         .await
     }
 
-    /// A watch of everything behind the revision `from`; `None` where that is no longer kept or was never reached.
+    /// A watch of everything behind the revision `from`; `None` where that is no longer kept, cannot be read or was never
+    /// reached.
     pub async fn watch(&self, from: u64) -> Result<Option<Watch>, StoreError> {
         self.blocking(move |inner| {
             let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let changes = inner.changes.subscribe();
-            let past = inner.read(|txn| past_changes(txn, from))?;
+            let past = inner.read(|txn| rows::past_changes(txn, from))?;
             Ok(past.map(|past| Watch { past, changes }))
         })
         .await
@@ -281,38 +305,56 @@ impl Store {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let database = self
+            .database
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        self.close(database);
+    }
+}
+
+/// What a write is for, when the disk is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// It begins something and leaves the reserve alone.
+    Begin,
+    /// It goes on with something, or ends it, and may use the reserve.
+    GoOn,
+}
+
 impl Inner {
     fn read<T>(
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let done = {
+        let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             match database.as_ref() {
-                Some(database) => database
-                    .begin_read()
-                    .map_err(StoreError::from)
-                    .and_then(|it| work(&it)),
+                Some(database) => work(&database.begin_read()?),
                 None => Err(redb::Error::PreviousIo.into()),
             }
-        };
-        done.inspect_err(|error| self.mend(error))
+        });
+        done.map_err(|error| self.place(error))
+            .inspect_err(|error| self.mend(error))
     }
 
-    /// Runs `work` in a transaction of its own, and publishes the change that it returns.
-    fn write<T, E: From<StoreError>>(
+    /// Runs `work` in a transaction of its own, and publishes the change that it returns. On a full disk it is run once
+    /// more when room was made.
+    fn write<T, E: WriteError>(
         &self,
-        work: impl FnOnce(&WriteTransaction, u64) -> Result<(T, Option<Change>), E>,
+        purpose: Purpose,
+        mut work: impl FnMut(&WriteTransaction, u64) -> Result<(T, Option<Change>), E>,
     ) -> Result<T, E> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.try_write(work);
-        if let Err(Attempt::Store(error)) = &done {
-            self.mend(error);
+        let mut done = self.try_write(purpose, &mut work);
+        let full = |error: &E| matches!(error.store(), Some(StoreError::Full { .. }));
+        if done.as_ref().is_err_and(full) && self.make_room(purpose) {
+            done = self.try_write(purpose, &mut work);
         }
-        let (value, change) = done.map_err(|it| match it {
-            Attempt::Refused(refused) => refused,
-            Attempt::Store(error) => error.into(),
-        })?;
+        let (value, change) = done?;
         if let Some(change) = change {
             // Nobody may be watching.
             let _ = self.changes.send(change);
@@ -324,24 +366,49 @@ impl Inner {
         clippy::type_complexity,
         reason = "a value, and the change with its revision"
     )]
-    fn try_write<T, E>(
+    fn try_write<T, E: WriteError>(
         &self,
-        work: impl FnOnce(&WriteTransaction, u64) -> Result<(T, Option<Change>), E>,
-    ) -> Result<(T, Option<(u64, Change)>), Attempt<E>> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_ref() else {
-            return Err(Attempt::Store(redb::Error::PreviousIo.into()));
-        };
-        let txn = database.begin_write().map_err(StoreError::from)?;
-        let next = bump(&txn)?;
-        let (value, change) = work(&txn, next).map_err(Attempt::Refused)?;
-        let Some(change) = change else {
-            txn.abort().map_err(StoreError::from)?;
-            return Ok((value, None));
-        };
-        note(&txn, next, &change)?;
-        txn.commit().map_err(StoreError::from)?;
-        Ok((value, Some((next, change))))
+        purpose: Purpose,
+        work: &mut impl FnMut(&WriteTransaction, u64) -> Result<(T, Option<Change>), E>,
+    ) -> Result<(T, Option<(u64, Change)>), E> {
+        let done = contain(&self.path, || {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = database.as_ref() else {
+                return Err(StoreError::from(redb::Error::PreviousIo).into());
+            };
+            let txn = database.begin_write().map_err(StoreError::from)?;
+            let next = bump(&txn)?;
+            let (value, change) = work(&txn, next)?;
+            let Some(change) = change else {
+                txn.abort().map_err(StoreError::from)?;
+                return Ok((value, None));
+            };
+            if purpose == Purpose::Begin {
+                self.reserve.fill().map_err(StoreError::from)?;
+            }
+            note(&txn, next, &change)?;
+            txn.commit().map_err(StoreError::from)?;
+            Ok((value, Some((next, change))))
+        });
+        done.map_err(|error: E| match error.into_store() {
+            Ok(error) => {
+                let error = self.place(error);
+                self.mend(&error);
+                error.into()
+            }
+            Err(other) => other,
+        })
+    }
+
+    /// Says which file it is that redb found damaged.
+    fn place(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Failed {
+                source: redb::Error::Corrupted(problem),
+            } => damaged(&self.path, &problem),
+            #[expect(clippy::wildcard_enum_match_arm, reason = "they know their place")]
+            other => other,
+        }
     }
 
     /// Opens the database anew where its error has closed it.
@@ -354,17 +421,86 @@ impl Inner {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         // The file has to be let go before it can be opened.
-        drop(database.take());
-        match open_database(&self.path) {
+        self.close(database.take());
+        match database::again(&self.path) {
             Ok(opened) => *database = Some(opened),
             Err(error) => tracing::error!(%error, "the store cannot be opened again"),
         }
     }
 
+    /// Closes the database in order, as far as that can be done.
+    fn close(&self, database: Option<Database>) {
+        let closed = contain(&self.path, || {
+            drop(database);
+            Ok::<_, StoreError>(())
+        });
+        if let Err(error) = closed {
+            tracing::error!(%error, "the store is not closed in order");
+        }
+    }
+
+    /// Makes room on a full disk, as far as the purpose is worth it. Returns whether it is worth trying again.
+    fn make_room(&self, purpose: Purpose) -> bool {
+        match purpose {
+            Purpose::GoOn => {
+                tracing::warn!("the disk of the store is full: using its reserve");
+                self.reserve.give_up();
+                let forgotten = self.forget_changes();
+                if let Err(error) = &forgotten {
+                    tracing::warn!(%error, "old changes cannot be forgotten");
+                    self.mend(error);
+                }
+                true
+            }
+            // What was removed has left pages in the file that nobody else can use.
+            Purpose::Begin => self.freed.swap(false, Ordering::Relaxed) && self.compact(),
+        }
+    }
+
+    /// Forgets all but the latest changes, so that their pages can be used: who resumes from before begins anew.
+    fn forget_changes(&self) -> Result<(), StoreError> {
+        contain(&self.path, || {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = database.as_ref() else {
+                return Err(redb::Error::PreviousIo.into());
+            };
+            let txn = database.begin_write()?;
+            {
+                let mut table = txn.open_table(CHANGES)?;
+                let last = table.last()?.map_or(0, |(at, _)| at.value());
+                let forgotten = ..last.saturating_sub(CHANGES_KEPT_WHEN_FULL);
+                table.retain_in(forgotten, |_, _| false)?;
+            }
+            txn.commit()?;
+            self.freed.store(true, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Gives free pages back to the file system. Returns whether the file became smaller.
+    fn compact(&self) -> bool {
+        let done = contain(&self.path, || {
+            let mut database = self
+                .database
+                .write()
+                .unwrap_or_else(PoisonError::into_inner);
+            match database.as_mut() {
+                Some(database) => Ok(database.compact()?),
+                None => Err(StoreError::from(redb::Error::PreviousIo)),
+            }
+        });
+        done.inspect_err(|error| {
+            tracing::warn!(%error, "the store cannot be made smaller");
+            self.mend(error);
+        })
+        .unwrap_or(false)
+    }
+
     fn check_leases(&self) -> Result<(), StoreError> {
-        let held = self.read(|txn| leases(&txn.open_table(LEASES)?))?;
-        let foreign = held
+        let rows = self.read(|txn| rows::leases(&txn.open_table(LEASES)?))?;
+        let foreign = rows
             .iter()
+            .filter_map(|it| it.lease.as_ref().ok())
             .find(|it| it.released_at.is_none() && !self.subnet.contains(&it.address));
         match foreign {
             None => Ok(()),
@@ -380,10 +516,10 @@ impl Inner {
         &self,
         id: &SandboxId,
         spec: &Arc<SandboxSpec>,
-        arrival: Arrival,
+        arrival: &Arrival,
         now: SystemTime,
     ) -> Result<Admitted, AdmitError> {
-        self.write(|txn, next| {
+        self.write(Purpose::Begin, |txn, next| {
             let mut table = txn.open_table(RECORDS).map_err(StoreError::from)?;
             let terms = Terms {
                 expected: arrival.expected,
@@ -398,7 +534,7 @@ impl Inner {
                     let address = self.lease(txn, id, generation, now)?;
                     let record = SandboxRecord {
                         expires_at: arrival.expires_at,
-                        boot_id: arrival.boot_id,
+                        boot_id: arrival.boot_id.clone(),
                         ..SandboxRecord::new(
                             id.clone(),
                             generation,
@@ -415,16 +551,26 @@ impl Inner {
         })
     }
 
+    /// Settings are nobody's record: they have no revision and no watch.
     fn set_drain(&self, why: Option<&str>) -> Result<(), StoreError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = {
+        let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else {
                 return Err(redb::Error::PreviousIo.into());
             };
-            put_setting(database, DRAIN, why)
-        };
-        written.inspect_err(|error| self.mend(error))
+            let txn = database.begin_write()?;
+            {
+                let mut table = txn.open_table(SETTINGS)?;
+                match why {
+                    Some(why) => drop(table.insert(DRAIN, why)?),
+                    None => drop(table.remove(DRAIN)?),
+                }
+            }
+            Ok(txn.commit()?)
+        });
+        done.map_err(|error| self.place(error))
+            .inspect_err(|error| self.mend(error))
     }
 
     /// Takes the address that the domain chooses.
@@ -436,28 +582,24 @@ impl Inner {
         now: SystemTime,
     ) -> Result<IpNet, AdmitError> {
         let mut table = txn.open_table(LEASES).map_err(StoreError::from)?;
-        let held = leases(&table)?;
-        let inside = held.iter().filter(|it| self.subnet.contains(&it.address));
-        let taken = inside.clone().map(|it| Taken {
-            address: it.address,
-            released_at: it.released_at,
-        });
+        let rows = rows::leases(&table)?;
+        let inside = rows.iter().filter(|it| self.subnet.contains(&it.address));
+        let taken = inside.clone().map(rows::LeaseRow::taken);
         let address = ipam::choose(self.subnet, taken, now, self.cool_down).map_err(|it| {
-            let held = inside.filter(|it| it.released_at.is_none()).count() as u64;
+            let held = inside.filter(|it| it.released_at().is_none()).count() as u64;
             AdmitError::Exhausted {
                 capacity: it.capacity,
                 held,
             }
         })?;
-        let lease = StoredLease {
-            owner: id.to_string(),
-            generation: generation.0,
+        let lease = Lease {
+            address,
+            owner: id.clone(),
+            generation,
             released_at: None,
         };
-        table
-            .insert(u32::from(address), encode(&lease).as_slice())
-            .map_err(StoreError::from)?;
-        Ok(ipnet::Ipv4Net::new_assert(address, self.subnet.prefix_len()).into())
+        put_lease(&mut table, &lease)?;
+        Ok(Ipv4Net::new_assert(address, self.subnet.prefix_len()).into())
     }
 
     fn update(
@@ -468,12 +610,18 @@ impl Inner {
         change: impl FnOnce(&mut SandboxRecord),
         release: bool,
     ) -> Result<SandboxRecord, UpdateError> {
-        self.write(|txn, next| {
+        let mut change = Some(change);
+        let mut changed: Option<SandboxRecord> = None;
+        self.write(Purpose::GoOn, |txn, next| {
             let mut table = txn.open_table(RECORDS).map_err(StoreError::from)?;
             let before = find(&table, id)?.filter(|it| it.generation == generation);
             let before = before.ok_or(UpdateError::Gone)?;
-            let mut record = before.clone();
-            change(&mut record);
+            // No other write comes between a first and a second run: the record is the same.
+            let mut record = changed.clone().unwrap_or_else(|| before.clone());
+            if let Some(change) = change.take() {
+                change(&mut record);
+                changed = Some(record.clone());
+            }
             before
                 .status
                 .check_move(record.status)
@@ -498,70 +646,69 @@ impl Inner {
         generation: Generation,
         now: SystemTime,
     ) -> Result<bool, StoreError> {
-        self.write(|txn, _| {
+        let removed = self.write(Purpose::GoOn, |txn, _| {
             let mut table = txn.open_table(RECORDS)?;
             let Some(record) = find(&table, id)?.filter(|it| it.generation == generation) else {
-                return Ok((false, None));
+                return Ok::<_, StoreError>((false, None));
             };
             release_leases(txn, &record, now)?;
             table.remove(id.as_str())?;
-            Ok((
-                true,
-                Some(Change::Removed {
-                    id: id.clone(),
-                    generation,
-                }),
-            ))
+            let id = id.clone();
+            Ok((true, Some(Change::Removed { id, generation })))
+        })?;
+        self.freed.fetch_or(removed, Ordering::Relaxed);
+        Ok(removed)
+    }
+
+    fn reclaim(
+        &self,
+        id: &SandboxId,
+        now: SystemTime,
+    ) -> Result<Option<SandboxRecord>, StoreError> {
+        self.write(Purpose::GoOn, |txn, next| {
+            let mut table = txn.open_table(RECORDS)?;
+            let problem = match find(&table, id) {
+                Err(StoreError::Unreadable(entry)) => entry.problem,
+                found => return Ok((found?, None)),
+            };
+            tracing::warn!(sandbox = %id, problem, "an unreadable record is replaced by a remnant");
+            let generation = Generation(next);
+            let addresses = self.take_over(txn, id, generation)?;
+            let spec = Arc::default();
+            let mut remnant = SandboxRecord::new(id.clone(), generation, spec, addresses, now);
+            remnant.ending = Some(Ending::Delete);
+            remnant.message = format!("its record could not be read: {problem}");
+            put(&mut table, &remnant)?;
+            let change = Change::Upserted(Box::new(remnant.clone()));
+            Ok((Some(remnant), Some(change)))
         })
     }
-}
 
-/// Why a write did not happen.
-enum Attempt<E> {
-    Refused(E),
-    Store(StoreError),
-}
-
-impl<E> From<StoreError> for Attempt<E> {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-fn open_database(path: &Path) -> Result<Database, StoreError> {
-    let database = Database::create(path).map_err(|error| {
-        if matches!(error, redb::DatabaseError::DatabaseAlreadyOpen) {
-            let path = path.to_owned();
-            return StoreError::InUse { path };
+    /// Makes all that `id` holds its own of this generation.
+    fn take_over(
+        &self,
+        txn: &WriteTransaction,
+        id: &SandboxId,
+        generation: Generation,
+    ) -> Result<Vec<IpNet>, StoreError> {
+        let mut table = txn.open_table(LEASES)?;
+        let leases = rows::leases(&table)?.into_iter();
+        let held = leases
+            .filter_map(|it| it.lease.ok())
+            .filter(|it| it.owner == *id && it.released_at.is_none());
+        let mut addresses = vec![];
+        for lease in held {
+            let address = lease.address;
+            put_lease(
+                &mut table,
+                &Lease {
+                    generation,
+                    ..lease
+                },
+            )?;
+            addresses.push(Ipv4Net::new_assert(address, self.subnet.prefix_len()).into());
         }
-        error.into()
-    })?;
-    match schema(&database)? {
-        Some(KNOWN_SCHEMA) => return Ok(database),
-        Some(found) => {
-            return Err(StoreError::NewerSchema {
-                found,
-                known: KNOWN_SCHEMA,
-            });
-        }
-        None => {}
-    }
-    let txn = database.begin_write()?;
-    txn.open_table(META)?.insert(SCHEMA, KNOWN_SCHEMA)?;
-    txn.open_table(RECORDS)?;
-    txn.open_table(LEASES)?;
-    txn.open_table(CHANGES)?;
-    txn.open_table(SETTINGS)?;
-    txn.commit()?;
-    Ok(database)
-}
-
-/// `None` for a database that has just been made.
-fn schema(database: &Database) -> Result<Option<u64>, StoreError> {
-    match database.begin_read()?.open_table(META) {
-        Ok(meta) => Ok(meta.get(SCHEMA)?.map(|it| it.value())),
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
-        Err(error) => Err(error.into()),
+        Ok(addresses)
     }
 }
 
@@ -569,185 +716,4 @@ fn draining(
     table: &impl ReadableTable<&'static str, &'static str>,
 ) -> Result<Option<String>, StoreError> {
     Ok(table.get(DRAIN)?.map(|it| it.value().to_owned()))
-}
-
-/// Settings are nobody's record: they have no revision and no watch.
-fn put_setting(database: &Database, key: &str, value: Option<&str>) -> Result<(), StoreError> {
-    let txn = database.begin_write()?;
-    {
-        let mut table = txn.open_table(SETTINGS)?;
-        match value {
-            Some(value) => drop(table.insert(key, value)?),
-            None => drop(table.remove(key)?),
-        }
-    }
-    Ok(txn.commit()?)
-}
-
-fn bump(txn: &WriteTransaction) -> Result<u64, StoreError> {
-    let mut meta = txn.open_table(META)?;
-    let next = meta.get(REVISION)?.map_or(0, |it| it.value()) + 1;
-    meta.insert(REVISION, next)?;
-    Ok(next)
-}
-
-fn revision(txn: &ReadTransaction) -> Result<u64, StoreError> {
-    Ok(txn
-        .open_table(META)?
-        .get(REVISION)?
-        .map_or(0, |it| it.value()))
-}
-
-/// Keeps the change for those who resume, and forgets the oldest.
-fn note(txn: &WriteTransaction, at: u64, change: &Change) -> Result<(), StoreError> {
-    let stored = match change {
-        Change::Upserted(record) => {
-            StoredChange::Upserted(Box::new(StoredRecord::from(record.as_ref())))
-        }
-        Change::Removed { id, generation } => StoredChange::Removed {
-            id: id.to_string(),
-            generation: generation.0,
-        },
-    };
-    let mut table = txn.open_table(CHANGES)?;
-    table.insert(at, encode(&stored).as_slice())?;
-    table.remove(at.saturating_sub(CHANGES_KEPT))?;
-    Ok(())
-}
-
-fn past_changes(
-    txn: &ReadTransaction,
-    from: u64,
-) -> Result<Option<VecDeque<(u64, Change)>>, StoreError> {
-    let table = txn.open_table(CHANGES)?;
-    let last = revision(txn)?;
-    let first = table.first()?.map_or(last + 1, |(at, _)| at.value());
-    if from > last || from + 1 < first {
-        return Ok(None);
-    }
-    let mut past = VecDeque::new();
-    for entry in table.range(from + 1..)? {
-        let (at, bytes) = entry?;
-        let change = match decode(&at.value(), bytes.value())? {
-            StoredChange::Upserted(record) => Change::Upserted(Box::new(record_of(*record)?)),
-            StoredChange::Removed { id, generation } => Change::Removed {
-                id: parse_id(&id)?,
-                generation: Generation(generation),
-            },
-        };
-        past.push_back((at.value(), change));
-    }
-    Ok(Some(past))
-}
-
-fn find(
-    table: &impl ReadableTable<&'static str, &'static [u8]>,
-    id: &SandboxId,
-) -> Result<Option<SandboxRecord>, StoreError> {
-    match table.get(id.as_str())? {
-        Some(bytes) => record_of(decode(id, bytes.value())?).map(Some),
-        None => Ok(None),
-    }
-}
-
-fn records(
-    txn: &ReadTransaction,
-    after: Option<&SandboxId>,
-    limit: usize,
-) -> Result<Vec<SandboxRecord>, StoreError> {
-    use std::ops::Bound::{Excluded, Unbounded};
-    let table = txn.open_table(RECORDS)?;
-    let begin = after.map_or(Unbounded, |it| Excluded(it.as_str()));
-    table
-        .range::<&str>((begin, Unbounded))?
-        .take(limit)
-        .map(|entry| {
-            let (id, bytes) = entry?;
-            record_of(decode(&id.value(), bytes.value())?)
-        })
-        .collect()
-}
-
-fn leases(table: &impl ReadableTable<u32, &'static [u8]>) -> Result<Vec<Lease>, StoreError> {
-    table
-        .iter()?
-        .map(|entry| {
-            let (address, bytes) = entry?;
-            let address = Ipv4Addr::from(address.value());
-            let lease: StoredLease = decode(&address, bytes.value())?;
-            Ok(Lease {
-                address,
-                owner: parse_id(&lease.owner)?,
-                generation: Generation(lease.generation),
-                released_at: lease.released_at,
-            })
-        })
-        .collect()
-}
-
-/// Lets the addresses of `record` rest, as far as they are still its own.
-fn release_leases(
-    txn: &WriteTransaction,
-    record: &SandboxRecord,
-    now: SystemTime,
-) -> Result<(), StoreError> {
-    let mut table = txn.open_table(LEASES)?;
-    for net in &record.addresses {
-        let IpAddr::V4(address) = net.addr() else {
-            continue;
-        };
-        let lease: Option<StoredLease> = match table.get(u32::from(address))? {
-            Some(bytes) => Some(decode(&address, bytes.value())?),
-            None => None,
-        };
-        if let Some(lease) = lease
-            && (lease.owner.as_str(), lease.generation) == (record.id.as_str(), record.generation.0)
-        {
-            let resting = StoredLease {
-                released_at: Some(now),
-                ..lease
-            };
-            table.insert(u32::from(address), encode(&resting).as_slice())?;
-        }
-    }
-    Ok(())
-}
-
-fn put(
-    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
-    record: &SandboxRecord,
-) -> Result<(), StoreError> {
-    table.insert(
-        record.id.as_str(),
-        encode(&StoredRecord::from(record)).as_slice(),
-    )?;
-    Ok(())
-}
-
-fn encode(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("keys are texts and times lie behind 1970")
-}
-
-fn decode<T: serde::de::DeserializeOwned>(
-    key: &impl fmt::Display,
-    bytes: &[u8],
-) -> Result<T, StoreError> {
-    serde_json::from_slice(bytes).map_err(|error| StoreError::Unreadable {
-        key: key.to_string(),
-        problem: error.to_string(),
-    })
-}
-
-fn record_of(stored: StoredRecord) -> Result<SandboxRecord, StoreError> {
-    let key = stored.id().to_owned();
-    stored
-        .try_into()
-        .map_err(|problem| StoreError::Unreadable { key, problem })
-}
-
-fn parse_id(text: &str) -> Result<SandboxId, StoreError> {
-    SandboxId::parse(text).map_err(|error| StoreError::Unreadable {
-        key: text.to_owned(),
-        problem: error.to_string(),
-    })
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use berth_api::v1::{self, node_service_server::NodeService};
-use berth_domain::{Failure, SandboxRecord, Status as SandboxStatus};
+use berth_domain::{Failure, Reason, SandboxRecord, Status as SandboxStatus};
 use berth_orphans::{Finding, Kind, Verdict, is_clean};
 use berth_platform::{Images, Network, Runtime};
 use berth_store::LeaseCounts;
@@ -67,7 +67,9 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             .collect();
         let drain = store.drain().await;
         let drain = drain.map_err(|it| refuse(store_failure(it)))?;
-        let troubles = self.registry.troubles().into_iter().take(TROUBLES_MAX);
+        let unreadable = store.unreadable().await;
+        let unreadable = unreadable.map_err(|it| refuse(store_failure(it)))?;
+        let troubles = self.registry.troubles().into_iter();
         let troubles = troubles.map(|(id, it)| v1::Trouble {
             sandbox: id.to_string(),
             reason: it.failure.reason.as_str().to_owned(),
@@ -75,6 +77,13 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             since: Some(it.since.into()),
             attempts: it.attempts,
         });
+        let troubles = troubles.chain(unreadable.into_iter().map(|it| v1::Trouble {
+            message: format!("its record cannot be read: {}", it.problem),
+            sandbox: it.key,
+            reason: Reason::Internal.as_str().to_owned(),
+            since: None,
+            attempts: 0,
+        }));
         let uptime = started.elapsed();
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
@@ -103,7 +112,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             capacity: Some(capacity(&records, leases)),
             draining: drain.is_some(),
             drain_message: drain.unwrap_or_default(),
-            troubles: troubles.collect(),
+            troubles: troubles.take(TROUBLES_MAX).collect(),
             boot_id: self.registry.boot_id().to_owned(),
             not_looked_at: self.registry.not_looked_at() as u64,
         }))

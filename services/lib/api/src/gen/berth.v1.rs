@@ -940,7 +940,7 @@ pub struct Trouble {
     /// The same for people.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
-    /// When it was first met.
+    /// When it was first met. Absent for a record that cannot be read: it stays so until its sandbox is deleted.
     #[prost(message, optional, tag = "4")]
     pub since: ::core::option::Option<::prost_types::Timestamp>,
     /// How often it was tried.

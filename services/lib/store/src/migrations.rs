@@ -1,0 +1,102 @@
+//! How a store of an older version becomes one of this version. Each migration leads from one schema to the next; all
+//! that are needed run in one transaction, before anything else reads the store.
+
+use std::{fs, path::Path};
+
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
+use serde_json::Value;
+
+use crate::{
+    database::{self, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
+    error::StoreError,
+};
+
+/// The schema of this program: each migration leads to one more.
+pub(crate) const KNOWN_SCHEMA: u64 = 1 + MIGRATIONS.len() as u64;
+
+type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
+
+/// The first leads from schema 1 to 2, and so on. One that was released is never changed.
+const MIGRATIONS: &[Migration] = &[ends_and_boots];
+
+/// Brings a store from schema `from` to the known one.
+pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
+    let done = usize::try_from(from.saturating_sub(1)).unwrap_or(usize::MAX);
+    for migration in MIGRATIONS.iter().skip(done) {
+        migration(txn)?;
+    }
+    txn.open_table(META)?.insert(SCHEMA, KNOWN_SCHEMA)?;
+    Ok(())
+}
+
+/// Keeps the file as it is before its migration.
+pub(crate) fn keep_aside(path: &Path, schema: u64) -> Result<(), StoreError> {
+    let copy = database::beside(path, "copy");
+    fs::copy(path, &copy)?;
+    database::put_in_place(&copy, &former(path, schema))
+}
+
+/// Removes what was kept aside: the store was opened with the schema that it was migrated to.
+pub(crate) fn forget_former(path: &Path) -> Result<(), StoreError> {
+    for schema in 1..KNOWN_SCHEMA {
+        database::remove_if_there(&former(path, schema))?;
+    }
+    Ok(())
+}
+
+fn former(path: &Path, schema: u64) -> std::path::PathBuf {
+    database::beside(path, &format!("schema-{schema}"))
+}
+
+/// 1 to 2: records have an end of their time to live and the boot that they were made in, exits the cgroup that ran out
+/// of memory, and the node has settings.
+fn ends_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
+    txn.open_table(SETTINGS)?;
+    rewrite_records(txn, |record| {
+        record.insert("expires_at".to_owned(), Value::Null);
+        record.insert("boot_id".to_owned(), Value::from(""));
+        if let Some(Value::Object(exit)) = record.get_mut("exit") {
+            exit.insert("oom_cgroup".to_owned(), Value::from(""));
+        }
+    })
+}
+
+type Fields = serde_json::Map<String, Value>;
+
+/// Changes every record, where it lies and in the changes that are kept. What cannot be read stays as it is: it is
+/// reported like any other unreadable entry.
+fn rewrite_records(txn: &WriteTransaction, change: impl Fn(&mut Fields)) -> Result<(), StoreError> {
+    rewrite(txn, RECORDS, |entry| {
+        if let Value::Object(record) = entry {
+            change(record);
+        }
+    })?;
+    rewrite(txn, CHANGES, |entry| {
+        if let Some(Value::Object(record)) = entry.get_mut("Upserted") {
+            change(record);
+        }
+    })
+}
+
+fn rewrite<K: redb::Key + 'static>(
+    txn: &WriteTransaction,
+    table: TableDefinition<'static, K, &'static [u8]>,
+    change: impl Fn(&mut Value),
+) -> Result<(), StoreError> {
+    let mut table = txn.open_table(table)?;
+    let mut rewritten = vec![];
+    for entry in table.iter()? {
+        let (key, bytes) = entry?;
+        if let Ok(mut value) = serde_json::from_slice::<Value>(bytes.value()) {
+            change(&mut value);
+            rewritten.push((
+                K::as_bytes(&key.value()).as_ref().to_vec(),
+                value.to_string(),
+            ));
+        }
+    }
+    for (key, text) in rewritten {
+        table.insert(K::from_bytes(&key), text.as_bytes())?;
+    }
+    Ok(())
+}

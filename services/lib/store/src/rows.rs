@@ -1,0 +1,251 @@
+//! The entries of the tables, one by one: an entry that cannot be read is told apart from a store that fails.
+
+use std::{collections::VecDeque, net::Ipv4Addr, time::SystemTime};
+
+use berth_domain::{Generation, SandboxId, SandboxRecord, ipam::Taken};
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
+
+use crate::{
+    database::{CHANGES, LEASES, META, RECORDS, REVISION},
+    error::{StoreError, Unreadable},
+    stored::{StoredChange, StoredLease, StoredRecord},
+    watch::Change,
+};
+
+/// Changes that a watch can resume over.
+pub(crate) const CHANGES_KEPT: u64 = 4096;
+
+/// An address that is held, or rests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub address: Ipv4Addr,
+    pub owner: SandboxId,
+    pub generation: Generation,
+    /// `None` while it is held.
+    pub released_at: Option<SystemTime>,
+}
+
+/// A row of the leases. One that cannot be read is held: giving its address out could give it to two.
+#[derive(Debug)]
+pub(crate) struct LeaseRow {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) lease: Result<Lease, Unreadable>,
+}
+
+impl LeaseRow {
+    pub(crate) fn released_at(&self) -> Option<SystemTime> {
+        self.lease.as_ref().ok().and_then(|it| it.released_at)
+    }
+
+    pub(crate) fn taken(&self) -> Taken {
+        Taken {
+            address: self.address,
+            released_at: self.released_at(),
+        }
+    }
+}
+
+pub(crate) fn record(id: &str, bytes: &[u8]) -> Result<SandboxRecord, Unreadable> {
+    let unreadable = |problem: String| Unreadable::record(id, problem);
+    let stored: StoredRecord =
+        serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))?;
+    if stored.id() != id {
+        return Err(unreadable(format!("it is the record of {}", stored.id())));
+    }
+    stored.try_into().map_err(unreadable)
+}
+
+pub(crate) fn lease(address: Ipv4Addr, bytes: &[u8]) -> Result<Lease, Unreadable> {
+    let stored: StoredLease =
+        serde_json::from_slice(bytes).map_err(|it| Unreadable::other("lease", address, it))?;
+    let owner =
+        SandboxId::parse(&stored.owner).map_err(|it| Unreadable::other("lease", address, it))?;
+    Ok(Lease {
+        address,
+        owner,
+        generation: Generation(stored.generation),
+        released_at: stored.released_at,
+    })
+}
+
+pub(crate) fn change(at: u64, bytes: &[u8]) -> Result<Change, Unreadable> {
+    let unreadable = |problem: String| Unreadable::other("change", at, problem);
+    match serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))? {
+        StoredChange::Upserted(record) => {
+            let record = SandboxRecord::try_from(*record).map_err(unreadable)?;
+            Ok(Change::Upserted(Box::new(record)))
+        }
+        StoredChange::Removed { id, generation } => Ok(Change::Removed {
+            id: SandboxId::parse(&id).map_err(|it| unreadable(it.to_string()))?,
+            generation: Generation(generation),
+        }),
+    }
+}
+
+pub(crate) fn find(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    id: &SandboxId,
+) -> Result<Option<SandboxRecord>, StoreError> {
+    match table.get(id.as_str())? {
+        Some(bytes) => record(id.as_str(), bytes.value())
+            .map(Some)
+            .map_err(StoreError::Unreadable),
+        None => Ok(None),
+    }
+}
+
+/// At most `limit` readable records behind `after`, by id, and what stands between them that is not readable.
+pub(crate) fn records(
+    txn: &ReadTransaction,
+    after: Option<&SandboxId>,
+    limit: usize,
+) -> Result<(Vec<SandboxRecord>, Vec<Unreadable>), StoreError> {
+    use std::ops::Bound::{Excluded, Unbounded};
+    let table = txn.open_table(RECORDS)?;
+    let begin = after.map_or(Unbounded, |it| Excluded(it.as_str()));
+    let (mut readable, mut unreadable) = (vec![], vec![]);
+    for entry in table.range::<&str>((begin, Unbounded))? {
+        if readable.len() == limit {
+            break;
+        }
+        let (id, bytes) = entry?;
+        match record(id.value(), bytes.value()) {
+            Ok(record) => readable.push(record),
+            Err(entry) => unreadable.push(entry),
+        }
+    }
+    Ok((readable, unreadable))
+}
+
+/// By address.
+pub(crate) fn leases(
+    table: &impl ReadableTable<u32, &'static [u8]>,
+) -> Result<Vec<LeaseRow>, StoreError> {
+    table
+        .iter()?
+        .map(|entry| {
+            let (address, bytes) = entry?;
+            let address = Ipv4Addr::from(address.value());
+            let lease = lease(address, bytes.value());
+            Ok(LeaseRow { address, lease })
+        })
+        .collect()
+}
+
+/// `None` where a change behind `from` is not kept, cannot be read, or `from` was never reached.
+pub(crate) fn past_changes(
+    txn: &ReadTransaction,
+    from: u64,
+) -> Result<Option<VecDeque<(u64, Change)>>, StoreError> {
+    let table = txn.open_table(CHANGES)?;
+    let last = revision(txn)?;
+    let first = table.first()?.map_or(last + 1, |(at, _)| at.value());
+    if from > last || from + 1 < first {
+        return Ok(None);
+    }
+    let mut past = VecDeque::new();
+    for entry in table.range(from + 1..)? {
+        let (at, bytes) = entry?;
+        match change(at.value(), bytes.value()) {
+            Ok(change) => past.push_back((at.value(), change)),
+            // A reader must not miss one: it begins anew with all that stands.
+            Err(entry) => {
+                tracing::warn!(%entry, "a watch cannot be resumed");
+                return Ok(None);
+            }
+        }
+    }
+    Ok(Some(past))
+}
+
+pub(crate) fn revision(txn: &ReadTransaction) -> Result<u64, StoreError> {
+    Ok(txn
+        .open_table(META)?
+        .get(REVISION)?
+        .map_or(0, |it| it.value()))
+}
+
+pub(crate) fn bump(txn: &WriteTransaction) -> Result<u64, StoreError> {
+    let mut meta = txn.open_table(META)?;
+    let next = meta.get(REVISION)?.map_or(0, |it| it.value()) + 1;
+    meta.insert(REVISION, next)?;
+    Ok(next)
+}
+
+/// Keeps the change for those who resume, and forgets the oldest.
+pub(crate) fn note(txn: &WriteTransaction, at: u64, change: &Change) -> Result<(), StoreError> {
+    let stored = match change {
+        Change::Upserted(record) => {
+            StoredChange::Upserted(Box::new(StoredRecord::from(record.as_ref())))
+        }
+        Change::Removed { id, generation } => StoredChange::Removed {
+            id: id.to_string(),
+            generation: generation.0,
+        },
+    };
+    let mut table = txn.open_table(CHANGES)?;
+    table.insert(at, encode(&stored).as_slice())?;
+    table.remove(at.saturating_sub(CHANGES_KEPT))?;
+    Ok(())
+}
+
+pub(crate) fn put(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    record: &SandboxRecord,
+) -> Result<(), StoreError> {
+    table.insert(
+        record.id.as_str(),
+        encode(&StoredRecord::from(record)).as_slice(),
+    )?;
+    Ok(())
+}
+
+pub(crate) fn put_lease(
+    table: &mut redb::Table<'_, u32, &'static [u8]>,
+    lease: &Lease,
+) -> Result<(), StoreError> {
+    let stored = StoredLease {
+        owner: lease.owner.to_string(),
+        generation: lease.generation.0,
+        released_at: lease.released_at,
+    };
+    table.insert(u32::from(lease.address), encode(&stored).as_slice())?;
+    Ok(())
+}
+
+/// Lets the addresses of `record` rest, as far as they are still its own.
+pub(crate) fn release_leases(
+    txn: &WriteTransaction,
+    record: &SandboxRecord,
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    let mut table = txn.open_table(LEASES)?;
+    for net in &record.addresses {
+        let std::net::IpAddr::V4(address) = net.addr() else {
+            continue;
+        };
+        let held = match table.get(u32::from(address))? {
+            Some(bytes) => lease(address, bytes.value()),
+            None => continue,
+        };
+        let own = match held {
+            Ok(it) => (&it.owner, it.generation) == (&record.id, record.generation),
+            // Record and lease are always written together: what this record names was its own.
+            Err(_) => true,
+        };
+        if own {
+            let resting = Lease {
+                address,
+                owner: record.id.clone(),
+                generation: record.generation,
+                released_at: Some(now),
+            };
+            put_lease(&mut table, &resting)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("keys are texts and times lie behind 1970")
+}

@@ -1,0 +1,150 @@
+//! Stores of other versions.
+
+use std::{fs, io::Read as _, path::Path};
+
+use berth_domain::Status;
+use berth_store::StoreError;
+use redb::ReadableTable as _;
+use serde_json::Value;
+
+use super::{
+    CHANGES, META, RECORDS, addresses, file, id, names, open, put_record, run, schema, try_open,
+    with,
+};
+
+/// Written by the last program of schema 1: a record in each status, a lease that rests, and one that was removed.
+const SCHEMA_1: &[u8] = include_bytes!("../fixtures/schema-1.redb.gz");
+
+fn put_schema_1(path: &Path) -> Vec<u8> {
+    let mut bytes = vec![];
+    flate2::read::GzDecoder::new(SCHEMA_1)
+        .read_to_end(&mut bytes)
+        .unwrap();
+    fs::write(path, &bytes).unwrap();
+    bytes
+}
+
+/// Every record in the file, as it lies there and as it lies in changes.
+fn stored(path: &Path) -> Vec<Value> {
+    with(path, |txn| {
+        let mut all = vec![];
+        for entry in txn.open_table(RECORDS).unwrap().iter().unwrap() {
+            all.push(serde_json::from_slice(entry.unwrap().1.value()).unwrap());
+        }
+        for entry in txn.open_table(CHANGES).unwrap().iter().unwrap() {
+            let mut change: Value = serde_json::from_slice(entry.unwrap().1.value()).unwrap();
+            if let Some(record) = change.get_mut("Upserted") {
+                all.push(record.take());
+            }
+        }
+        all
+    })
+}
+
+#[tokio::test]
+async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path());
+    let before = put_schema_1(&path);
+    let store = open(&path);
+    let records = store.all().await.unwrap();
+    let found: Vec<_> = records
+        .iter()
+        .map(|it| (it.id.as_str(), it.status))
+        .collect();
+    let expected = [
+        ("dead", Status::Dead),
+        ("not-ready", Status::NotReady),
+        ("pending", Status::Pending),
+        ("running", Status::Running),
+        ("stopped", Status::Stopped),
+    ];
+    assert_eq!(found, expected);
+    let stopped = store.get(&id("stopped")).await.unwrap().unwrap();
+    assert_eq!(stopped.exit.unwrap().code, 137);
+    assert_eq!(store.unreadable().await.unwrap(), []);
+    assert_eq!(store.revision().await.unwrap(), 15);
+    let counts = store.lease_counts().await.unwrap();
+    assert_eq!(counts.held, 4);
+    let mut resumed = store.watch(0).await.unwrap().unwrap();
+    for at in 1..=15 {
+        assert_eq!(resumed.next().await.unwrap().0, at);
+    }
+    drop(store);
+
+    assert_eq!(schema(&path), 2);
+    let stored = stored(&path);
+    assert!(stored.len() > records.len());
+    let mut exits = 0;
+    for record in stored {
+        assert_eq!(record.get("expires_at"), Some(&Value::Null));
+        assert_eq!(record.get("boot_id"), Some(&Value::from("")));
+        if !record["exit"].is_null() {
+            exits += 1;
+            assert_eq!(record["exit"].get("oom_cgroup"), Some(&Value::from("")));
+        }
+    }
+    assert_eq!(exits, 5);
+
+    let former = dir.path().join("berth.redb.schema-1");
+    assert_eq!(fs::read(&former).unwrap().len(), before.len());
+    assert_eq!(schema(&former), 1);
+    drop(open(&path));
+    assert!(!former.exists(), "the new one was opened");
+}
+
+#[tokio::test]
+async fn a_migration_leaves_an_unreadable_record_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path());
+    put_schema_1(&path);
+    put_record(&path, "running", b"{\"id\":\"runn");
+    let store = open(&path);
+    assert_eq!(
+        names(&store.all().await.unwrap()),
+        ["dead", "not-ready", "pending", "stopped"]
+    );
+    assert_eq!(store.unreadable().await.unwrap()[0].key, "record running");
+    let now = std::time::SystemTime::now();
+    let remnant = store.reclaim(&id("running"), now).await.unwrap().unwrap();
+    assert_eq!(addresses(&remnant), ["10.9.0.3"]);
+}
+
+#[tokio::test]
+async fn a_store_of_a_newer_version_is_refused_with_both_schemas_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path());
+    let store = open(&path);
+    run(&store, "web").await;
+    drop(store);
+    let known = schema(&path);
+    with(&path, |txn| {
+        let mut meta = txn.open_table(META).unwrap();
+        meta.insert("schema", known + 1).unwrap();
+    });
+    let error = try_open(&path).unwrap_err();
+    assert!(
+        matches!(error, StoreError::NewerSchema { found, known: ours, .. } if found == known + 1 && ours == known),
+        "{error:?}"
+    );
+    let said = error.to_string();
+    for part in [path.to_str().unwrap(), "schema 3", "up to 2", "newer"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(schema(&path), known + 1, "it is left as it was");
+}
+
+#[tokio::test]
+async fn an_export_of_schema_1_is_migrated_when_it_is_imported() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (dir.path().join("old.redb"), dir.path().join("new.redb"));
+    let before = put_schema_1(&old);
+    let checked = berth_store::check(&old).unwrap();
+    assert_eq!((checked.schema, checked.records), (1, 5));
+    let mut text = vec![];
+    assert_eq!(berth_store::export(&old, &mut text).unwrap().records, 5);
+    assert_eq!(fs::read(&old).unwrap(), before, "it was only looked at");
+    berth_store::import(&new, text.as_slice(), false).unwrap();
+    let (old, new) = (open(&old), open(&new));
+    assert_eq!(new.all().await.unwrap(), old.all().await.unwrap());
+}
