@@ -111,6 +111,11 @@ impl Store {
         Ok(store)
     }
 
+    /// The subnet that addresses are taken from.
+    pub fn subnet(&self) -> Ipv4Net {
+        self.0.subnet
+    }
+
     /// Decides over a Create and, where it begins, makes the record and takes its address in one transaction.
     pub async fn admit(
         &self,
