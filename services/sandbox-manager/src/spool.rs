@@ -76,14 +76,13 @@ async fn blocking<T: Send + 'static>(
         Ok(done) => done,
         Err(error) => Err(io::Error::other(error)),
     };
-    done.map_err(|error| match error.kind() {
+    done.map_err(|error| {
+        tracing::warn!(%error, "an archive could not be kept while it arrived");
         // Somebody else was faster than our look at the disk.
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            tracing::warn!(%error, "an archive does not fit");
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        if full.contains(&error.kind()) {
             Failure::new(Reason::DiskLow, "the disk of the state directory is full")
-        }
-        _ => {
-            tracing::warn!(%error, "an archive could not be kept while it arrived");
+        } else {
             internal("the archive could not be kept while it arrived")
         }
     })
