@@ -678,4 +678,4 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
 }
 
 #[cfg(test)]
-mod tests;
+mod half_written;

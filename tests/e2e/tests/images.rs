@@ -18,6 +18,9 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+/// What is wrong, the archive, the name that is asked for, and what is told.
+type Breakage = (&'static str, Vec<u8>, &'static str, (Code, &'static str));
+
 const NAME: &str = "berth.local/app:1";
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -326,7 +329,7 @@ async fn a_broken_archive_is_told_by_what_is_wrong_with_it_and_nothing_of_it_is_
     let whole = own.oci_archive(NAME);
     let saved = own.docker_archive("app:1");
     let packed_whole = gzip(&whole);
-    let breakages: Vec<(&str, Vec<u8>, &str, (Code, &str))> = vec![
+    let breakages: Vec<Breakage> = vec![
         (
             "an index that names itself",
             circle.oci_archive(NAME),

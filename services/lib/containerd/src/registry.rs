@@ -447,16 +447,17 @@ mod tests {
     #[test]
     fn a_refusal_is_told_by_its_status_and_then_by_its_code() {
         let url = Url::parse("https://registry.example/v2/a/manifests/1").unwrap();
-        let told = |status: u16, text: &str| match classify(
-            "a",
-            &url,
-            StatusCode::from_u16(status).unwrap(),
-            text,
-        ) {
-            ImageError::NotFound { .. } => "not found",
-            ImageError::RegistryDenied { .. } => "denied",
-            ImageError::RegistryUnreachable { .. } => "unreachable",
-            other => panic!("{other}"),
+        let told = |status: u16, text: &str| {
+            let error = classify("a", &url, StatusCode::from_u16(status).unwrap(), text);
+            let not_found = matches!(error, ImageError::NotFound { .. });
+            let denied = matches!(error, ImageError::RegistryDenied { .. });
+            let unreachable = matches!(error, ImageError::RegistryUnreachable { .. });
+            match (not_found, denied, unreachable) {
+                (true, false, false) => "not found",
+                (false, true, false) => "denied",
+                (false, false, true) => "unreachable",
+                _ => panic!("{error}"),
+            }
         };
         for (status, text, expected) in [
             (404, "<html>", "not found"),

@@ -1,4 +1,4 @@
-//! The registry over a fake node and a real store.
+//! A record of which half is written, over a fake node and a real store.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use berth_store::Store;
 use redb::{Database, ReadableTable as _, TableDefinition};
 use tokio_util::sync::CancellationToken;
 
-use super::{Limits, Registry};
+use super::{CreateTerms, Limits, Registry};
 use crate::node::Node;
 
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
@@ -49,7 +49,8 @@ async fn start(node: &FakeNode, path: &Path) -> (FakeRegistry, CancellationToken
     let store = Store::open(path, "10.9.0.0/24".parse().unwrap(), Duration::ZERO).unwrap();
     let stop = CancellationToken::new();
     let limits = Limits {
-        parallel_creates: 4,
+        task_creations: 4,
+        purge_interval: Duration::from_secs(60),
         end_timeout: Duration::from_secs(10),
         dead_horizon: Duration::from_secs(3600),
     };
@@ -57,13 +58,16 @@ async fn start(node: &FakeNode, path: &Path) -> (FakeRegistry, CancellationToken
         runtime: Arc::new(node.clone()),
         network: Arc::new(node.clone()),
     };
-    let registry = Registry::new(node, store, limits, stop.clone());
+    let registry = Registry::new(node, store, limits, String::new(), stop.clone());
     registry.start().await.unwrap();
     (registry, stop)
 }
 
 async fn create(registry: &FakeRegistry, name: &str) {
-    let record = registry.admit(&id(name), spec()).await.unwrap();
+    let record = registry
+        .admit(&id(name), spec(), CreateTerms::default())
+        .await
+        .unwrap();
     let running = registry.await_running(&id(name), record.generation).await;
     assert_eq!(running.unwrap().status, Status::Running);
 }
@@ -98,7 +102,10 @@ async fn a_sandbox_whose_record_is_half_written_is_left_alone_until_it_is_delete
     let unreadable = registry.store().unreadable().await.unwrap();
     assert_eq!(unreadable[0].sandbox, Some(id("web")));
     create(&registry, "third").await;
-    let refused = registry.admit(&id("web"), spec()).await.unwrap_err();
+    let refused = registry
+        .admit(&id("web"), spec(), CreateTerms::default())
+        .await
+        .unwrap_err();
     let stopped = registry.stop(&id("web"), None).await.unwrap_err();
     let expected = Some(berth_domain::Generation(1));
     let deleted = registry.delete(&id("web"), expected).await.unwrap_err();
@@ -112,13 +119,13 @@ async fn a_sandbox_whose_record_is_half_written_is_left_alone_until_it_is_delete
         assert!(node.leftovers().contains(object), "{object} is gone");
     }
 
-    assert!(registry.delete(&id("web"), None).await.unwrap());
+    assert!(registry.delete(&id("web"), None, None).await.unwrap());
     assert_eq!(registry.store().get(&id("web")).await.unwrap(), None);
     assert_eq!(registry.store().unreadable().await.unwrap(), []);
     let left = node.leftovers();
     assert!(!left.iter().any(|it| it.contains("web")), "{left:?}");
     assert_eq!(registry.store().lease_counts().await.unwrap().held, 2);
-    assert!(!registry.delete(&id("web"), None).await.unwrap());
+    assert!(!registry.delete(&id("web"), None, None).await.unwrap());
     create(&registry, "web").await;
     stop.cancel();
     registry.finish().await;
