@@ -252,13 +252,11 @@ async fn fifty_sandboxes_survive_the_death_of_containerd_and_the_one_that_ended_
 
 /// Deletes `web`, and looks whether it left something.
 async fn delete_within(node: &TestNode, what: &str, limit: Duration) -> anyhow::Result<()> {
-    let begun = Instant::now();
     let deleted = tokio::time::timeout(limit, node.delete("web")).await;
     let existed = deleted
         .with_context(|| format!("a Delete of a sandbox {what} has no end"))?
         .with_context(|| format!("a Delete of a sandbox {what}"))?;
     ensure!(existed, "there was a record");
-    eprintln!("a Delete of a sandbox {what} took {:?}", begun.elapsed());
     assert_empty(node).await
 }
 

@@ -232,6 +232,7 @@ pub(crate) fn damaged(path: &Path, problem: &str) -> StoreError {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "redb has dozens of errors")]
 fn not_opened(path: &Path, error: DatabaseError) -> StoreError {
     let torn = |it: &io::Error| {
         matches!(
@@ -245,7 +246,6 @@ fn not_opened(path: &Path, error: DatabaseError) -> StoreError {
         },
         redb::Error::Io(error) if torn(&error) => damaged(path, &error.to_string()),
         redb::Error::Corrupted(problem) => damaged(path, &problem),
-        #[expect(clippy::wildcard_enum_match_arm, reason = "redb has dozens of errors")]
         other => other.into(),
     }
 }

@@ -255,7 +255,7 @@ fn lines(database: &Database, schema: u64) -> Result<(Vec<Line>, Exported), Stor
 }
 
 fn write_line(output: &mut impl Write, line: &Line) -> Result<(), ExportError> {
-    let text = serde_json::to_string(line).expect("keys are texts");
+    let text = serde_json::to_string(line).map_err(|it| ExportError::Output(it.into()))?;
     writeln!(output, "{text}").map_err(ExportError::Output)
 }
 

@@ -367,10 +367,6 @@ impl Inner {
         Ok(value)
     }
 
-    #[expect(
-        clippy::type_complexity,
-        reason = "a value, and the change with its revision"
-    )]
     fn try_write<T, E: WriteError>(
         &self,
         purpose: Purpose,
@@ -406,12 +402,15 @@ impl Inner {
     }
 
     /// Says which file it is that redb found damaged.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the others know their place"
+    )]
     fn place(&self, error: StoreError) -> StoreError {
         match error {
             StoreError::Failed {
                 source: redb::Error::Corrupted(problem),
             } => damaged(&self.path, &problem),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "they know their place")]
             other => other,
         }
     }

@@ -106,9 +106,12 @@ async fn a_sandbox_whose_record_is_half_written_is_left_alone_until_it_is_delete
         .admit(&id("web"), spec(), CreateTerms::default())
         .await
         .unwrap_err();
-    let stopped = registry.stop(&id("web"), None).await.unwrap_err();
+    let stopped = registry.stop(&id("web"), None, None).await.unwrap_err();
     let expected = Some(berth_domain::Generation(1));
-    let deleted = registry.delete(&id("web"), expected).await.unwrap_err();
+    let deleted = registry
+        .delete(&id("web"), expected, None)
+        .await
+        .unwrap_err();
     for failure in [refused, stopped, deleted] {
         assert_eq!(failure.reason, Reason::Internal);
         for part in ["record web", "cannot be read", "Delete"] {

@@ -34,6 +34,7 @@ fn file(dir: &Path) -> PathBuf {
     dir.join("berth.redb")
 }
 
+#[expect(clippy::unwrap_in_result, reason = "a test may panic")]
 fn try_open(path: &Path) -> Result<Store, StoreError> {
     let subnet = "10.9.0.0/16".parse().unwrap();
     Store::open(path, subnet, Duration::from_secs(60))
