@@ -42,6 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // Tests.
     ("berth-bench", &["berth-api"]),
+    ("berth-crash", &["berth-api", "berth-e2e"]),
     (
         "berth-e2e",
         &[
@@ -63,6 +64,7 @@ const WIRE: &[&str] = &[
     "berth-api",
     "berth-bench",
     "berth-containerd",
+    "berth-crash",
     "berth-e2e",
     "berth-sandbox-manager",
     "berth-tidy",
