@@ -21,6 +21,20 @@ pub(crate) fn remove(instance: &str) -> Result<(), NetnsError> {
     load(&format!("table ip {name}\ndelete table ip {name}\n"))
 }
 
+/// Whether there is a table of this name. It executes a program: never on the path of a request for a sandbox.
+pub(crate) fn exists(name: &str) -> Result<bool, NetnsError> {
+    let mut command = nft();
+    command.args(["list", "tables", "ip"]).stdin(Stdio::null());
+    let output = command.output().map_err(NetnsError::executing)?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(NetnsError::Table { message });
+    }
+    let own = format!("table ip {name}");
+    let tables = String::from_utf8_lossy(&output.stdout);
+    Ok(tables.lines().any(|line| line.trim() == own))
+}
+
 fn render(name: &str, subnet: Ipv4Net) -> String {
     format!(
         "table ip {name}\n\
@@ -35,16 +49,9 @@ fn render(name: &str, subnet: Ipv4Net) -> String {
 }
 
 fn load(text: &str) -> Result<(), NetnsError> {
-    let failed = |source| NetnsError::Kernel {
-        operation: "running nft",
-        source,
-    };
-    let mut command = std::process::Command::new("nft");
-    // Services are often started without the folders of system programs.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command
-        .args(["-f", "-"])
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    let failed = NetnsError::executing;
+    let mut command = nft();
+    command.args(["-f", "-"]);
     command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -59,4 +66,12 @@ fn load(text: &str) -> Result<(), NetnsError> {
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(NetnsError::Table { message })
+}
+
+fn nft() -> std::process::Command {
+    let mut command = std::process::Command::new("nft");
+    // Services are often started without the folders of system programs.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
 }
