@@ -5,6 +5,7 @@ mod audit;
 mod config;
 mod execute;
 mod failures;
+mod fix;
 mod node;
 mod ready;
 mod registry;

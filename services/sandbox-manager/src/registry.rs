@@ -132,6 +132,29 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         Ok(())
     }
 
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.0.stop.is_cancelled()
+    }
+
+    /// Waits so long, or until the manager stops.
+    pub(crate) async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(time) => {}
+            () = self.0.stop.cancelled() => {}
+        }
+    }
+
+    /// Makes the task of `id` look again.
+    pub(crate) fn wake(&self, id: &SandboxId) {
+        self.poke(id, None);
+    }
+
+    /// What keeps this sandbox from getting on.
+    pub(crate) fn trouble(&self, id: &SandboxId) -> Option<Failure> {
+        let tasks = self.0.tasks();
+        tasks.get(id)?.view.borrow().trouble.clone()
+    }
+
     /// Waits until every task has come to rest. The stop token must be cancelled.
     pub(crate) async fn finish(&self) {
         self.0.tracker.close();
@@ -496,7 +519,7 @@ fn cancelled(id: &SandboxId) -> Failure {
     )
 }
 
-fn shutting_down() -> Failure {
+pub(crate) fn shutting_down() -> Failure {
     Failure::new(Reason::ShuttingDown, "the manager is stopping")
         .retry_after(Duration::from_secs(2))
 }

@@ -179,8 +179,14 @@ impl NetnsNetwork {
                 match listed.await? {
                     None => Ok(()),
                     Some(it) if it.serial == object.serial => {
-                        let dir = PathBuf::from(it.name);
-                        blocking(move || namespaces::close(&dir)).await
+                        let path = PathBuf::from(it.name);
+                        blocking(move || match path.is_dir() {
+                            true => namespaces::close(&path),
+                            false => {
+                                fs::remove_file(&path).map_err(NetnsError::file("removing", &path))
+                            }
+                        })
+                        .await
                     }
                     Some(_) => Err(another()),
                 }

@@ -153,6 +153,20 @@ impl Store {
             .await
     }
 
+    /// Lets an address rest that is held for this owner and generation, unless a record explains it; returns whether it
+    /// does rest.
+    pub async fn release_unexplained(
+        &self,
+        address: Ipv4Addr,
+        owner: &SandboxId,
+        generation: Generation,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let owner = owner.clone();
+        self.blocking(move |inner| inner.release_unexplained(address, &owner, generation, now))
+            .await
+    }
+
     pub async fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
         let id = id.clone();
         self.blocking(move |inner| inner.read(|txn| find(&txn.open_table(RECORDS)?, &id)))
@@ -460,6 +474,52 @@ impl Inner {
                     generation,
                 }),
             ))
+        })
+    }
+}
+
+impl Inner {
+    fn release_unexplained(
+        &self,
+        address: Ipv4Addr,
+        owner: &SandboxId,
+        generation: Generation,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
+        self.write(|txn, _| {
+            let record = find(&txn.open_table(RECORDS)?, owner)?;
+            let explains = |it: &SandboxRecord| {
+                it.generation == generation && it.addresses.iter().any(|net| net.addr() == address)
+            };
+            if record.as_ref().is_some_and(explains) {
+                return Ok((false, None));
+            }
+            let mut table = txn.open_table(LEASES)?;
+            let lease: Option<StoredLease> = match table.get(u32::from(address))? {
+                Some(bytes) => Some(decode(&address, bytes.value())?),
+                None => None,
+            };
+            let held = lease.filter(|it| {
+                (it.owner.as_str(), it.generation) == (owner.as_str(), generation.0)
+                    && it.released_at.is_none()
+            });
+            let Some(lease) = held else {
+                return Ok((true, None));
+            };
+            let resting = StoredLease {
+                released_at: Some(now),
+                ..lease
+            };
+            table.insert(u32::from(address), encode(&resting).as_slice())?;
+            // What is written down of the owner is what it was.
+            let change = match record {
+                Some(record) => Change::Upserted(Box::new(record)),
+                None => Change::Removed {
+                    id: owner.clone(),
+                    generation,
+                },
+            };
+            Ok((true, Some(change)))
         })
     }
 }
