@@ -49,18 +49,26 @@ pub(crate) async fn fix<R: Runtime + Images, N: Network>(
     settle: Duration,
 ) -> Result<Fixed, Failure> {
     let first = audit(registry).await?;
-    let second = if first.iter().any(|it| it.fix.removes()) {
+    let orphans = first.iter().filter(|it| it.fix.removes()).count();
+    if orphans > 0 {
+        tracing::info!(orphans, ?settle, "the first look is over");
         registry.pause(settle).await;
-        look(registry).await?
-    } else {
-        first.clone()
-    };
+    }
+    fix_since(registry, &first).await
+}
+
+/// Takes the second look, and removes what is the same orphan as at the first.
+async fn fix_since<R: Runtime + Images, N: Network>(
+    registry: &Registry<R, N>,
+    first: &[Finding],
+) -> Result<Fixed, Failure> {
+    let second = look(registry).await?;
     for finding in &second {
         if let Fix::Wake(id) = &finding.fix {
             registry.wake(id);
         }
     }
-    let doomed = confirmed(&first, &second);
+    let doomed = confirmed(first, &second);
     let (failures, last) = if doomed.is_empty() {
         (vec![], second.clone())
     } else {
@@ -136,7 +144,7 @@ async fn remove<R: Runtime + Images, N: Network>(
     for some in ids.chunks(AT_ONCE) {
         stuck.extend(clear(registry, some, CLEAR_LIMIT, true).await?);
     }
-    let mut kept = vec![];
+    let (mut kept, mut removed) = (vec![], false);
     for finding in doomed.iter().filter(|it| it.fix == Fix::Remove) {
         if registry.is_stopping() {
             return Err(shutting_down());
@@ -144,15 +152,14 @@ async fn remove<R: Runtime + Images, N: Network>(
         let object = &finding.object;
         match unexplained(registry, object).await? {
             Err(explanation) => kept.push((object.clone(), Outcome::Left(explanation))),
-            Ok(()) => {
-                if let Err(failure) = remove_one(registry, object).await {
-                    kept.push((object.clone(), Outcome::Failed(failure.to_string())));
-                }
-            }
+            Ok(()) => match remove_one(registry, object).await {
+                Ok(()) => removed = true,
+                Err(failure) => kept.push((object.clone(), Outcome::Failed(failure.to_string()))),
+            },
         }
     }
     // What was in the way of a sandbox's task may be gone.
-    let stuck: Vec<&SandboxId> = stuck.iter().collect();
+    let stuck: Vec<&SandboxId> = stuck.iter().filter(|_| removed).collect();
     for some in stuck.chunks(AT_ONCE) {
         clear(registry, some, RETRY_LIMIT, false).await?;
     }
@@ -160,12 +167,12 @@ async fn remove<R: Runtime + Images, N: Network>(
 }
 
 /// Has the tasks of these sandboxes clear them, and returns those that hold something yet when the time is over or, where
-/// that is asked for, as soon as the rest are in trouble.
+/// that is asked for, as soon as their tasks are done or in trouble.
 async fn clear<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
     ids: &[&SandboxId],
     limit: Duration,
-    until_trouble: bool,
+    until_stuck: bool,
 ) -> Result<BTreeSet<SandboxId>, Failure> {
     for id in ids {
         registry.wake(id);
@@ -179,7 +186,8 @@ async fn clear<R: Runtime + Images, N: Network>(
             .filter(|it| ids.contains(it))
             .cloned()
             .collect();
-        let hopeless = until_trouble && left.iter().all(|it| registry.trouble(it).is_some());
+        let over = |it: &SandboxId| !registry.is_at_work(it) || registry.trouble(it).is_some();
+        let hopeless = left.iter().all(over) && (until_stuck || left.is_empty());
         if hopeless || Instant::now() >= deadline {
             return Ok(left);
         }
@@ -289,3 +297,6 @@ fn same(one: &Object, other: &Object) -> bool {
     let of = |it: &Object| (it.kind, it.sandbox.clone(), it.made_at, it.serial);
     of(one) == of(other) && one.name == other.name
 }
+
+#[cfg(test)]
+mod tests;

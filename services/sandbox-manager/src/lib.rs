@@ -2,6 +2,7 @@
 
 mod app;
 mod audit;
+mod claim;
 mod config;
 mod execute;
 mod failures;

@@ -149,6 +149,11 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         self.poke(id, None);
     }
 
+    /// Whether the sandbox has a task that is not done with it.
+    pub(crate) fn is_at_work(&self, id: &SandboxId) -> bool {
+        self.0.tasks().contains_key(id)
+    }
+
     /// What keeps this sandbox from getting on.
     pub(crate) fn trouble(&self, id: &SandboxId) -> Option<Failure> {
         let tasks = self.0.tasks();

@@ -11,10 +11,11 @@ mod images;
 mod mounts;
 mod objects;
 mod oci;
+mod own_shims;
 mod registry;
 mod runtime;
 mod settings;
-mod shims;
+
 mod spec;
 mod unpack;
 mod users;

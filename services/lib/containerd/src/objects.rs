@@ -13,8 +13,8 @@ use berth_domain::{Generation, Role, SandboxId, names};
 use berth_platform::{RuntimeError, RuntimeObject, RuntimeObjectKind};
 use containerd_client::{
     services::v1::{
-        Container, DeleteContainerRequest, GetContainerRequest, ListContainersRequest,
-        ListRequest as ListLeasesRequest, ListTasksRequest,
+        Container, DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest,
+        ListContainersRequest, ListRequest as ListLeasesRequest, ListTasksRequest,
         snapshots::{Info, ListSnapshotsRequest, StatSnapshotRequest},
     },
     types::v1::{Process, Status as TaskStatus},
@@ -27,8 +27,8 @@ use crate::{
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
+    own_shims::{self, Shim, Sought},
     runtime::{SIGTERM, node, refused},
-    shims::{self, Shim, Sought},
     unpack::remove_snapshot,
 };
 
@@ -239,6 +239,18 @@ impl Containerd {
         });
         let shims = shims.await.map_err(|it| node("looking for shims", it))?;
         self.kill_shims(shims).await
+    }
+
+    /// Kills the task of a container, and removes it.
+    async fn remove_task_of(&self, container: &str) -> Result<(), RuntimeError> {
+        self.finish(container).await?;
+        let client = self.client();
+        let request = DeleteTaskRequest {
+            container_id: container.to_owned(),
+        };
+        let mut service = client.tasks();
+        let deleted = client.call("removing a task", service.delete(request));
+        Ok(found(deleted.await).map(drop)?)
     }
 
     async fn kill_shims(&self, shims: Vec<Shim>) -> Result<(), RuntimeError> {
@@ -469,7 +481,7 @@ impl Containerd {
 /// Whether containerd runs the task of this shim's container by another shim.
 fn is_passed_over(shim: &Shim, shims: &[Shim], tasks: &[Process]) -> bool {
     let task = tasks.iter().find(|it| it.id == shim.container);
-    let serving = task.and_then(|it| shims::parent(it.pid));
+    let serving = task.and_then(|it| own_shims::parent(it.pid));
     let mut others = shims
         .iter()
         .filter(|it| it.container == shim.container && it.pid != shim.pid);

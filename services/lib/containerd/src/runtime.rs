@@ -553,32 +553,8 @@ impl Containerd {
         }
     }
 
-    /// Removes the task of a container, killing what still runs of it.
-    pub(crate) async fn remove_task_of(&self, container: &str) -> Result<(), RuntimeError> {
-        let client = self.client();
-        let delete = async || {
-            let request = DeleteTaskRequest {
-                container_id: container.to_owned(),
-            };
-            found(
-                client
-                    .call("removing a task", client.tasks().delete(request))
-                    .await,
-            )
-        };
-        match delete().await {
-            Ok(_) => Ok(()),
-            // It still runs.
-            Err(error) if error.is(Code::FailedPrecondition) => {
-                self.finish(container).await?;
-                Ok(delete().await.map(drop)?)
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Kills the task and waits until it has ended.
-    async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
         self.kill(container, SIGKILL).await?;
         if self.wait(container, KILLED).await? {
             return Ok(());
@@ -731,7 +707,27 @@ impl Runtime for Containerd {
     }
 
     async fn delete_task(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
-        self.remove_task_of(&names::container_id(id, role)).await
+        let container = names::container_id(id, role);
+        let client = self.client();
+        let delete = async || {
+            let request = DeleteTaskRequest {
+                container_id: container.clone(),
+            };
+            found(
+                client
+                    .call("removing a task", client.tasks().delete(request))
+                    .await,
+            )
+        };
+        match delete().await {
+            Ok(_) => Ok(()),
+            // It still runs.
+            Err(error) if error.is(Code::FailedPrecondition) => {
+                self.finish(&container).await?;
+                Ok(delete().await.map(drop)?)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn remove_container(&self, id: &SandboxId, role: &Role) -> Result<(), RuntimeError> {
