@@ -90,7 +90,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Images(Images),
     /// Check that every object on the node is explained by a record; exit code 1 when not
-    Audit,
+    Audit(Audit),
     /// The node and its manager
     #[command(subcommand)]
     Node(Node),
@@ -283,6 +283,17 @@ pub(crate) enum Images {
     },
 }
 
+/// Arguments of `audit`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Audit {
+    /// Remove what no record explains, and have sandboxes that lost something look at themselves
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Time between the two looks; only what is the same orphan at both is removed; at most 1m. Default: 5s
+    #[arg(long, value_name = "DURATION", requires = "fix", value_parser = parse_time)]
+    pub(crate) settle: Option<Duration>,
+}
+
 /// Commands of `node`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
@@ -308,12 +319,16 @@ pub(crate) struct Renew {
     pub(crate) ttl: Option<Duration>,
 }
 
-fn parse_timeout(text: &str) -> Result<Duration, String> {
+fn parse_time(text: &str) -> Result<Duration, String> {
     let duration: jiff::SignedDuration =
         text.parse().map_err(|err: jiff::Error| err.to_string())?;
-    match Duration::try_from(duration) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) | Err(_) => Err("must be longer than zero".to_owned()),
+    Duration::try_from(duration).map_err(|_| "must not be less than zero".to_owned())
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match parse_time(text)? {
+        Duration::ZERO => Err("must be longer than zero".to_owned()),
+        duration => Ok(duration),
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
         Command::Stats(args) => sandboxes::stats(session, args).await,
         Command::Events(args) => events::watch(session, args).await,
         Command::Images(command) => images::run(session, command).await,
-        Command::Audit => node::audit(session).await,
+        Command::Audit(args) => node::audit(session, args).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Version => node::version(session).await,
         Command::Completions { shell } => {

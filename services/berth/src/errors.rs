@@ -115,7 +115,7 @@ fn lines(failure: &Failure) -> Vec<String> {
         ],
         Failure::NotClean(_) => vec![
             chain(failure),
-            "hint: the column EXPLANATION says why; objects of a running plan settle by themselves, so look again"
+            "hint: the column WHAT TO DO says why; objects of a running plan settle by themselves, so look again"
                 .to_owned(),
         ],
         Failure::Address(_)

@@ -220,7 +220,21 @@ impl node::NodeService for ScriptedManager {
         Ok(Response::new(v1::DrainResponse { sandboxes }))
     }
 
-    async fn audit(&self, _: Request<v1::AuditRequest>) -> Answer<v1::AuditResponse> {
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Answer<v1::AuditResponse> {
+        let request = request.into_inner();
+        if request.fix {
+            let removed = v1::AuditObject {
+                kind: "netns".to_owned(),
+                name: format!("after {:?}", request.settle.map(|it| it.seconds)),
+                verdict: v1::AuditVerdict::Orphan.into(),
+                action: v1::AuditAction::Removed.into(),
+                ..Default::default()
+            };
+            return Ok(Response::new(v1::AuditResponse {
+                objects: vec![removed],
+                clean: true,
+            }));
+        }
         let orphan = v1::AuditObject {
             kind: "netns".to_owned(),
             name: "n1".to_owned(),
@@ -536,6 +550,29 @@ async fn an_audit_that_is_not_clean_ends_with_1_and_is_printed() {
     assert_eq!(
         audit.json()["objects"][0]["verdict"],
         "AUDIT_VERDICT_ORPHAN"
+    );
+}
+
+#[tokio::test]
+async fn an_audit_that_fixes_all_ends_with_0_and_says_what_it_did() {
+    let node = Node::start();
+    for (arguments, settle) in [
+        (&["audit", "--fix", "-o", "json"][..], "after None"),
+        (
+            &["audit", "--fix", "--settle", "2s", "-o", "json"],
+            "after Some(2)",
+        ),
+    ] {
+        let audit = node.run(arguments).await;
+        let object = audit.json()["objects"][0].clone();
+        assert_eq!((audit.code, &object["name"]), (Some(0), &settle.into()));
+        assert_eq!(object["action"], "AUDIT_ACTION_REMOVED");
+    }
+    let usage = node.run(&["audit", "--settle", "2s"]).await;
+    assert_eq!(
+        usage.code,
+        Some(2),
+        "a look alone has nothing to settle for"
     );
 }
 

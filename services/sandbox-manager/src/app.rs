@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::{
+    claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
     crash,
     node::Node,
@@ -61,6 +62,8 @@ impl App {
             fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
         let instance = instance_id(&config)?;
+        claim(&config.run_dir, &instance).context("run_dir")?;
+        claim(&config.log_dir, &instance).context("log_dir")?;
         let node_id: Arc<str> = match config.node_id.as_str() {
             "" => host_name().into(),
             text => text.into(),

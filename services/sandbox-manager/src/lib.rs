@@ -2,10 +2,12 @@
 
 mod app;
 mod audit;
+mod claim;
 mod config;
 mod crash;
 mod execute;
 mod failures;
+mod fix;
 mod image_users;
 mod node;
 mod ready;

@@ -208,6 +208,18 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             .unwrap_or_default()
     }
 
+    /// Whether the sandbox has a task that is not done with it.
+    pub(crate) fn is_at_work(&self, id: &SandboxId) -> bool {
+        self.0.tasks().contains_key(id)
+    }
+
+    /// What keeps this sandbox from getting on.
+    pub(crate) fn trouble(&self, id: &SandboxId) -> Option<Failure> {
+        let tasks = self.0.tasks();
+        let trouble = tasks.get(id)?.view.borrow().trouble.clone();
+        trouble.map(|it| it.failure)
+    }
+
     /// Waits until every task has come to rest. The stop token must be cancelled.
     pub(crate) async fn finish(&self) {
         self.0.tracker.close();
@@ -663,7 +675,7 @@ fn cancelled(id: &SandboxId) -> Failure {
     )
 }
 
-fn shutting_down() -> Failure {
+pub(crate) fn shutting_down() -> Failure {
     Failure::new(Reason::ShuttingDown, "the manager is stopping")
         .retry_after(Duration::from_secs(2))
 }

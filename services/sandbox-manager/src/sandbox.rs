@@ -189,7 +189,11 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             _ if over => self.end(&record).await,
             Status::Pending => self.create(&record).await,
             Status::Running | Status::NotReady => self.look(&record, woken).await,
-            Status::Stopped | Status::Dead => Ok(Next::Over),
+            // It holds nothing, unless somebody left something under its id.
+            Status::Stopped | Status::Dead => {
+                self.clear("clear", Some(&record), Manner::Graceful).await?;
+                Ok(Next::Over)
+            }
         }
     }
 

@@ -203,7 +203,8 @@ impl TestNode {
     }
 
     pub async fn audit(&self) -> Result<v1::AuditResponse, tonic::Status> {
-        Ok(self.node().audit(v1::AuditRequest {}).await?.into_inner())
+        let request = v1::AuditRequest::default();
+        Ok(self.node().audit(request).await?.into_inner())
     }
 
     /// Fails unless the audit is clean.

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use berth_api::v1::{self, AuditVerdict, node_service_client::NodeServiceClient};
+use berth_api::v1::{self, AuditAction, AuditVerdict, node_service_client::NodeServiceClient};
 use serde::Serialize;
 use tonic::transport::Channel;
 
 use super::Session;
 use crate::{
-    args::Node,
+    args::{Audit, Node},
     errors::Failure,
     output::{self, duration, page, short_duration, size, table, word},
     proto_json::ProtoJson,
@@ -134,8 +134,11 @@ fn status_page(status: &v1::GetStatusResponse) -> String {
     page(lines)
 }
 
-pub(super) async fn audit(session: &Session) -> Result<(), Failure> {
-    let request = session.request(v1::AuditRequest {});
+pub(super) async fn audit(session: &Session, args: Audit) -> Result<(), Failure> {
+    let request = session.request(v1::AuditRequest {
+        fix: args.fix,
+        settle: args.settle.and_then(|it| it.try_into().ok()),
+    });
     let audit = client(session).await?.audit(request).await?.into_inner();
     session
         .output
@@ -155,27 +158,53 @@ fn audit_table(audit: &v1::AuditResponse) -> String {
     }
     let rows = audit.objects.iter().map(|it| {
         let verdict = word(it.verdict().as_str_name(), "AUDIT_VERDICT_").to_owned();
-        let (kind, name) = (it.kind.clone(), it.name.clone());
+        let generation = match it.generation {
+            0 => String::new(),
+            number => number.to_string(),
+        };
+        let age = it.age.as_ref().map(|it| short_duration(duration(Some(it))));
         [
-            kind,
-            name,
+            it.kind.clone(),
+            it.name.clone(),
             it.sandbox.clone(),
+            generation,
+            age.unwrap_or_default(),
             verdict,
-            it.explanation.clone(),
+            todo(it),
         ]
     });
-    let objects = table(
-        ["KIND", "NAME", "SANDBOX", "VERDICT", "EXPLANATION"],
-        rows.collect(),
-    );
+    let columns = [
+        "KIND",
+        "NAME",
+        "SANDBOX",
+        "GENERATION",
+        "AGE",
+        "VERDICT",
+        "WHAT TO DO",
+    ];
+    let objects = table(columns, rows.collect());
     format!("{objects}\n\n{summary}")
 }
 
+/// What is wrong and what to do about it, or what was done.
+fn todo(object: &v1::AuditObject) -> String {
+    let explanation = &object.explanation;
+    match object.action() {
+        AuditAction::Removed => format!("{explanation}: removed"),
+        AuditAction::Left => format!("{explanation}: left, {}", object.action_message),
+        AuditAction::Failed => format!("{explanation}: failed, {}", object.action_message),
+        AuditAction::Unspecified if object.todo.is_empty() => String::new(),
+        AuditAction::Unspecified => format!("{explanation}: {}", object.todo),
+    }
+}
+
+/// How many objects are not in order, as far as they are still there.
 fn unexplained(audit: &v1::AuditResponse) -> usize {
+    let in_order = [AuditVerdict::Explained, AuditVerdict::InProgress];
     audit
         .objects
         .iter()
-        .filter(|it| it.verdict() != AuditVerdict::Explained)
+        .filter(|it| !in_order.contains(&it.verdict()) && it.action() != AuditAction::Removed)
         .count()
 }
 
@@ -222,24 +251,51 @@ mod tests {
     }
 
     #[test]
-    fn an_audit_lists_every_object_and_the_verdict() {
-        let objects = vec![
-            object("a", AuditVerdict::Explained),
-            object("b", AuditVerdict::InProgress),
-        ];
+    fn an_audit_lists_every_object_with_its_age_and_what_to_do() {
+        let mut old = object("b", AuditVerdict::Orphan);
+        old.sandbox = "web".to_owned();
+        old.generation = 7;
+        old.age = Some(prost_types::Duration {
+            seconds: 150,
+            nanos: 0,
+        });
+        old.todo = "--fix removes it".to_owned();
+        let objects = vec![object("a", AuditVerdict::InProgress), old];
         let audit = v1::AuditResponse {
             objects,
             clean: false,
         };
         assert_eq!(
             audit_table(&audit),
-            "KIND   NAME  SANDBOX  VERDICT      EXPLANATION\n\
-             netns  a     -        EXPLAINED    why\n\
-             netns  b     -        IN_PROGRESS  why\n\
+            "KIND   NAME  SANDBOX  GENERATION  AGE    VERDICT      WHAT TO DO\n\
+             netns  a     -        -           -      IN_PROGRESS  -\n\
+             netns  b     web      7           2m30s  ORPHAN       why: --fix removes it\n\
              \n\
              not clean: 2 objects"
         );
         assert_eq!(unexplained(&audit), 1);
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_was_done_stands_where_what_to_do_stood() {
+        let cases = [
+            (AuditAction::Unspecified, "",          "why: --fix removes it", 1),
+            (AuditAction::Removed,     "",          "why: removed",          0),
+            (AuditAction::Left,        "it is new", "why: left, it is new",  1),
+            (AuditAction::Failed,      "no",        "why: failed, no",       1),
+        ];
+        for (action, message, expected, not_in_order) in cases {
+            let object = v1::AuditObject {
+                todo: "--fix removes it".to_owned(),
+                action: action.into(),
+                action_message: message.to_owned(),
+                ..object("a", AuditVerdict::Orphan)
+            };
+            assert_eq!(todo(&object), expected);
+            let objects = vec![object];
+            assert_eq!(unexplained(&v1::AuditResponse { objects, clean: false }), not_in_order);
+        }
     }
 
     #[test]

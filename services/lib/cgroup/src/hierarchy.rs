@@ -144,6 +144,12 @@ impl Hierarchy {
         self.roots().any(|root| root.join(path).is_dir())
     }
 
+    /// What the file system knows of the cgroup, in the first hierarchy that has it.
+    pub fn metadata(&self, path: &str) -> Option<fs::Metadata> {
+        self.roots()
+            .find_map(|root| fs::metadata(root.join(path)).ok())
+    }
+
     /// Removes the cgroup and all below it from every hierarchy, and kills what still runs there. Gone is a success.
     pub fn remove(&self, path: &str) -> Result<(), CgroupError> {
         let mut busy = None;

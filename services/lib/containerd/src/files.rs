@@ -2,13 +2,14 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use berth_domain::{Sandbox, files};
 
-use crate::settings::Settings;
+use crate::{mounts, settings::Settings};
 
 pub(crate) const HOSTS: &str = "hosts";
 pub(crate) const RESOLV_CONF: &str = "resolv.conf";
@@ -44,24 +45,62 @@ fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// Gone is a success.
+/// Gone is a success. What is mounted inside is somebody's, and keeps the folder.
 pub(crate) fn remove(dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(dir) {
+    if mounts::any_in(dir)? {
+        let what = format!("something is mounted in {}", dir.display());
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
+    }
+    let removed = match fs::symlink_metadata(dir) {
+        Ok(it) if !it.is_dir() => fs::remove_file(dir),
+        Ok(_) | Err(_) => fs::remove_dir_all(dir),
+    };
+    match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
 
-/// Names of the folders below `dir`.
-pub(crate) fn folders(dir: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
+/// Something in a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) inode: u64,
+    pub(crate) made_at: Option<SystemTime>,
+}
+
+/// What lies in `dir`, hidden files aside.
+pub(crate) fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
+    let listed = match fs::read_dir(dir) {
+        Ok(listed) => listed,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(vec![]),
         Err(error) => return Err(error),
     };
-    entries
-        .map(|it| Ok(it?.file_name().to_string_lossy().into_owned()))
-        .collect()
+    let mut entries = vec![];
+    for entry in listed {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // Others remove while it is listed.
+        if let Ok(metadata) = entry.metadata()
+            && !name.starts_with('.')
+        {
+            entries.push(Entry {
+                name,
+                inode: inode(&metadata),
+                made_at: made_at(&metadata),
+            });
+        }
+    }
+    Ok(entries)
+}
+
+/// When a file was made or, where its file system does not keep that, changed.
+pub(crate) fn made_at(metadata: &fs::Metadata) -> Option<SystemTime> {
+    metadata.created().or_else(|_| metadata.modified()).ok()
+}
+
+pub(crate) fn inode(metadata: &fs::Metadata) -> u64 {
+    metadata.ino()
 }
 
 /// Makes the read-only root of all pause containers, with the places that the runtime mounts to.

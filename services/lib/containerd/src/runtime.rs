@@ -8,19 +8,17 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{
-    ContainerName, ContainerSeen, Generation, Role, Sandbox, SandboxId, TaskSeen, names,
-};
+use berth_domain::{ContainerName, ContainerSeen, Role, Sandbox, SandboxId, TaskSeen, names};
 use berth_platform::{
     ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
-    RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
+    RuntimeObject, RuntimeSeen, Usage,
 };
 use containerd_client::{
     services::v1::{
         Container, CreateContainerRequest, CreateRequest as CreateLeaseRequest, CreateTaskRequest,
         DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
-        ListContainersRequest, ListRequest as ListLeasesRequest, ListTasksRequest, StartRequest,
-        WaitRequest, container,
+        ListContainersRequest, ListRequest as ListLeasesRequest, StartRequest, WaitRequest,
+        container,
         snapshots::{ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest},
     },
     types::{Mount, v1::Status as TaskStatus},
@@ -44,13 +42,10 @@ use crate::{
     users,
 };
 
-const SIGTERM: u32 = 15;
+pub(crate) const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
 /// How long a killed process may take until the kernel has let it go.
 const KILLED: Duration = Duration::from_secs(10);
-/// How long a cgroup may stay busy after its last task.
-const CGROUP_BUSY: Duration = Duration::from_secs(5);
-const CGROUP_RETRY: Duration = Duration::from_millis(20);
 /// How long containerd may take to forget a task whose shim has gone; its own limit for that is 5 s.
 const FORMER_TASK: Duration = Duration::from_secs(10);
 const FORMER_TASK_RETRY: Duration = Duration::from_millis(20);
@@ -141,7 +136,15 @@ impl Containerd {
         self.0.settings.archive_limits
     }
 
-    fn names(&self) -> &berth_domain::Names {
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn cgroups(&self) -> &Hierarchy {
+        &self.0.cgroups
+    }
+
+    pub(crate) fn names(&self) -> &berth_domain::Names {
         &self.0.settings.names
     }
 
@@ -208,17 +211,15 @@ impl Containerd {
         }
     }
 
-    /// Our snapshots of one sandbox, or of all.
-    async fn snapshots(&self, id: Option<&SandboxId>) -> Result<Vec<String>, CallError> {
-        let mut filter = format!(
-            "labels.\"{}\"==\"{}\"",
+    /// Our snapshots of one sandbox.
+    async fn snapshots(&self, id: &SandboxId) -> Result<Vec<String>, CallError> {
+        let filter = format!(
+            "labels.\"{}\"==\"{}\",labels.\"{}\"==\"{}\"",
             names::LABEL_INSTANCE,
-            self.names().instance
+            self.names().instance,
+            names::LABEL_ENTITY_ID,
+            names::entity_id(id)
         );
-        if let Some(id) = id {
-            let own = names::entity_id(id);
-            filter = format!("{filter},labels.\"{}\"==\"{own}\"", names::LABEL_ENTITY_ID);
-        }
         let request = ListSnapshotsRequest {
             snapshotter: self.snapshotter().to_owned(),
             filters: vec![filter],
@@ -232,15 +233,6 @@ impl Containerd {
             Ok(tonic::Response::new(keys))
         };
         self.client().call("listing snapshots", listing).await
-    }
-
-    async fn leases(&self) -> Result<Vec<String>, CallError> {
-        let client = self.client();
-        let request = ListLeasesRequest { filters: vec![] };
-        let list = client
-            .call("listing leases", client.leases().list(request))
-            .await?;
-        Ok(list.leases.into_iter().map(|it| it.id).collect())
     }
 
     async fn lease_exists(&self, id: &SandboxId) -> Result<bool, CallError> {
@@ -562,7 +554,7 @@ impl Containerd {
         ))
     }
 
-    async fn kill(&self, container: &str, signal: u32) -> Result<(), CallError> {
+    pub(crate) async fn kill(&self, container: &str, signal: u32) -> Result<(), CallError> {
         let client = self.client();
         let request = KillRequest {
             container_id: container.to_owned(),
@@ -595,7 +587,7 @@ impl Containerd {
     }
 
     /// Waits until the task has ended; `false` when it has not within `limit`.
-    async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
+    pub(crate) async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
         let client = self.client();
         let request = WaitRequest {
             container_id: container.to_owned(),
@@ -617,7 +609,7 @@ impl Containerd {
     }
 
     /// Kills the task and waits until it has ended.
-    async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
+    pub(crate) async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
         self.kill(container, SIGKILL).await?;
         if self.wait(container, KILLED).await? {
             return Ok(());
@@ -679,82 +671,13 @@ impl Containerd {
             .await
             .map_err(|it| node("letting go of a root file system", it))
     }
-
-    async fn objects(&self) -> Result<Vec<RuntimeObject>, RuntimeError> {
-        let client = self.client();
-        let instance = self.names().instance.as_str();
-        let filter = format!("labels.\"{}\"==\"{instance}\"", names::LABEL_INSTANCE);
-        let (mut of_containers, mut of_tasks) = (client.containers(), client.tasks());
-        let (containers, tasks, snapshots, leases) = tokio::join!(
-            client.call(
-                "listing containers",
-                of_containers.list(ListContainersRequest {
-                    filters: vec![filter]
-                })
-            ),
-            client.call("listing tasks", of_tasks.list(ListTasksRequest::default())),
-            self.snapshots(None),
-            self.leases(),
-        );
-        let mut objects = vec![];
-        let mut own = std::collections::BTreeMap::new();
-        for container in containers?.containers {
-            let generation = container.labels.get(names::LABEL_GENERATION);
-            let generation = generation.and_then(|it| it.parse().ok()).map(Generation);
-            own.insert(container.id.clone(), generation);
-            objects.push(object(
-                RuntimeObjectKind::Container,
-                container.id,
-                generation,
-            ));
-        }
-        for task in tasks?.tasks {
-            // The list has a container's id in this field.
-            if let Some(generation) = own.get(&task.id) {
-                objects.push(object(RuntimeObjectKind::Task, task.id, *generation));
-            }
-        }
-        for key in snapshots? {
-            let generation = own.get(&key).copied().flatten();
-            objects.push(object(RuntimeObjectKind::Snapshot, key, generation));
-        }
-        let by_name = |kind, name: String, sandbox: &str| RuntimeObject {
-            kind,
-            name,
-            sandbox: SandboxId::parse(sandbox).ok(),
-            generation: None,
-            role: None,
-        };
-        let prefix = format!("berth.{instance}.");
-        for lease in leases? {
-            if let Some(id) = lease.strip_prefix(&prefix) {
-                let id = id.to_owned();
-                objects.push(by_name(RuntimeObjectKind::Lease, lease, &id));
-            }
-        }
-        let parent = &self.names().cgroup_parent;
-        for name in self.0.cgroups.children(parent).map_err(of_cgroup)? {
-            objects.push(by_name(
-                RuntimeObjectKind::Cgroup,
-                format!("{parent}/{name}"),
-                &name,
-            ));
-        }
-        let dir = self.names().files_dir();
-        let folders = files::folders(&dir).map_err(|it| node("listing the folders", it))?;
-        for name in folders {
-            let path = dir.join(&name).display().to_string();
-            objects.push(by_name(RuntimeObjectKind::Directory, path, &name));
-        }
-        Ok(objects)
-    }
 }
 
 impl Runtime for Containerd {
     async fn observe(&self, id: &SandboxId) -> Result<RuntimeSeen, RuntimeError> {
         let (containers, snapshots, lease) = tokio::join!(
             self.containers(id),
-            self.snapshots(Some(id)),
+            self.snapshots(id),
             self.lease_exists(id)
         );
         let mut seen = RuntimeSeen {
@@ -982,19 +905,7 @@ impl Runtime for Containerd {
             let what = format!("{} is still there", container.id);
             return Err(refused("releasing a sandbox", what));
         }
-        let deadline = Instant::now() + CGROUP_BUSY;
-        loop {
-            let (inner, path) = (self.0.clone(), self.names().cgroup(id));
-            let removed =
-                blocking(move || Ok::<_, RuntimeError>(inner.cgroups.remove(&path))).await?;
-            match removed {
-                Ok(()) => break,
-                Err(CgroupError::Busy { .. }) if Instant::now() < deadline => {
-                    tokio::time::sleep(CGROUP_RETRY).await;
-                }
-                Err(error) => return Err(of_cgroup(error)),
-            }
-        }
+        self.remove_cgroup(&self.names().cgroup(id)).await?;
         let dir = self.names().files(id);
         blocking(move || {
             files::remove(&dir).map_err(|it| node("removing the files of a sandbox", it))
@@ -1060,6 +971,18 @@ impl Runtime for Containerd {
         self.objects().await
     }
 
+    async fn end_object(
+        &self,
+        object: &RuntimeObject,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        self.end(object, grace).await
+    }
+
+    async fn remove_object(&self, object: &RuntimeObject) -> Result<(), RuntimeError> {
+        self.remove(object).await
+    }
+
     fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>> {
         let (sender, receiver) = mpsc::channel(HINTS);
         let namespace = self.0.settings.namespace.clone();
@@ -1092,17 +1015,6 @@ impl Runtime for Containerd {
     }
 }
 
-fn object(kind: RuntimeObjectKind, name: String, generation: Option<Generation>) -> RuntimeObject {
-    let (sandbox, role) = names::parse_container_id(&name).unzip();
-    RuntimeObject {
-        kind,
-        name,
-        sandbox,
-        generation,
-        role,
-    }
-}
-
 fn usage_of(it: berth_cgroup::Usage) -> Usage {
     Usage {
         total_cpu_time: it.total_cpu_time,
@@ -1116,7 +1028,7 @@ fn usage_of(it: berth_cgroup::Usage) -> Usage {
     }
 }
 
-fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
+pub(crate) fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
     RuntimeError::Refused {
         operation,
         message: message.to_string(),
@@ -1130,14 +1042,14 @@ fn silent(operation: &'static str, container: &str) -> RuntimeError {
     }
 }
 
-fn node(operation: &'static str, source: std::io::Error) -> RuntimeError {
+pub(crate) fn node(operation: &'static str, source: std::io::Error) -> RuntimeError {
     RuntimeError::Node {
         operation,
         source: source.into(),
     }
 }
 
-fn of_cgroup(error: CgroupError) -> RuntimeError {
+pub(crate) fn of_cgroup(error: CgroupError) -> RuntimeError {
     RuntimeError::Node {
         operation: "changing a cgroup",
         source: error.into(),

@@ -35,10 +35,17 @@ pub const LABEL_SHUTDOWN_TIMEOUT: &str = "runtime.computer/shutdown-timeout";
 
 const CONTAINER_ID_PREFIX: &str = "sandbox.";
 const PAUSE_SUFFIX: &str = "_pause";
+const LINK_PREFIX: &str = "bt";
+const LINK_DIGITS: usize = 12;
 
 /// The value of [`LABEL_ENTITY_ID`]: `sandbox/<id>`.
 pub fn entity_id(id: &SandboxId) -> String {
     format!("sandbox/{id}")
+}
+
+/// The sandbox that a value of [`LABEL_ENTITY_ID`] stands for; `None` for a foreign one.
+pub fn parse_entity_id(text: &str) -> Option<SandboxId> {
+    plain_id(text.strip_prefix("sandbox/")?)
 }
 
 /// The containerd id of the pause container: `sandbox.<id>_pause`.
@@ -100,9 +107,19 @@ impl Names {
             .chain_update([0])
             .chain_update(id.as_str())
             .finalize();
-        digest
-            .iter()
-            .fold("bt".to_owned(), |name, byte| format!("{name}{byte:02x}"))
+        digest.iter().fold(LINK_PREFIX.to_owned(), |name, byte| {
+            format!("{name}{byte:02x}")
+        })
+    }
+
+    /// Whether some sandbox's host end could have this name.
+    pub fn is_link(name: &str) -> bool {
+        name.strip_prefix(LINK_PREFIX).is_some_and(|digits| {
+            digits.len() == LINK_DIGITS
+                && digits
+                    .bytes()
+                    .all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
+        })
     }
 
     /// Alias of the host end, which tells whose it is.
@@ -225,5 +242,27 @@ mod tests {
         assert_eq!(names("one").parse_link_alias(&alias), Some(id("web")));
         assert_eq!(names("two").parse_link_alias(&alias), None);
         assert_eq!(names("on").parse_link_alias(&alias), None);
+    }
+
+    #[test]
+    fn what_could_be_the_link_of_a_sandbox_is_known_by_its_name() {
+        assert!(Names::is_link(&names("one").link(&id("web"))));
+        for foreign in [
+            "eth0",
+            "bt",
+            "bt0123456789a",
+            "btABCDEF012345",
+            "veth12345678",
+        ] {
+            assert!(!Names::is_link(foreign), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_mark_of_ownership_leads_back_to_its_sandbox() {
+        assert_eq!(parse_entity_id(&entity_id(&id("web"))), Some(id("web")));
+        for foreign in ["web", "sandbox/", "sandbox/Web", "sandbox/sandbox/web"] {
+            assert_eq!(parse_entity_id(foreign), None, "{foreign}");
+        }
     }
 }

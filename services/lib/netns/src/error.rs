@@ -42,6 +42,13 @@ impl NetnsError {
         }
     }
 
+    pub(crate) fn executing(source: io::Error) -> Self {
+        Self::Kernel {
+            operation: "running nft",
+            source,
+        }
+    }
+
     pub(crate) fn kernel(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |source| Self::Kernel {
             operation,

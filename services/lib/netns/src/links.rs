@@ -181,6 +181,16 @@ impl Links {
         }
     }
 
+    /// Removes the link with this number, whatever its name is. Gone is a success.
+    pub(crate) async fn remove_index(&self, index: u32) -> Result<(), NetnsError> {
+        match self.0.link().del(index).execute().await {
+            Err(error) if !is(&error, Errno::NODEV) => {
+                Err(failed(format!("removing link {index}"), error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     async fn request(
         &self,
         operation: impl Into<String>,

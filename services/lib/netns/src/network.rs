@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     error::NetnsError,
-    links::{INSIDE, Links},
+    links::{INSIDE, Link, Links},
     namespaces, sockets,
     table::{self, Masquerade},
 };
@@ -134,34 +134,82 @@ impl NetnsNetwork {
     }
 
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
-        let names = &self.settings.names;
-        let links = self.links.all().await?.into_iter().filter_map(|link| {
-            let sandbox = names
-                .parse_link_alias(&link.alias)
-                .filter(|id| names.link(id) == link.name);
-            let ours = sandbox.is_some() || link.controller == Some(self.bridge);
-            ours.then_some(NetworkObject {
-                kind: NetworkObjectKind::Link,
-                name: link.name,
-                sandbox,
-            })
-        });
+        let names = self.settings.names.clone();
+        let links = self.links.all().await?;
+        let links = links.into_iter().filter_map(|link| self.of_link(link));
         let mut objects: Vec<_> = links.collect();
-        let dir = names.namespaces_dir();
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(objects),
-            Err(error) => return Err(NetnsError::file("listing", dir)(error)),
-        };
-        for entry in entries.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            objects.push(NetworkObject {
-                kind: NetworkObjectKind::Namespaces,
-                sandbox: SandboxId::parse(&name).ok(),
-                name: entry.path().display().to_string(),
-            });
-        }
+        let on_host = blocking(move || {
+            let mut objects = pinned(&names)?;
+            let table = table::name(names.instance.as_str());
+            if table::exists(&table)? {
+                objects.push(of_instance(NetworkObjectKind::Table, table));
+            }
+            Ok(objects)
+        });
+        objects.extend(on_host.await?);
         Ok(objects)
+    }
+
+    /// What a link is to this instance; `None` for one of others.
+    fn of_link(&self, link: Link) -> Option<NetworkObject> {
+        let names = &self.settings.names;
+        if link.is_bridge && link.name == self.settings.bridge {
+            return Some(of_instance(NetworkObjectKind::Bridge, link.name));
+        }
+        let sandbox = names.parse_link_alias(&link.alias);
+        // A link of ours has its name and its bridge before it has its alias. What else is on the bridge, somebody put there.
+        let unnamed = link.alias.is_empty()
+            && link.controller == Some(self.bridge)
+            && Names::is_link(&link.name);
+        (sandbox.is_some() || unnamed).then(|| NetworkObject {
+            kind: NetworkObjectKind::Link,
+            strange: sandbox
+                .as_ref()
+                .is_some_and(|id| names.link(id) != link.name),
+            name: link.name,
+            sandbox,
+            made_at: None,
+            serial: Some(link.index.into()),
+        })
+    }
+
+    async fn remove_listed(&self, object: &NetworkObject) -> Result<(), NetnsError> {
+        let another = || NetnsError::Foreign {
+            what: format!("{} is another one than was looked at", object.name),
+        };
+        match object.kind {
+            NetworkObjectKind::Link => match self.links.find(&object.name).await? {
+                None => Ok(()),
+                Some(link) if Some(u64::from(link.index)) == object.serial => {
+                    self.links.remove_index(link.index).await
+                }
+                Some(_) => Err(another()),
+            },
+            NetworkObjectKind::Namespaces => {
+                let (names, name) = (self.settings.names.clone(), object.name.clone());
+                let listed = blocking(move || {
+                    let mut objects = pinned(&names)?.into_iter();
+                    Ok(objects.find(|it| it.name == name))
+                });
+                match listed.await? {
+                    None => Ok(()),
+                    Some(it) if it.serial == object.serial => {
+                        let path = PathBuf::from(it.name);
+                        blocking(move || match path.is_dir() {
+                            true => namespaces::close(&path),
+                            false => {
+                                fs::remove_file(&path).map_err(NetnsError::file("removing", &path))
+                            }
+                        })
+                        .await
+                    }
+                    Some(_) => Err(another()),
+                }
+            }
+            NetworkObjectKind::Table | NetworkObjectKind::Bridge => Err(NetnsError::Foreign {
+                what: format!("{} is of the whole instance", object.name),
+            }),
+        }
     }
 }
 
@@ -220,6 +268,58 @@ impl Network for NetnsNetwork {
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
         Ok(self.objects().await?)
+    }
+
+    fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
+        let instance = self.settings.names.instance.as_str();
+        vec![
+            (NetworkObjectKind::Table, table::name(instance)),
+            (NetworkObjectKind::Bridge, self.settings.bridge.clone()),
+        ]
+    }
+
+    async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {
+        Ok(self.remove_listed(object).await?)
+    }
+}
+
+/// The folders of pinned namespaces.
+fn pinned(names: &Names) -> Result<Vec<NetworkObject>, NetnsError> {
+    use std::os::unix::fs::MetadataExt as _;
+    let dir = names.namespaces_dir();
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
+        Err(error) => return Err(NetnsError::file("listing", dir)(error)),
+    };
+    let mut objects = vec![];
+    for entry in entries {
+        let entry = entry.map_err(NetnsError::file("listing", &dir))?;
+        // Others remove while it is listed.
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        let name = entry.file_name().to_string_lossy().into_owned();
+        objects.push(NetworkObject {
+            kind: NetworkObjectKind::Namespaces,
+            sandbox: SandboxId::parse(&name).ok(),
+            name: entry.path().display().to_string(),
+            made_at: metadata.created().or_else(|_| metadata.modified()).ok(),
+            serial: Some(metadata.ino()),
+            strange: false,
+        });
+    }
+    Ok(objects)
+}
+
+fn of_instance(kind: NetworkObjectKind, name: String) -> NetworkObject {
+    NetworkObject {
+        kind,
+        name,
+        sandbox: None,
+        made_at: None,
+        serial: None,
+        strange: false,
     }
 }
 

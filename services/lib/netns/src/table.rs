@@ -67,6 +67,20 @@ fn install_with(
     }
 }
 
+/// Whether there is a table of this name. It executes a program: never on the path of a request for a sandbox.
+pub(crate) fn exists(name: &str) -> Result<bool, NetnsError> {
+    let mut command = program();
+    command.args(["list", "tables", "ip"]).stdin(Stdio::null());
+    let output = command.output().map_err(NetnsError::executing)?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(NetnsError::Table { message });
+    }
+    let own = format!("table ip {name}");
+    let tables = String::from_utf8_lossy(&output.stdout);
+    Ok(tables.lines().any(|line| line.trim() == own))
+}
+
 fn render(name: &str, subnet: Ipv4Net) -> String {
     format!(
         "table ip {name}\n\
@@ -81,17 +95,10 @@ fn render(name: &str, subnet: Ipv4Net) -> String {
 }
 
 fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
-    let failed = |source| NetnsError::Kernel {
-        operation: "running nft",
-        source,
-    };
-    let mut command = std::process::Command::new("nft");
-    // Services are often started without the folders of system programs.
-    let path = std::env::var("PATH").unwrap_or_default();
+    let failed = NetnsError::executing;
+    let mut command = program();
     command
         .args(arguments)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
@@ -105,6 +112,14 @@ fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(NetnsError::Table { message })
+}
+
+fn program() -> std::process::Command {
+    let mut command = std::process::Command::new("nft");
+    // Services are often started without the folders of system programs.
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
 }
 
 #[cfg(test)]

@@ -1,24 +1,108 @@
-//! Which objects on the node no record explains, and which a record misses. Decided once, for every caller.
+//! Which object no record explains, which a record misses, and what helps. Decided once, for every caller: the audit, and
+//! whoever removes what is left. How objects are found and removed, others know.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod judge;
+mod looks;
+
+use std::{collections::BTreeSet, fmt, time::SystemTime};
 
 use berth_domain::{Generation, Role, SandboxId, Status};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub use judge::{is_clean, judge};
+pub use looks::{confirmed, steady};
+
+/// What an object is. In the order of removal, which is that of creation backwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    Container,
     Task,
+    /// The process that runs a task.
+    Shim,
+    Container,
     Snapshot,
-    Lease,
-    Namespaces,
     Link,
-    Address,
+    /// The pinned namespaces of one sandbox.
+    Namespaces,
+    Mount,
     Cgroup,
+    /// The folder of files of one sandbox.
     Directory,
+    /// The folder with the output of one sandbox.
+    Logs,
+    /// What keeps an image's content for a sandbox in containerd.
+    Lease,
+    Address,
+    /// The nftables table of the instance.
+    Table,
+    /// The bridge of the instance.
+    Bridge,
     Record,
 }
 
-/// One object as it was found.
+impl Kind {
+    pub const ALL: [Self; 15] = [
+        Self::Task,
+        Self::Shim,
+        Self::Container,
+        Self::Snapshot,
+        Self::Link,
+        Self::Namespaces,
+        Self::Mount,
+        Self::Cgroup,
+        Self::Directory,
+        Self::Logs,
+        Self::Lease,
+        Self::Address,
+        Self::Table,
+        Self::Bridge,
+        Self::Record,
+    ];
+
+    /// Whether the task of a sandbox finds objects of this kind by the id alone, and removes them with the rest.
+    fn goes_with_its_sandbox(self) -> bool {
+        match self {
+            Self::Task
+            | Self::Container
+            | Self::Snapshot
+            | Self::Link
+            | Self::Namespaces
+            | Self::Cgroup
+            | Self::Directory
+            | Self::Logs
+            | Self::Lease => true,
+            Self::Shim
+            | Self::Mount
+            | Self::Address
+            | Self::Table
+            | Self::Bridge
+            | Self::Record => false,
+        }
+    }
+}
+
+/// The name that callers see.
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Task => "task",
+            Self::Shim => "shim",
+            Self::Container => "container",
+            Self::Snapshot => "snapshot",
+            Self::Link => "link",
+            Self::Namespaces => "netns",
+            Self::Mount => "mount",
+            Self::Cgroup => "cgroup",
+            Self::Directory => "directory",
+            Self::Logs => "logs",
+            Self::Lease => "lease",
+            Self::Address => "address",
+            Self::Table => "table",
+            Self::Bridge => "bridge",
+            Self::Record => "record",
+        })
+    }
+}
+
+/// One object as it was found. Two that are equal are the same object, seen twice.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Object {
     pub kind: Kind,
@@ -28,10 +112,18 @@ pub struct Object {
     pub generation: Option<Generation>,
     /// The container that it is of, where it is of one.
     pub role: Option<Role>,
+    /// `None` where neither containerd nor the kernel tells.
+    pub made_at: Option<SystemTime>,
+    /// What tells it from a later object of its name, beside its age: a process id, an inode, the number of a link.
+    pub serial: Option<u64>,
+    /// It is marked as the sandbox's, and no step would look for it under its name.
+    pub strange: bool,
+    /// Whoever runs it did not answer, which says nothing about how it is.
+    pub silent: bool,
 }
 
 /// What a record promises.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {
     pub id: SandboxId,
     pub generation: Generation,
@@ -42,12 +134,68 @@ pub struct Promise {
     pub addresses: Vec<String>,
 }
 
+/// Everything that is judged together. The objects are those of one instance.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    pub promises: Vec<Promise>,
+    /// Sandboxes that have a record, which cannot be read: it explains what they hold, though not by how much.
+    pub unreadable: BTreeSet<SandboxId>,
+    pub objects: Vec<Object>,
+    /// What the instance as a whole must have, with or without sandboxes.
+    pub standing: Vec<(Kind, String)>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     Explained,
+    /// No record explains it.
     Orphan,
+    /// A record needs it, and it is not there.
     Missing,
+    /// A plan may be running for its sandbox.
     InProgress,
+    /// Its owner did not answer. That is no proof of anything.
+    Unknown,
+}
+
+/// What helps, as a value that can be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fix {
+    Nothing,
+    /// It is asked again when its owner answers.
+    AskAgain,
+    /// The task of the sandbox looks, and acts upon what it finds.
+    Wake(SandboxId),
+    /// The task of the sandbox removes all that its id holds.
+    Clear(SandboxId),
+    /// This very object is removed.
+    Remove,
+    /// The manager makes it when it starts.
+    Restart,
+}
+
+impl Fix {
+    /// Whether carrying it out takes anything away.
+    pub fn removes(&self) -> bool {
+        match self {
+            Self::Clear(_) | Self::Remove => true,
+            Self::Nothing | Self::AskAgain | Self::Wake(_) | Self::Restart => false,
+        }
+    }
+}
+
+/// What to do, in words; empty for nothing.
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => Ok(()),
+            Self::AskAgain => f.write_str("look again when it answers"),
+            Self::Wake(id) => write!(f, "sandbox {id} looks at itself and acts"),
+            Self::Clear(id) => write!(f, "--fix removes all that {id} holds"),
+            Self::Remove => f.write_str("--fix removes it"),
+            Self::Restart => f.write_str("start the manager again, it makes it"),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,243 +203,5 @@ pub struct Finding {
     pub object: Object,
     pub verdict: Verdict,
     pub explanation: String,
-}
-
-/// Judges every object by the records, and every record by the objects. Sorted by kind and name.
-pub fn judge(promises: &[Promise], objects: &[Object]) -> Vec<Finding> {
-    let by_id: BTreeMap<_, _> = promises.iter().map(|it| (&it.id, it)).collect();
-    let mut findings: Vec<Finding> = objects
-        .iter()
-        .map(|object| {
-            let promise = object
-                .sandbox
-                .as_ref()
-                .and_then(|id| by_id.get(id).copied());
-            let (verdict, explanation) = judge_object(promise, object);
-            Finding {
-                object: object.clone(),
-                verdict,
-                explanation,
-            }
-        })
-        .collect();
-    for promise in promises {
-        findings.extend(missing(promise, objects));
-    }
-    findings.sort_by(|a, b| a.object.cmp(&b.object));
-    findings
-}
-
-/// Whether nothing is an orphan and nothing is missing.
-pub fn is_clean(findings: &[Finding]) -> bool {
-    findings
-        .iter()
-        .all(|it| matches!(it.verdict, Verdict::Explained | Verdict::InProgress))
-}
-
-fn judge_object(promise: Option<&Promise>, object: &Object) -> (Verdict, String) {
-    let Some(sandbox) = &object.sandbox else {
-        return (Verdict::Orphan, "it names no sandbox".to_owned());
-    };
-    let Some(promise) = promise else {
-        return (Verdict::Orphan, format!("no record of a sandbox {sandbox}"));
-    };
-    if promise.busy {
-        return (
-            Verdict::InProgress,
-            format!("a plan for sandbox {sandbox} is running"),
-        );
-    }
-    if object.generation.is_some_and(|it| it != promise.generation) {
-        return (
-            Verdict::Orphan,
-            format!("of a former generation of sandbox {sandbox}"),
-        );
-    }
-    if promise.status == Status::Dead {
-        return (
-            Verdict::Orphan,
-            format!("sandbox {sandbox} is DEAD and holds nothing"),
-        );
-    }
-    if object
-        .role
-        .as_ref()
-        .is_some_and(|role| !promise.roles.contains(role))
-    {
-        return (
-            Verdict::Orphan,
-            format!("sandbox {sandbox} has no such container"),
-        );
-    }
-    if object.kind == Kind::Address && !promise.addresses.contains(&object.name) {
-        return (
-            Verdict::Orphan,
-            format!("sandbox {sandbox} has another address"),
-        );
-    }
-    (
-        Verdict::Explained,
-        format!("of sandbox {sandbox}, {}", promise.status),
-    )
-}
-
-/// What a sandbox that runs must have and has not.
-fn missing(promise: &Promise, objects: &[Object]) -> Vec<Finding> {
-    if promise.busy || !matches!(promise.status, Status::Running | Status::NotReady) {
-        return vec![];
-    }
-    let have: BTreeSet<(Kind, Option<&Role>)> = objects
-        .iter()
-        .filter(|it| it.sandbox.as_ref() == Some(&promise.id))
-        .map(|it| (it.kind, it.role.as_ref()))
-        .collect();
-    let addresses: BTreeSet<&str> = objects
-        .iter()
-        .filter(|it| it.kind == Kind::Address && it.sandbox.as_ref() == Some(&promise.id))
-        .map(|it| it.name.as_str())
-        .collect();
-    let whole = [
-        Kind::Lease,
-        Kind::Namespaces,
-        Kind::Link,
-        Kind::Cgroup,
-        Kind::Directory,
-    ];
-    let of_sandbox = whole.into_iter().map(|kind| (kind, None));
-    let of_containers = promise
-        .roles
-        .iter()
-        .flat_map(|role| [Kind::Container, Kind::Task].map(|kind| (kind, Some(role))));
-    let mut findings: Vec<Finding> = of_sandbox
-        .chain(of_containers)
-        .filter(|wanted| !have.contains(wanted))
-        .map(|(kind, role)| {
-            let name = role.map_or_else(
-                || promise.id.to_string(),
-                |it| format!("{}/{it}", promise.id),
-            );
-            finding_missing(promise, kind, name, role.cloned())
-        })
-        .collect();
-    findings.extend(
-        promise
-            .addresses
-            .iter()
-            .filter(|it| !addresses.contains(it.as_str()))
-            .map(|it| finding_missing(promise, Kind::Address, it.clone(), None)),
-    );
-    findings
-}
-
-fn finding_missing(promise: &Promise, kind: Kind, name: String, role: Option<Role>) -> Finding {
-    Finding {
-        object: Object {
-            kind,
-            name,
-            sandbox: Some(promise.id.clone()),
-            generation: Some(promise.generation),
-            role,
-        },
-        verdict: Verdict::Missing,
-        explanation: format!("sandbox {} is {} and needs it", promise.id, promise.status),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(text: &str) -> SandboxId {
-        SandboxId::parse(text).unwrap()
-    }
-
-    fn promise(status: Status, busy: bool) -> Promise {
-        Promise {
-            id: id("web"),
-            generation: Generation(7),
-            status,
-            busy,
-            roles: vec![Role::Pause],
-            addresses: vec!["10.0.0.2".to_owned()],
-        }
-    }
-
-    fn object(kind: Kind, sandbox: Option<&str>, generation: Option<u64>) -> Object {
-        Object {
-            kind,
-            name: "10.0.0.2".to_owned(),
-            sandbox: sandbox.map(id),
-            generation: generation.map(Generation),
-            role: matches!(kind, Kind::Container | Kind::Task).then_some(Role::Pause),
-        }
-    }
-
-    fn all_of_web() -> Vec<Object> {
-        [
-            Kind::Container,
-            Kind::Task,
-            Kind::Lease,
-            Kind::Namespaces,
-            Kind::Link,
-            Kind::Address,
-            Kind::Cgroup,
-            Kind::Directory,
-        ]
-        .map(|kind| object(kind, Some("web"), Some(7)))
-        .to_vec()
-    }
-
-    #[test]
-    #[rustfmt::skip]
-    fn each_object_is_judged_like_this() {
-        use Status::{Dead, Running, Stopped};
-        let other = Role::App(berth_domain::ContainerName::parse("x").unwrap());
-        let stray = Object { role: Some(other), ..object(Kind::Task, Some("web"), Some(7)) };
-        let address = Object { name: "10.0.0.9".into(), ..object(Kind::Address, Some("web"), None) };
-        let cases = [
-            ("of a sandbox that runs",   promise(Running, false), object(Kind::Link, Some("web"), None),      Verdict::Explained),
-            ("being torn down",          promise(Stopped, true),  object(Kind::Link, Some("web"), None),      Verdict::InProgress),
-            ("of a dead one",            promise(Dead, false),    object(Kind::Link, Some("web"), None),      Verdict::Orphan),
-            ("of an older generation",   promise(Running, false), object(Kind::Task, Some("web"), Some(6)),   Verdict::Orphan),
-            ("of no known sandbox",      promise(Running, false), object(Kind::Link, Some("db"), None),       Verdict::Orphan),
-            ("of no sandbox at all",     promise(Running, false), object(Kind::Directory, None, None),        Verdict::Orphan),
-            ("a container too many",     promise(Running, false), stray,                                      Verdict::Orphan),
-            ("an address too many",      promise(Running, false), address,                                    Verdict::Orphan),
-        ];
-        for (case, promise, object, expected) in cases {
-            assert_eq!(judge_object((object.sandbox == Some(id("web"))).then_some(&promise), &object).0, expected, "{case}");
-        }
-    }
-
-    #[test]
-    fn a_sandbox_that_runs_with_all_it_needs_is_clean() {
-        assert!(is_clean(&judge(
-            &[promise(Status::Running, false)],
-            &all_of_web()
-        )));
-        assert!(is_clean(&judge(&[], &[])));
-    }
-
-    #[test]
-    fn each_thing_that_a_running_sandbox_lacks_is_missing() {
-        let all = all_of_web();
-        for left_out in 0..all.len() {
-            let mut objects = all.clone();
-            let gone = objects.remove(left_out);
-            let findings = judge(&[promise(Status::Running, false)], &objects);
-            let missing: Vec<_> = findings
-                .iter()
-                .filter(|it| it.verdict == Verdict::Missing)
-                .collect();
-            assert_eq!(missing.len(), 1, "without {gone:?}");
-            assert_eq!(missing[0].object.kind, gone.kind);
-            assert!(!is_clean(&findings));
-        }
-    }
-
-    #[test]
-    fn a_dead_record_misses_nothing() {
-        assert!(is_clean(&judge(&[promise(Status::Dead, false)], &[])));
-    }
+    pub fix: Fix,
 }

@@ -21,8 +21,8 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::{
-    ImageError, Images, Network, NetworkObjectKind, NetworkSeen, Runtime, RuntimeError,
-    RuntimeObjectKind, RuntimeSeen,
+    ImageError, Images, Network, NetworkObject, NetworkObjectKind, NetworkSeen, Runtime,
+    RuntimeError, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
 };
 
 const PORT: u16 = 8080;
@@ -50,6 +50,9 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     what_is_not_there_is_removed_with_success(runtime, network).await;
     what_is_not_known_is_seen_empty(runtime, network).await;
     everything_made_is_listed_with_its_sandbox(runtime, network, subject).await;
+    what_the_instance_needs_is_there_and_is_not_removed(network).await;
+    a_task_that_is_asked_to_end_ends_and_stays_until_it_is_removed(runtime, network, subject).await;
+    this_very_object_is_removed_and_no_other(runtime, network, subject).await;
     a_stopped_task_has_ended_and_its_end_is_hinted_at(runtime, network, subject).await;
     deleting_a_task_kills_what_runs(runtime, network, subject).await;
     a_container_without_its_image_leaves_nothing(runtime, network, subject).await;
@@ -176,21 +179,25 @@ pub async fn everything_made_is_listed_with_its_sandbox<R: Runtime + Images, N: 
     network: &N,
     subject: &Subject,
 ) {
-    use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Snapshot, Task};
+    use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Logs, Shim, Snapshot, Task};
     let sandbox = subject.sandbox("contract-4");
     bring_up(runtime, network, subject, &sandbox).await;
     let mine = |it: &Option<SandboxId>| it.as_ref() == Some(&sandbox.id);
 
     let objects = runtime.list().await.unwrap();
     let objects: Vec<_> = objects.into_iter().filter(|it| mine(&it.sandbox)).collect();
-    for kind in [Lease, Cgroup, Directory, Snapshot] {
+    assert!(
+        objects.iter().all(|it| !it.strange && !it.silent),
+        "nothing is wrong with {objects:#?}"
+    );
+    for kind in [Lease, Cgroup, Directory, Snapshot, Logs] {
         assert!(
             objects.iter().any(|it| it.kind == kind),
             "no {kind:?} in {objects:#?}"
         );
     }
     for role in roles() {
-        for kind in [Container, Task] {
+        for kind in [Container, Task, Shim] {
             let it = objects
                 .iter()
                 .find(|it| it.kind == kind && it.role.as_ref() == Some(&role));
@@ -199,7 +206,16 @@ pub async fn everything_made_is_listed_with_its_sandbox<R: Runtime + Images, N: 
     }
     for it in objects.iter().filter(|it| it.kind == Container) {
         assert_eq!(it.generation, Some(sandbox.generation), "{it:?}");
+        assert!(it.made_at.is_some(), "{it:?} has an age");
     }
+    let again = runtime.list().await.unwrap();
+    let again: Vec<_> = again.into_iter().filter(|it| mine(&it.sandbox)).collect();
+    let sorted = |list: &[RuntimeObject]| list.iter().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(
+        sorted(&again),
+        sorted(&objects),
+        "the same objects, seen twice"
+    );
 
     let objects = network.list().await.unwrap();
     let kinds: BTreeSet<_> = objects
@@ -213,6 +229,100 @@ pub async fn everything_made_is_listed_with_its_sandbox<R: Runtime + Images, N: 
         "{objects:#?}"
     );
     clear(runtime, network, &sandbox.id).await;
+}
+
+pub async fn what_the_instance_needs_is_there_and_is_not_removed<N: Network>(network: &N) {
+    let standing = network.standing();
+    assert!(!standing.is_empty());
+    for (kind, name) in standing {
+        let own = |it: &NetworkObject| (it.kind, &it.name) == (kind, &name);
+        let objects = network.list().await.unwrap();
+        let object = objects.into_iter().find(own);
+        let object = object.unwrap_or_else(|| panic!("no {kind:?} {name}"));
+        assert!(network.remove_object(&object).await.is_err(), "{object:?}");
+        assert!(
+            network.list().await.unwrap().iter().any(own),
+            "{object:?} stays"
+        );
+    }
+}
+
+pub async fn a_task_that_is_asked_to_end_ends_and_stays_until_it_is_removed<
+    R: Runtime + Images,
+    N: Network,
+>(
+    runtime: &R,
+    network: &N,
+    subject: &Subject,
+) {
+    let sandbox = subject.sandbox("contract-12");
+    bring_up(runtime, network, subject, &sandbox).await;
+    // The pause hears a SIGTERM at once.
+    let object = listed(runtime, &sandbox.id, RuntimeObjectKind::Task, &Role::Pause)
+        .await
+        .unwrap();
+    for _ in 0..2 {
+        runtime.end_object(&object, DEADLINE).await.unwrap();
+    }
+    let seen = task(runtime, &sandbox.id, &Role::Pause).await;
+    assert!(matches!(seen, TaskSeen::Exited { .. }), "{seen:?}");
+    let app = task(runtime, &sandbox.id, &app()).await;
+    assert_eq!(app, TaskSeen::Running, "nobody asked the other one");
+    for _ in 0..2 {
+        runtime.remove_object(&object).await.unwrap();
+    }
+    let seen = task(runtime, &sandbox.id, &Role::Pause).await;
+    assert_eq!(seen, TaskSeen::Missing);
+    clear(runtime, network, &sandbox.id).await;
+}
+
+pub async fn this_very_object_is_removed_and_no_other<R: Runtime + Images, N: Network>(
+    runtime: &R,
+    network: &N,
+    subject: &Subject,
+) {
+    use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Logs, Shim, Snapshot, Task};
+    let sandbox = subject.sandbox("contract-13");
+    bring_up(runtime, network, subject, &sandbox).await;
+    let container = listed(runtime, &sandbox.id, Container, &app()).await;
+    let container = container.unwrap();
+    let mut former = container.clone();
+    former.made_at = former.made_at.map(|it| it - DEADLINE);
+    assert_refused("a former one", runtime.remove_object(&former).await);
+    assert_tasks(runtime, &sandbox.id, TaskSeen::Running).await;
+
+    let links = network.list().await.unwrap();
+    let mine = |it: &Option<SandboxId>| it.as_ref() == Some(&sandbox.id);
+    let links: Vec<_> = links.into_iter().filter(|it| mine(&it.sandbox)).collect();
+    for kind in [Task, Shim, Container, Snapshot] {
+        for role in roles().rev() {
+            // The pause may do without a snapshot; a shim ends with its task.
+            if let Some(object) = listed(runtime, &sandbox.id, kind, &role).await {
+                for _ in 0..2 {
+                    runtime.remove_object(&object).await.unwrap();
+                }
+            }
+            assert_eq!(listed(runtime, &sandbox.id, kind, &role).await, None);
+        }
+    }
+    for kind in [NetworkObjectKind::Link, NetworkObjectKind::Namespaces] {
+        let object = links.iter().find(|it| it.kind == kind).unwrap();
+        for _ in 0..2 {
+            network.remove_object(object).await.unwrap();
+        }
+    }
+    for kind in [Cgroup, Directory, Logs, Lease] {
+        let objects = runtime.list().await.unwrap();
+        for object in objects
+            .iter()
+            .filter(|it| mine(&it.sandbox) && it.kind == kind)
+        {
+            for _ in 0..2 {
+                runtime.remove_object(object).await.unwrap();
+            }
+        }
+    }
+    assert_nothing_left(runtime, network, &sandbox.id).await;
 }
 
 /// Begins to follow the ends of tasks, which a node allows once.
@@ -469,6 +579,19 @@ async fn ensure<R: Images>(runtime: &R, subject: &Subject) {
 async fn image_names<R: Images>(runtime: &R) -> BTreeSet<String> {
     let listed = runtime.list_images().await.unwrap();
     listed.into_iter().map(|it| it.name).collect()
+}
+
+/// The object of this kind and container, where there is one.
+async fn listed<R: Runtime>(
+    runtime: &R,
+    id: &SandboxId,
+    kind: RuntimeObjectKind,
+    role: &Role,
+) -> Option<RuntimeObject> {
+    let objects = runtime.list().await.unwrap();
+    objects.into_iter().find(|it| {
+        it.kind == kind && it.sandbox.as_ref() == Some(id) && it.role.as_ref() == Some(role)
+    })
 }
 
 async fn task<R: Runtime>(runtime: &R, id: &SandboxId, role: &Role) -> TaskSeen {

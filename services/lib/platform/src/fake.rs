@@ -27,6 +27,7 @@ use crate::{
 const TERMINATED: u32 = 128 + 15;
 const KILLED: u32 = 128 + 9;
 const HINTS: usize = 4096;
+const TABLE: &str = "berth-fake";
 
 /// A node whose clones are the same node.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +48,14 @@ struct State {
     calls: Vec<String>,
     followers: Vec<mpsc::Sender<Option<SandboxId>>>,
     unreachable: bool,
+    /// Objects that no verb made.
+    strays: Vec<RuntimeObject>,
+    network_strays: Vec<NetworkObject>,
+    /// Containers whose shim does not answer.
+    silent: BTreeSet<(SandboxId, Role)>,
+    table_lost: bool,
+    /// How many containers were made so far.
+    made: u64,
 }
 
 /// What there is of one sandbox.
@@ -69,6 +78,9 @@ struct Stored {
     ports: Vec<u16>,
     task: TaskSeen,
     oom_kills: u64,
+    made_at: SystemTime,
+    /// Tells it from one that was made earlier.
+    serial: u64,
 }
 
 #[derive(Debug)]
@@ -164,6 +176,39 @@ impl FakeNode {
         state.hint(None);
     }
 
+    /// Puts an object on the node that no verb made.
+    pub fn leave(&self, object: RuntimeObject) {
+        self.state().strays.push(object);
+    }
+
+    /// Puts an object of the network on the node that no verb made.
+    pub fn leave_in_network(&self, object: NetworkObject) {
+        self.state().network_strays.push(object);
+    }
+
+    /// Whether the shim of this container keeps silent. What runs in it runs on.
+    pub fn silence(&self, id: &SandboxId, role: &Role, silent: bool) {
+        let shim = (id.clone(), role.clone());
+        let mut state = self.state();
+        if silent {
+            state.silent.insert(shim);
+        } else {
+            state.silent.remove(&shim);
+        }
+    }
+
+    /// Takes the link of a sandbox away, as a person can.
+    pub fn lose_link(&self, id: &SandboxId) {
+        if let Some(held) = self.state().sandboxes.get_mut(id) {
+            held.link = false;
+        }
+    }
+
+    /// Takes the table of the instance away, as a person can.
+    pub fn lose_table(&self) {
+        self.state().table_lost = true;
+    }
+
     /// Every call of a verb that changes something, in the order of arrival, whatever became of it.
     pub fn calls(&self) -> Vec<String> {
         self.state().calls.clone()
@@ -180,6 +225,7 @@ impl FakeNode {
         let runtime = state
             .runtime_objects()
             .into_iter()
+            .filter(|it| it.kind != RuntimeObjectKind::Logs)
             .map(|it| format!("{:?} {}", it.kind, it.name));
         let network = state
             .network_objects()
@@ -254,6 +300,12 @@ impl Runtime for FakeNode {
             let Some(held) = state.sandboxes.get(id) else {
                 return Ok(RuntimeSeen::default());
             };
+            if state.silent.iter().any(|(of, _)| of == id) {
+                return Err(RuntimeError::Unreachable {
+                    operation: "observe",
+                    source: "a shim does not say how its task is".into(),
+                });
+            }
             let containers = held.containers.iter().map(|(role, stored)| {
                 let task = stored.task;
                 (role.clone(), ContainerSeen { stored: true, task })
@@ -314,12 +366,15 @@ impl Runtime for FakeNode {
                     (info.digest.clone(), tcp.map(|it| it.number).collect())
                 }
             };
+            state.made += 1;
             let stored = Stored {
                 generation: sandbox.generation,
                 digest: digest.clone(),
                 ports,
                 task: TaskSeen::Missing,
                 oom_kills: 0,
+                made_at: SystemTime::now(),
+                serial: state.made,
             };
             let held = state.sandboxes.entry(sandbox.id.clone()).or_default();
             held.containers.insert(role.clone(), stored);
@@ -489,6 +544,75 @@ impl Runtime for FakeNode {
             .await
     }
 
+    async fn end_object(
+        &self,
+        object: &RuntimeObject,
+        _grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        self.change("end_object", &object.name, |state| {
+            if !matches!(
+                object.kind,
+                RuntimeObjectKind::Task | RuntimeObjectKind::Shim
+            ) || !state.runtime_objects().contains(object)
+            {
+                return Ok(());
+            }
+            if let (Some(id), Some(role)) = (&object.sandbox, &object.role)
+                && let Some(task @ (TaskSeen::Created | TaskSeen::Running)) = state.task(id, role)
+            {
+                *task = exited(TERMINATED);
+                state.hint(Some(id));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_object(&self, object: &RuntimeObject) -> Result<(), RuntimeError> {
+        const OPERATION: &str = "remove_object";
+        self.change(OPERATION, &object.name, |state| {
+            if let Some(at) = state.strays.iter().position(|it| it == object) {
+                state.strays.remove(at);
+                return Ok(());
+            }
+            let objects = state.runtime_objects();
+            if !objects.contains(object) {
+                let same = |it: &RuntimeObject| (it.kind, &it.name) == (object.kind, &object.name);
+                return match objects.iter().any(same) {
+                    true => refuse(OPERATION, &object.name, "it is another one"),
+                    false => Ok(()),
+                };
+            }
+            let held = object
+                .sandbox
+                .as_ref()
+                .and_then(|id| state.sandboxes.get_mut(id));
+            let Some(held) = held else { return Ok(()) };
+            match object.kind {
+                RuntimeObjectKind::Task | RuntimeObjectKind::Shim => {
+                    let stored = object
+                        .role
+                        .as_ref()
+                        .and_then(|it| held.containers.get_mut(it));
+                    if let Some(stored) = stored {
+                        stored.task = TaskSeen::Missing;
+                    }
+                }
+                RuntimeObjectKind::Container | RuntimeObjectKind::Snapshot => {
+                    if let Some(role) = &object.role {
+                        held.containers.remove(role);
+                    }
+                }
+                RuntimeObjectKind::Lease => held.lease = false,
+                RuntimeObjectKind::Cgroup | RuntimeObjectKind::Directory => held.files = false,
+                RuntimeObjectKind::Logs => held.logs = false,
+                RuntimeObjectKind::Mount => {}
+            }
+            Ok(())
+        })
+        .await
+    }
+
     fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>> {
         let (hints, followed) = mpsc::channel(HINTS);
         self.state().followers.push(hints);
@@ -644,8 +768,62 @@ impl Network for FakeNode {
     }
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
-        self.call("list_network", "", |state| Ok(state.network_objects()))
-            .await
+        self.call("list_network", "", |state| {
+            let mut objects = state.network_objects();
+            if !state.table_lost {
+                objects.push(NetworkObject {
+                    kind: NetworkObjectKind::Table,
+                    name: TABLE.to_owned(),
+                    sandbox: None,
+                    made_at: None,
+                    serial: None,
+                    strange: false,
+                });
+            }
+            Ok(objects)
+        })
+        .await
+    }
+
+    fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
+        vec![(NetworkObjectKind::Table, TABLE.to_owned())]
+    }
+
+    async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {
+        self.change("remove_object", &object.name, |state| {
+            if let Some(at) = state.network_strays.iter().position(|it| it == object) {
+                state.network_strays.remove(at);
+                return Ok(());
+            }
+            let refused = |why: &str| NetworkError {
+                operation: format!("remove_object {}", object.name),
+                source: why.into(),
+            };
+            if matches!(
+                object.kind,
+                NetworkObjectKind::Table | NetworkObjectKind::Bridge
+            ) {
+                return Err(refused("the instance needs it"));
+            }
+            let objects = state.network_objects();
+            if !objects.contains(object) {
+                let same = |it: &NetworkObject| (it.kind, &it.name) == (object.kind, &object.name);
+                return match objects.iter().any(same) {
+                    true => Err(refused("it is another one")),
+                    false => Ok(()),
+                };
+            }
+            let id = object.sandbox.as_ref();
+            if let Some(held) = id.and_then(|id| state.sandboxes.get_mut(id)) {
+                match object.kind {
+                    NetworkObjectKind::Namespaces => held.namespaces = false,
+                    NetworkObjectKind::Link => held.link = false,
+                    NetworkObjectKind::Table | NetworkObjectKind::Bridge => {}
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -723,16 +901,22 @@ impl State {
     }
 
     fn runtime_objects(&self) -> Vec<RuntimeObject> {
-        use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Snapshot, Task};
-        let (names, mut objects) = (node_names(), vec![]);
+        use RuntimeObjectKind::{Cgroup, Container, Directory, Lease, Logs, Shim, Snapshot, Task};
+        let (names, mut objects) = (node_names(), self.strays.clone());
         for (id, held) in &self.sandboxes {
             let mut add = |kind, name, container: Option<(&Role, &Stored)>| {
+                let role = container.map(|(role, _)| role.clone());
+                let shim = role.clone().map(|role| (id.clone(), role));
                 objects.push(RuntimeObject {
                     kind,
                     name,
                     sandbox: Some(id.clone()),
                     generation: container.map(|(_, stored)| stored.generation),
-                    role: container.map(|(role, _)| role.clone()),
+                    made_at: container.map(|(_, stored)| stored.made_at),
+                    serial: container.map(|(_, stored)| stored.serial),
+                    strange: false,
+                    silent: kind == Task && shim.is_some_and(|it| self.silent.contains(&it)),
+                    role,
                 });
             };
             if held.lease {
@@ -742,11 +926,15 @@ impl State {
                 add(Cgroup, names.cgroup(id), None);
                 add(Directory, names.files(id).display().to_string(), None);
             }
+            if held.logs {
+                add(Logs, names.logs(id).display().to_string(), None);
+            }
             for (role, stored) in &held.containers {
                 add(Container, container_id(id, role), Some((role, stored)));
                 add(Snapshot, container_id(id, role), Some((role, stored)));
                 if stored.task != TaskSeen::Missing {
                     add(Task, container_id(id, role), Some((role, stored)));
+                    add(Shim, container_id(id, role), Some((role, stored)));
                 }
             }
         }
@@ -755,14 +943,16 @@ impl State {
     }
 
     fn network_objects(&self) -> Vec<NetworkObject> {
-        let (names, mut objects) = (node_names(), vec![]);
+        let (names, mut objects) = (node_names(), self.network_strays.clone());
         for (id, held) in &self.sandboxes {
             let mut add = |kind, name| {
-                let sandbox = Some(id.clone());
                 objects.push(NetworkObject {
                     kind,
                     name,
-                    sandbox,
+                    sandbox: Some(id.clone()),
+                    made_at: None,
+                    serial: None,
+                    strange: false,
                 });
             };
             if held.namespaces {

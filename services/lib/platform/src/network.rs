@@ -1,6 +1,6 @@
 //! The network of sandboxes, at the height of a step. Every verb can be repeated.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::SystemTime};
 
 use berth_domain::{Protocol, Sandbox, SandboxId};
 
@@ -40,8 +40,18 @@ pub trait Network: Send + Sync + 'static {
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
 
-    /// Everything that this instance holds.
+    /// Everything that this instance holds, and nothing that another one does.
     fn list(&self) -> impl Future<Output = Result<Vec<NetworkObject>, NetworkError>> + Send;
+
+    /// What the instance as a whole must have, by kind and name, with or without sandboxes.
+    fn standing(&self) -> Vec<(NetworkObjectKind, String)>;
+
+    /// Removes this very object, as it was listed. One that is gone is a success; another one in its place, and what the
+    /// instance as a whole must have, is refused.
+    fn remove_object(
+        &self,
+        object: &NetworkObject,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 }
 
 /// What the network holds for one sandbox.
@@ -65,12 +75,22 @@ pub struct NetworkObject {
     pub kind: NetworkObjectKind,
     pub name: String,
     pub sandbox: Option<SandboxId>,
+    /// `None` where the kernel does not tell.
+    pub made_at: Option<SystemTime>,
+    /// What tells it from a later object of its name: an inode, the number of a link.
+    pub serial: Option<u64>,
+    /// It carries the mark of its sandbox, and no verb looks for it under its name.
+    pub strange: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NetworkObjectKind {
     Namespaces,
     Link,
+    /// The table of the instance.
+    Table,
+    /// The bridge of the instance.
+    Bridge,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -83,8 +83,23 @@ pub trait Runtime: Send + Sync + 'static {
         role: &Role,
     ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send;
 
-    /// Everything that this instance holds.
+    /// Everything that this instance holds, and nothing that another one does.
     fn list(&self) -> impl Future<Output = Result<Vec<RuntimeObject>, RuntimeError>> + Send;
+
+    /// Asks this very task, or what this very shim runs, to end by SIGTERM, and waits until it has or `grace` is over.
+    /// Nothing is killed. One that is gone, and an object of another kind, is a success.
+    fn end_object(
+        &self,
+        object: &RuntimeObject,
+        grace: Duration,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Removes this very object, as it was listed, and kills what still runs of it. One that is gone is a success; another
+    /// one in its place is refused.
+    fn remove_object(
+        &self,
+        object: &RuntimeObject,
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// Starts to follow the ends of tasks. Each message is a hint to look at a sandbox again; `None` means that hints
     /// may have been lost and every sandbox wants a look. Called once.
@@ -130,16 +145,31 @@ pub struct RuntimeObject {
     pub sandbox: Option<SandboxId>,
     pub generation: Option<Generation>,
     pub role: Option<Role>,
+    /// `None` where neither containerd nor the kernel tells.
+    pub made_at: Option<SystemTime>,
+    /// What tells it from a later object of its name: a process id, an inode, the number of a mount.
+    pub serial: Option<u64>,
+    /// It carries the marks of its sandbox, and no verb looks for it under its name.
+    pub strange: bool,
+    /// Whoever runs it did not answer.
+    pub silent: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RuntimeObjectKind {
     Container,
     Task,
+    /// The process that runs a task.
+    Shim,
     Snapshot,
     Lease,
     Cgroup,
+    /// A mount of a container's root, or one below the run folder that nobody is known to have made.
+    Mount,
+    /// The folder of a sandbox's files.
     Directory,
+    /// The folder of a sandbox's output.
+    Logs,
 }
 
 /// What is known of the runtime below.

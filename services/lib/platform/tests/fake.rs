@@ -6,7 +6,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use berth_domain::{ContainerName, ContainerSeen, ImageRef, Role, Sandbox, SandboxId, TaskSeen};
 use berth_platform::{
-    ImageError, Images, Network, NetworkError, Runtime, RuntimeError, RuntimeSeen,
+    ImageError, Images, Network, NetworkError, NetworkObjectKind, Runtime, RuntimeError,
+    RuntimeObject, RuntimeObjectKind, RuntimeSeen,
     contract::{self, Subject, bring_up, clear},
     fake::FakeNode,
 };
@@ -303,6 +304,69 @@ async fn calls_are_told_in_order_with_what_they_are_about() {
         "stop_task web app",
     ];
     assert_eq!(node.calls(), expected);
+}
+
+#[tokio::test]
+async fn what_no_verb_made_is_listed_and_removed_as_the_object_that_it_is() {
+    let node = FakeNode::default();
+    let stray = RuntimeObject {
+        kind: RuntimeObjectKind::Cgroup,
+        name: "berth/fake/Stray".to_owned(),
+        sandbox: None,
+        generation: None,
+        role: None,
+        made_at: None,
+        serial: Some(7),
+        strange: false,
+        silent: false,
+    };
+    node.leave(stray.clone());
+    assert_eq!(
+        Runtime::list(&node).await.unwrap(),
+        std::slice::from_ref(&stray)
+    );
+    assert!(!node.is_empty());
+    let other = RuntimeObject {
+        serial: Some(8),
+        ..stray.clone()
+    };
+    let refused = Runtime::remove_object(&node, &other).await;
+    assert!(matches!(refused, Err(RuntimeError::Refused { .. })));
+    Runtime::remove_object(&node, &stray).await.unwrap();
+    assert!(node.is_empty());
+}
+
+#[tokio::test]
+async fn a_silent_shim_is_listed_as_such_and_nobody_learns_how_its_task_is() {
+    let node = node();
+    let sandbox = sandbox_up(&node, "web").await;
+    node.silence(&sandbox.id, &app(), true);
+    let seen = Runtime::observe(&node, &sandbox.id).await;
+    assert!(matches!(seen, Err(RuntimeError::Unreachable { .. })));
+    let objects = Runtime::list(&node).await.unwrap();
+    let silent: Vec<_> = objects.iter().filter(|it| it.silent).collect();
+    assert_eq!(silent.len(), 1, "{silent:#?}");
+    assert_eq!(
+        (silent[0].kind, &silent[0].role),
+        (RuntimeObjectKind::Task, &Some(app()))
+    );
+    node.silence(&sandbox.id, &app(), false);
+    assert!(Runtime::observe(&node, &sandbox.id).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_link_and_a_table_can_be_lost() {
+    let node = node();
+    let sandbox = sandbox_up(&node, "web").await;
+    node.lose_link(&sandbox.id);
+    assert!(!Network::observe(&node, &sandbox.id).await.unwrap().link);
+    let kinds = async || {
+        let objects = Network::list(&node).await.unwrap();
+        objects.iter().map(|it| it.kind).collect::<Vec<_>>()
+    };
+    assert!(kinds().await.contains(&NetworkObjectKind::Table));
+    node.lose_table();
+    assert_eq!(kinds().await, [NetworkObjectKind::Namespaces]);
 }
 
 fn tempfile(text: &str) -> tempfile::NamedTempFile {

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
@@ -188,6 +189,20 @@ impl Store {
     ) -> Result<Option<SandboxRecord>, StoreError> {
         let id = id.clone();
         self.blocking(move |inner| inner.reclaim(&id, now)).await
+    }
+
+    /// Lets an address rest that is held for this owner and generation, unless a record explains it; returns whether it
+    /// does rest.
+    pub async fn release_unexplained(
+        &self,
+        address: Ipv4Addr,
+        owner: &SandboxId,
+        generation: Generation,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let owner = owner.clone();
+        self.blocking(move |inner| inner.release_unexplained(address, &owner, generation, now))
+            .await
     }
 
     pub async fn get(&self, id: &SandboxId) -> Result<Option<SandboxRecord>, StoreError> {
@@ -662,6 +677,51 @@ impl Inner {
         })?;
         self.freed.fetch_or(removed, Ordering::Relaxed);
         Ok(removed)
+    }
+
+    fn release_unexplained(
+        &self,
+        address: Ipv4Addr,
+        owner: &SandboxId,
+        generation: Generation,
+        now: SystemTime,
+    ) -> Result<bool, StoreError> {
+        self.write(Purpose::GoOn, |txn, _| {
+            // A record that cannot be read may explain it.
+            let record = find(&txn.open_table(RECORDS)?, owner)?;
+            let explains = |it: &SandboxRecord| {
+                it.generation == generation && it.addresses.iter().any(|net| net.addr() == address)
+            };
+            if record.as_ref().is_some_and(explains) {
+                return Ok::<_, StoreError>((false, None));
+            }
+            let mut table = txn.open_table(LEASES)?;
+            let leases = rows::leases(&table)?.into_iter();
+            let held = leases.filter_map(|it| it.lease.ok()).find(|it| {
+                (it.address, &it.owner, it.generation) == (address, owner, generation)
+                    && it.released_at.is_none()
+            });
+            let Some(lease) = held else {
+                return Ok((true, None));
+            };
+            let released_at = Some(now);
+            put_lease(
+                &mut table,
+                &Lease {
+                    released_at,
+                    ..lease
+                },
+            )?;
+            // What is written down of the owner is what it was.
+            let change = match record {
+                Some(record) => Change::Upserted(Box::new(record)),
+                None => Change::Removed {
+                    id: owner.clone(),
+                    generation,
+                },
+            };
+            Ok((true, Some(change)))
+        })
     }
 
     fn reclaim(

@@ -341,3 +341,33 @@ impl Drop for Mounted<'_> {
         let _ = rustix::mount::unmount(self.0, rustix::mount::UnmountFlags::DETACH);
     }
 }
+
+#[tokio::test]
+async fn an_address_that_no_record_explains_can_be_released_and_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let record = begin(&store, "web").await;
+    let now = SystemTime::now();
+    let held = store.leases().await.unwrap()[0].clone();
+    let release = |generation| {
+        let owner = record.id.clone();
+        let store = store.clone();
+        async move {
+            let released = store.release_unexplained(held.address, &owner, generation, now);
+            released.await.unwrap()
+        }
+    };
+    assert!(!release(record.generation).await, "a record explains it");
+    assert_eq!(store.lease_counts().await.unwrap().held, 1);
+
+    let forgets = |record: &mut SandboxRecord| record.addresses.clear();
+    let forgotten = store.update(&record.id, record.generation, now, forgets);
+    forgotten.await.unwrap();
+    let other = Generation(record.generation.0 + 1);
+    assert!(release(other).await, "of that generation it is not held");
+    assert_eq!(store.lease_counts().await.unwrap().held, 1);
+    assert!(release(record.generation).await);
+    let counts = store.lease_counts().await.unwrap();
+    assert_eq!((counts.held, counts.cooling), (0, 1));
+    assert!(release(record.generation).await, "a second time is as good");
+}

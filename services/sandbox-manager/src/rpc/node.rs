@@ -1,20 +1,35 @@
 //! `NodeService`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use berth_api::v1::{self, node_service_server::NodeService};
 use berth_domain::{Failure, Reason, SandboxRecord, Status as SandboxStatus};
-use berth_orphans::{Finding, Kind, Verdict, is_clean};
+use berth_orphans::{Finding, Verdict, is_clean};
 use berth_platform::{Images, Network, Runtime};
 use berth_store::LeaseCounts;
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
 use super::refuse;
-use crate::{audit::audit, crash, failures::store_failure, registry::Registry};
+use crate::{
+    audit::audit,
+    crash,
+    failures::store_failure,
+    fix::{Fixed, Outcome, fix},
+    registry::{Registry, shutting_down},
+};
 
 /// As the manager's texts for people are.
 const DRAIN_MESSAGE_MAX: usize = 256;
 const TROUBLES_MAX: usize = 100;
+/// Most of what is in the making is done or undone after that.
+const SETTLE_DEFAULT: Duration = Duration::from_secs(5);
+/// A call that waits longer should be two calls.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// What the process knows of itself.
 #[derive(Clone, Debug)]
@@ -142,44 +157,78 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
 
     async fn audit(
         &self,
-        _request: Request<v1::AuditRequest>,
+        request: Request<v1::AuditRequest>,
     ) -> Result<Response<v1::AuditResponse>, Status> {
-        let findings = audit(&self.registry).await.map_err(refuse)?;
-        let clean = is_clean(&findings);
-        let objects = findings.into_iter().map(render).collect();
-        Ok(Response::new(v1::AuditResponse { objects, clean }))
+        let v1::AuditRequest { fix: fixes, settle } = request.into_inner();
+        let settle = settle.map(|it| Duration::try_from(it).ok());
+        let settle = settle_time(settle).map_err(refuse)?;
+        let Fixed { findings, clean } = if fixes {
+            let (answer, answered) = oneshot::channel();
+            let registry = self.registry.clone();
+            // A caller that goes away must not leave it half done.
+            self.registry.spawn(async move {
+                let _ = answer.send(fix(&registry, settle).await);
+            });
+            let fixed = answered.await.map_err(|_| refuse(shutting_down()))?;
+            fixed.map_err(refuse)?
+        } else {
+            let findings = audit(&self.registry).await.map_err(refuse)?;
+            Fixed {
+                clean: is_clean(&findings),
+                findings: findings.into_iter().map(|it| (it, None)).collect(),
+            }
+        };
+        let now = SystemTime::now();
+        let objects = findings
+            .into_iter()
+            .map(|(finding, outcome)| render(finding, outcome, now));
+        Ok(Response::new(v1::AuditResponse {
+            objects: objects.collect(),
+            clean,
+        }))
     }
 }
 
-fn render(finding: Finding) -> v1::AuditObject {
-    let kind = match finding.object.kind {
-        Kind::Container => "container",
-        Kind::Task => "task",
-        Kind::Snapshot => "snapshot",
-        Kind::Lease => "lease",
-        Kind::Namespaces => "netns",
-        Kind::Link => "link",
-        Kind::Address => "address",
-        Kind::Cgroup => "cgroup",
-        Kind::Directory => "directory",
-        Kind::Record => "record",
-    };
+/// The inner `None` is a time that runs backwards.
+fn settle_time(asked: Option<Option<Duration>>) -> Result<Duration, Failure> {
+    match asked {
+        None => Ok(SETTLE_DEFAULT),
+        Some(Some(it)) if it <= SETTLE_MAX => Ok(it),
+        Some(_) => {
+            let problem = format!("must be from 0 s to {} s", SETTLE_MAX.as_secs());
+            Err(Failure::invalid("settle", problem))
+        }
+    }
+}
+
+fn render(finding: Finding, outcome: Option<Outcome>, now: SystemTime) -> v1::AuditObject {
+    let object = finding.object;
     let verdict = match finding.verdict {
         Verdict::Explained => v1::AuditVerdict::Explained,
         Verdict::Orphan => v1::AuditVerdict::Orphan,
         Verdict::Missing => v1::AuditVerdict::Missing,
         Verdict::InProgress => v1::AuditVerdict::InProgress,
+        Verdict::Unknown => v1::AuditVerdict::Unknown,
     };
+    let (action, action_message) = match outcome {
+        None => (v1::AuditAction::Unspecified, String::new()),
+        Some(Outcome::Removed) => (v1::AuditAction::Removed, String::new()),
+        Some(Outcome::Left(why)) => (v1::AuditAction::Left, why),
+        Some(Outcome::Failed(error)) => (v1::AuditAction::Failed, error),
+    };
+    // A clock that was set back makes it young, not older than time.
+    let age = |at: SystemTime| now.duration_since(at).unwrap_or_default();
     v1::AuditObject {
-        kind: kind.to_owned(),
-        name: finding.object.name,
-        sandbox: finding
-            .object
-            .sandbox
-            .map(|it| it.to_string())
-            .unwrap_or_default(),
+        kind: object.kind.to_string(),
+        name: object.name,
+        sandbox: object.sandbox.map(|it| it.to_string()).unwrap_or_default(),
         verdict: verdict.into(),
         explanation: finding.explanation,
+        generation: object.generation.map(|it| it.0).unwrap_or_default(),
+        age: object.made_at.and_then(|it| age(it).try_into().ok()),
+        todo: finding.fix.to_string(),
+        action: action.into(),
+        action_message,
     }
 }
 

@@ -1017,21 +1017,33 @@ pub struct StatusCount {
 }
 /// Asks for an audit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AuditRequest {}
+pub struct AuditRequest {
+    /// Whether to remove what no record explains, and to have sandboxes that lost something look at themselves.
+    /// Default: false, nothing is changed.
+    #[prost(bool, tag = "1")]
+    pub fix: bool,
+    /// With `fix`: time between the two looks. Only what is the same orphan at both is removed. From 0 s to 60 s.
+    /// Default: 5 s.
+    #[prost(message, optional, tag = "2")]
+    pub settle: ::core::option::Option<::prost_types::Duration>,
+}
 /// Every object of this instance.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuditResponse {
-    /// By kind and name.
+    /// By kind, in the order of removal, and name. With `fix` as they were at the second look. What is always there is
+    /// listed only when something is wrong with it: the output that records keep, the bridge, the table.
     #[prost(message, repeated, tag = "1")]
     pub objects: ::prost::alloc::vec::Vec<AuditObject>,
-    /// Whether every object is explained by a record and every record has what it needs.
+    /// Whether every object is explained by a record, every record has what it needs, and every shim answered. With `fix`
+    /// at the end of it.
     #[prost(bool, tag = "2")]
     pub clean: bool,
 }
 /// One object on the node, or one that should be there.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuditObject {
-    /// What it is: `container`, `task`, `snapshot`, `lease`, `netns`, `link`, `address`, `cgroup`, `directory`, `record`.
+    /// What it is: `task`, `shim`, `container`, `snapshot`, `link`, `netns`, `mount`, `cgroup`, `directory`, `logs`, `lease`,
+    /// `address`, `table`, `bridge`; `record` for a record that lost all its objects.
     #[prost(string, tag = "1")]
     pub kind: ::prost::alloc::string::String,
     /// Its name.
@@ -1046,6 +1058,58 @@ pub struct AuditObject {
     /// Why, for people.
     #[prost(string, tag = "5")]
     pub explanation: ::prost::alloc::string::String,
+    /// Generation of the sandbox that it was made for. 0 where the object does not tell.
+    #[prost(uint64, tag = "6")]
+    pub generation: u64,
+    /// How long ago it was made. Not set where neither containerd nor the kernel tells.
+    #[prost(message, optional, tag = "7")]
+    pub age: ::core::option::Option<::prost_types::Duration>,
+    /// What to do, for people. Empty for nothing.
+    #[prost(string, tag = "8")]
+    pub todo: ::prost::alloc::string::String,
+    /// With `fix`: what was done. Not set for what is in order.
+    #[prost(enumeration = "AuditAction", tag = "9")]
+    pub action: i32,
+    /// With `fix`: why it was left, or the error. Empty for what was removed.
+    #[prost(string, tag = "10")]
+    pub action_message: ::prost::alloc::string::String,
+}
+/// What `fix` did with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditAction {
+    /// Nothing was to be done, or nothing was asked for.
+    Unspecified = 0,
+    /// It is gone.
+    Removed = 1,
+    /// It was not touched.
+    Left = 2,
+    /// It could not be removed.
+    Failed = 3,
+}
+impl AuditAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIT_ACTION_UNSPECIFIED",
+            Self::Removed => "AUDIT_ACTION_REMOVED",
+            Self::Left => "AUDIT_ACTION_LEFT",
+            Self::Failed => "AUDIT_ACTION_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIT_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIT_ACTION_REMOVED" => Some(Self::Removed),
+            "AUDIT_ACTION_LEFT" => Some(Self::Left),
+            "AUDIT_ACTION_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
 }
 /// What to think of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1061,6 +1125,8 @@ pub enum AuditVerdict {
     Missing = 3,
     /// A plan is running for its sandbox; look again.
     InProgress = 4,
+    /// Whoever runs it did not answer, which is no proof of anything; look again.
+    Unknown = 5,
 }
 impl AuditVerdict {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1074,6 +1140,7 @@ impl AuditVerdict {
             Self::Orphan => "AUDIT_VERDICT_ORPHAN",
             Self::Missing => "AUDIT_VERDICT_MISSING",
             Self::InProgress => "AUDIT_VERDICT_IN_PROGRESS",
+            Self::Unknown => "AUDIT_VERDICT_UNKNOWN",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1084,6 +1151,7 @@ impl AuditVerdict {
             "AUDIT_VERDICT_ORPHAN" => Some(Self::Orphan),
             "AUDIT_VERDICT_MISSING" => Some(Self::Missing),
             "AUDIT_VERDICT_IN_PROGRESS" => Some(Self::InProgress),
+            "AUDIT_VERDICT_UNKNOWN" => Some(Self::Unknown),
             _ => None,
         }
     }
@@ -1229,8 +1297,10 @@ pub mod node_service_client {
                 .insert(GrpcMethod::new("berth.v1.NodeService", "Drain"));
             self.inner.unary(req, path, codec).await
         }
-        /// Lists every object that this instance holds on the node, with its owner and a verdict. It changes nothing.
-        /// Errors: RUNTIME_UNREACHABLE.
+        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
+        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
+        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
         pub async fn audit(
             &mut self,
             request: impl tonic::IntoRequest<super::AuditRequest>,
@@ -1282,8 +1352,10 @@ pub mod node_service_server {
             &self,
             request: tonic::Request<super::DrainRequest>,
         ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
-        /// Lists every object that this instance holds on the node, with its owner and a verdict. It changes nothing.
-        /// Errors: RUNTIME_UNREACHABLE.
+        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
+        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
+        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
         async fn audit(
             &self,
             request: tonic::Request<super::AuditRequest>,
