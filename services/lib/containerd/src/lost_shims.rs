@@ -4,6 +4,7 @@
 
 use std::{
     fs, io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use sha2::{Digest as _, Sha256};
 
 /// Where shims listen, whatever containerd's own folders are.
 const SOCKETS: &str = "/run/containerd/s";
-/// How long a killed process may take to end.
+/// How long a killed process may take to end, and containerd to clean up.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Whose shim is meant.
@@ -46,56 +47,82 @@ impl Sought {
     }
 
     /// Kills every such shim and waits for its end; returns how many there were. The caller knows that containerd has no
-    /// task of that name.
+    /// task of that name. What containerd runs to clean up after a shim is left to its work, and comes first.
     pub(crate) fn end(&self) -> io::Result<usize> {
-        let mut ended = 0;
+        for cleaner in self.find(Program::Action)? {
+            await_end(&cleaner)?;
+        }
+        let shims = self.find(Program::Shim)?;
+        for shim in &shims {
+            match pidfd_send_signal(shim, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(error.into()),
+            }
+            await_end(shim)?;
+        }
+        Ok(shims.len())
+    }
+
+    fn find(&self, program: Program) -> io::Result<Vec<OwnedFd>> {
+        let mut found = vec![];
         for entry in fs::read_dir("/proc")?.flatten() {
             let number = entry.file_name().to_str().and_then(|it| it.parse().ok());
             let Some(pid) = number.and_then(Pid::from_raw) else {
                 continue;
             };
-            if !self.is_shim(&entry.path()) {
+            let seen = || {
+                fs::read(entry.path().join("cmdline"))
+                    .is_ok_and(|it| self.reads(&it) == Some(program))
+            };
+            if !seen() {
                 continue;
             }
             let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
                 continue;
             };
             // Looked at again with the process in hand: a number alone may have become somebody else's.
-            if !self.is_shim(&entry.path()) {
-                continue;
+            if seen() {
+                found.push(process);
             }
-            match pidfd_send_signal(&process, Signal::KILL) {
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-            await_end(&process)?;
-            ended += 1;
         }
-        Ok(ended)
+        Ok(found)
     }
 
-    fn is_shim(&self, process: &Path) -> bool {
-        fs::read(process.join("cmdline")).is_ok_and(|it| self.is_command(&it))
-    }
-
-    /// Whether this is the command line of such a shim, as every containerd writes it.
-    fn is_command(&self, command: &[u8]) -> bool {
-        let words: Vec<&[u8]> = command.split(|it| *it == 0).collect();
-        let program = words
-            .first()
-            .and_then(|it| it.rsplit(|it| *it == b'/').next());
+    /// What a command line, as every containerd writes it, runs for this container.
+    fn reads(&self, command: &[u8]) -> Option<Program> {
+        let words: Vec<&[u8]> = command
+            .split(|it| *it == 0)
+            .filter(|it| !it.is_empty())
+            .collect();
+        let program = words.first()?.rsplit(|it| *it == b'/').next()?;
         let has = |flag: &str, value: &[u8]| {
             let at = words.iter().position(|it| *it == flag.as_bytes());
             at.and_then(|at| words.get(at + 1)) == Some(&value)
         };
-        program.is_some_and(|it| it.starts_with(b"containerd-shim"))
+        let ours = program.starts_with(b"containerd-shim")
             && has("-namespace", self.namespace.as_bytes())
             && has("-id", self.container.as_bytes())
-            && has("-address", self.address.as_os_str().as_encoded_bytes())
+            && has("-address", self.address.as_os_str().as_encoded_bytes());
+        let action = words
+            .last()
+            .is_some_and(|it| [&b"start"[..], b"delete"].contains(it));
+        match (ours, action) {
+            (false, _) => None,
+            (true, true) => Some(Program::Action),
+            (true, false) => Some(Program::Shim),
+        }
     }
 }
 
-fn await_end(process: &std::os::fd::OwnedFd) -> io::Result<()> {
+/// The program of a shim is also that of what is done to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Shim,
+    /// The start of a shim, or the cleaning up after one.
+    Action,
+}
+
+fn await_end(process: &OwnedFd) -> io::Result<()> {
     let deadline = Instant::now() + ENDS_WITHIN;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -123,20 +150,23 @@ mod tests {
 
     #[test]
     #[rustfmt::skip]
-    fn a_lost_shim_is_known_by_its_program_its_containerd_its_namespace_and_its_container() {
+    fn a_shim_is_known_by_its_program_its_containerd_its_namespace_and_its_container() {
+        use Program::{Action, Shim};
         let cases = [
-            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/c.sock",       true),
-            ("containerd-shim-runc-v2 -address /run/c.sock -namespace berth -id sandbox.web.app",                true),
-            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web_pause -address /run/c.sock",     false),
-            ("/usr/bin/containerd-shim-runc-v2 -namespace other -id sandbox.web.app -address /run/c.sock",       false),
-            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/other.sock",   false),
-            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -address /run/c.sock -id",                       false),
-            ("/usr/bin/tail -namespace berth -id sandbox.web.app -address /run/c.sock",                          false),
-            ("",                                                                                                 false),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/c.sock",         Some(Shim)),
+            ("containerd-shim-runc-v2 -address /run/c.sock -namespace berth -id sandbox.web.app",                  Some(Shim)),
+            ("containerd-shim-runc-v2 -namespace berth -address /run/c.sock -id sandbox.web.app -bundle /b delete", Some(Action)),
+            ("containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/c.sock start",            Some(Action)),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web_pause -address /run/c.sock",       None),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace other -id sandbox.web.app -address /run/c.sock",         None),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -id sandbox.web.app -address /run/other.sock",     None),
+            ("/usr/bin/containerd-shim-runc-v2 -namespace berth -address /run/c.sock -id",                         None),
+            ("/usr/bin/tail -namespace berth -id sandbox.web.app -address /run/c.sock",                            None),
+            ("",                                                                                                   None),
         ];
         for (command, expected) in cases {
-            let bytes = command.replace(' ', "\0").into_bytes();
-            assert_eq!(sought().is_command(&bytes), expected, "{command}");
+            let bytes = format!("{command} ").replace(' ', "\0").into_bytes();
+            assert_eq!(sought().reads(&bytes), expected, "{command}");
         }
     }
 
