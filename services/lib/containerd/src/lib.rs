@@ -8,6 +8,7 @@ mod exits;
 mod files;
 mod heat;
 mod images;
+mod lost_shims;
 mod mounts;
 mod objects;
 mod oci;

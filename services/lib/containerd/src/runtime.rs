@@ -34,6 +34,7 @@ use crate::{
     exits, files,
     heat::Heat,
     images::{Known, blocking, time},
+    lost_shims::Sought,
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
     shims,
@@ -423,6 +424,27 @@ impl Containerd {
         Ok(answer.mounts)
     }
 
+    /// Ends a shim of this name that containerd does not know of, so that it is not handed to the next task, nor left over.
+    async fn end_lost_shim(&self, container: &str) -> Result<(), RuntimeError> {
+        let sought = Sought {
+            address: self.0.settings.address.clone(),
+            namespace: self.0.settings.namespace.clone(),
+            container: container.to_owned(),
+        };
+        if !sought.may_exist() || self.task(container).await? != TaskSeen::Missing {
+            return Ok(());
+        }
+        let ended = blocking(move || sought.end()).await;
+        let ended = ended.map_err(|source| RuntimeError::Node {
+            operation: "ending a lost shim",
+            source: source.into(),
+        })?;
+        if ended > 0 {
+            tracing::warn!(container, ended, "ended a shim that containerd had lost");
+        }
+        Ok(())
+    }
+
     async fn create_pause(&self, sandbox: &Sandbox) -> Result<String, RuntimeError> {
         let id = &sandbox.id;
         let key = names::pause_container_id(id);
@@ -759,6 +781,7 @@ impl Runtime for Containerd {
             stderr: output,
             ..CreateTaskRequest::default()
         };
+        self.end_lost_shim(&container).await?;
         let client = self.client();
         let deadline = Instant::now() + FORMER_TASK;
         loop {
@@ -884,6 +907,7 @@ impl Runtime for Containerd {
             ));
         }
         self.dismiss_shim(&container).await?;
+        self.end_lost_shim(&container).await?;
         let client = self.client();
         let request = DeleteContainerRequest {
             id: container.clone(),
