@@ -19,6 +19,7 @@ use berth_domain::{
     SandboxSpec, Status,
 };
 use berth_store::{AdmitError, Admitted, Store, StoreError};
+use ipnet::Ipv4Net;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -35,7 +36,7 @@ fn file(dir: &Path) -> PathBuf {
 }
 
 fn try_open(path: &Path) -> Result<Store, StoreError> {
-    let subnet = "10.9.0.0/16".parse().unwrap();
+    let subnet = Ipv4Net::new_assert([10, 9, 0, 0].into(), 16);
     Store::open(path, subnet, Duration::from_secs(60))
 }
 
