@@ -135,10 +135,6 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
 }
 
 fn verified(path: &Path) -> Result<Database, StoreError> {
-    // redb would take an empty file for a new one, and every record would be forgotten without a word.
-    if fs::metadata(path)?.len() == 0 {
-        return Err(damaged(path, "it is empty"));
-    }
     let (builder, taken_back) = verifying();
     let database = contain(path, || {
         builder.open(path).map_err(|error| not_opened(path, error))
@@ -155,6 +151,7 @@ fn verified(path: &Path) -> Result<Database, StoreError> {
 /// A verified copy of the store in memory, in which anything may be done, and whether its last change was incomplete.
 pub(crate) fn copied(path: &Path) -> Result<(Database, bool), StoreError> {
     let bytes = fs::read(path)?;
+    // redb would take it for a new one.
     if bytes.is_empty() {
         return Err(damaged(path, "it is empty"));
     }
@@ -232,7 +229,6 @@ pub(crate) fn damaged(path: &Path, problem: &str) -> StoreError {
     }
 }
 
-#[expect(clippy::wildcard_enum_match_arm, reason = "redb has dozens of errors")]
 fn not_opened(path: &Path, error: DatabaseError) -> StoreError {
     let torn = |it: &io::Error| {
         matches!(
@@ -240,12 +236,18 @@ fn not_opened(path: &Path, error: DatabaseError) -> StoreError {
             io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
         )
     };
-    match redb::Error::from(error) {
-        redb::Error::DatabaseAlreadyOpen => StoreError::InUse {
-            path: path.to_owned(),
-        },
-        redb::Error::Io(error) if torn(&error) => damaged(path, &error.to_string()),
-        redb::Error::Corrupted(problem) => damaged(path, &problem),
-        other => other.into(),
+    let error = redb::Error::from(error);
+    if let redb::Error::DatabaseAlreadyOpen = error {
+        let path = path.to_owned();
+        return StoreError::InUse { path };
     }
+    if let redb::Error::Corrupted(problem) = &error {
+        return damaged(path, problem);
+    }
+    if let redb::Error::Io(error) = &error
+        && torn(error)
+    {
+        return damaged(path, &error.to_string());
+    }
+    error.into()
 }

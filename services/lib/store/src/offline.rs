@@ -255,8 +255,10 @@ fn lines(database: &Database, schema: u64) -> Result<(Vec<Line>, Exported), Stor
 }
 
 fn write_line(output: &mut impl Write, line: &Line) -> Result<(), ExportError> {
-    let text = serde_json::to_string(line).map_err(|it| ExportError::Output(it.into()))?;
-    writeln!(output, "{text}").map_err(ExportError::Output)
+    serde_json::to_writer(&mut *output, line)
+        .map_err(io::Error::from)
+        .and_then(|()| writeln!(output))
+        .map_err(ExportError::Output)
 }
 
 /// Writes what looks like a record in the bytes of a damaged file, the newest of each id.

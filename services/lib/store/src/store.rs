@@ -45,8 +45,8 @@ struct Inner {
     cool_down: Duration,
     _lock: Lock,
     reserve: Reserve,
-    /// Whether pages may have become free since the file was last made smaller.
-    freed: AtomicBool,
+    /// Whether anything was written since room was last looked for, so that there may be some.
+    written: AtomicBool,
     /// Empty only while it is opened anew after the disk failed.
     database: RwLock<Option<Database>>,
     /// Held from the beginning of a write until its change is published.
@@ -103,7 +103,7 @@ impl Store {
             cool_down,
             _lock: lock,
             reserve,
-            freed: AtomicBool::new(true),
+            written: AtomicBool::new(true),
             database: RwLock::new(Some(database)),
             writing: Mutex::default(),
             changes: broadcast::channel(READER_LAG).0,
@@ -404,6 +404,7 @@ impl Inner {
             }
             note(&txn, next, &change)?;
             txn.commit().map_err(StoreError::from)?;
+            self.written.store(true, Ordering::Relaxed);
             Ok((value, Some((next, change))))
         });
         done.map_err(|error: E| match error.into_store() {
@@ -417,17 +418,13 @@ impl Inner {
     }
 
     /// Says which file it is that redb found damaged.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the others know their place"
-    )]
     fn place(&self, error: StoreError) -> StoreError {
-        match error {
-            StoreError::Failed {
-                source: redb::Error::Corrupted(problem),
-            } => damaged(&self.path, &problem),
-            other => other,
+        if let StoreError::Failed { source } = &error
+            && let redb::Error::Corrupted(problem) = source
+        {
+            return damaged(&self.path, problem);
         }
+        error
     }
 
     /// Opens the database anew where its error has closed it.
@@ -464,24 +461,24 @@ impl Inner {
             Purpose::GoOn => {
                 tracing::warn!("the disk of the store is full: using its reserve");
                 self.reserve.give_up();
-                let forgotten = self.forget_changes();
-                if let Err(error) = &forgotten {
-                    tracing::warn!(%error, "old changes cannot be forgotten");
-                    self.mend(error);
-                }
+                self.forget_changes();
                 true
             }
-            // What was removed has left pages in the file that nobody else can use.
-            Purpose::Begin => self.freed.swap(false, Ordering::Relaxed) && self.compact(),
+            // What was removed or forgotten has left pages in the file that nobody else can use.
+            Purpose::Begin if self.written.swap(false, Ordering::Relaxed) => {
+                self.forget_changes();
+                self.compact()
+            }
+            Purpose::Begin => false,
         }
     }
 
     /// Forgets all but the latest changes, so that their pages can be used: who resumes from before begins anew.
-    fn forget_changes(&self) -> Result<(), StoreError> {
-        contain(&self.path, || {
+    fn forget_changes(&self) {
+        let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else {
-                return Err(redb::Error::PreviousIo.into());
+                return Err(StoreError::from(redb::Error::PreviousIo));
             };
             let txn = database.begin_write()?;
             {
@@ -490,10 +487,12 @@ impl Inner {
                 let forgotten = ..last.saturating_sub(CHANGES_KEPT_WHEN_FULL);
                 table.retain_in(forgotten, |_, _| false)?;
             }
-            txn.commit()?;
-            self.freed.store(true, Ordering::Relaxed);
-            Ok(())
-        })
+            Ok(txn.commit()?)
+        });
+        if let Err(error) = done {
+            tracing::warn!(%error, "old changes cannot be forgotten");
+            self.mend(&error);
+        }
     }
 
     /// Gives free pages back to the file system. Returns whether the file became smaller.
@@ -665,18 +664,16 @@ impl Inner {
         generation: Generation,
         now: SystemTime,
     ) -> Result<bool, StoreError> {
-        let removed = self.write(Purpose::GoOn, |txn, _| {
+        self.write(Purpose::GoOn, |txn, _| {
             let mut table = txn.open_table(RECORDS)?;
             let Some(record) = find(&table, id)?.filter(|it| it.generation == generation) else {
-                return Ok::<_, StoreError>((false, None));
+                return Ok((false, None));
             };
             release_leases(txn, &record, now)?;
             table.remove(id.as_str())?;
             let id = id.clone();
             Ok((true, Some(Change::Removed { id, generation })))
-        })?;
-        self.freed.fetch_or(removed, Ordering::Relaxed);
-        Ok(removed)
+        })
     }
 
     fn release_unexplained(

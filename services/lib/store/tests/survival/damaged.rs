@@ -102,6 +102,9 @@ async fn what_was_never_a_store_is_refused_and_left_as_it_is() {
     let text = b"hello\n".repeat(3000);
     for bytes in [&[][..], b"hello\n", &text, &[0; 512], &[0; 300_000]] {
         assert!(refused(&path, bytes, &made).await, "{} bytes", bytes.len());
+        let error = berth_store::check(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "{error:?}");
+        assert_eq!(error.to_string().contains("empty"), bytes.is_empty());
         assert_eq!(fs::read(&path).unwrap(), bytes);
     }
     fs::remove_file(&path).unwrap();

@@ -1,9 +1,9 @@
 //! A disk without room. Needs the right to mount.
 
-use std::{fs, path::Path, time::SystemTime};
+use std::{fs, path::Path, sync::Arc, time::SystemTime};
 
-use berth_domain::{SandboxRecord, Status, record::Ending};
-use berth_store::{AdmitError, Store, StoreError};
+use berth_domain::{SandboxRecord, SandboxSpec, Status, record::Ending};
+use berth_store::{AdmitError, Admitted, Arrival, Store, StoreError};
 
 use super::{admit, file, id, open};
 
@@ -41,10 +41,22 @@ impl Drop for Disk {
 }
 
 async fn admit_until_full(store: &Store) -> Vec<SandboxRecord> {
+    admit_of_size_until_full(store, 0).await
+}
+
+async fn admit_of_size_until_full(store: &Store, size: usize) -> Vec<SandboxRecord> {
     let mut admitted = vec![];
+    let mut spec = SandboxSpec::clone(&super::spec());
+    spec.version = "x".repeat(size);
+    let spec = Arc::new(spec);
     loop {
-        match admit(store, &format!("s-{}", admitted.len())).await {
-            Ok(record) => admitted.push(record),
+        let id = id(&format!("s-{}", admitted.len()));
+        match store
+            .admit(&id, spec.clone(), Arrival::default(), SystemTime::now())
+            .await
+        {
+            Ok(Admitted::Begun(record)) => admitted.push(record),
+            Ok(Admitted::Joined(record)) => panic!("{record:?} was there"),
             Err(AdmitError::Store(StoreError::Full { .. })) => return admitted,
             Err(error) => panic!("{error:?}"),
         }
@@ -55,9 +67,11 @@ async fn admit_until_full(store: &Store) -> Vec<SandboxRecord> {
 async fn delete(store: &Store, record: &SandboxRecord) {
     let (id, generation, now) = (&record.id, record.generation, SystemTime::now());
     let ending = |it: &mut SandboxRecord| it.ending = Some(Ending::Delete);
-    store.update(id, generation, now, ending).await.unwrap();
+    let told = store.update(id, generation, now, ending).await.unwrap();
+    assert_eq!(told.ending, Some(Ending::Delete));
     let stopped = move |it: &mut SandboxRecord| it.enter(Status::Stopped, "", "", now);
-    store.update(id, generation, now, stopped).await.unwrap();
+    let stopped = store.update(id, generation, now, stopped).await.unwrap();
+    assert_eq!(stopped.status, Status::Stopped);
     assert!(store.remove(id, generation, now).await.unwrap());
 }
 
@@ -118,9 +132,10 @@ async fn a_store_on_a_full_disk_can_be_opened_and_goes_on_when_there_is_room() {
 
 #[tokio::test]
 async fn what_was_removed_on_a_full_disk_makes_room_for_what_begins() {
-    let disk = Disk::of(c"size=12m");
+    // The changes that the Deletes leave are more than the reserve could take.
+    let disk = Disk::of(c"size=20m");
     let store = open(&file(disk.path()));
-    let admitted = admit_until_full(&store).await;
+    let admitted = admit_of_size_until_full(&store, 20_000).await;
     let (go, stay) = admitted.split_at(admitted.len() - 10);
     for record in go {
         delete(&store, record).await;

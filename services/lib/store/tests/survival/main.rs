@@ -19,6 +19,7 @@ use berth_domain::{
     SandboxSpec, Status,
 };
 use berth_store::{AdmitError, Admitted, Arrival, Store, StoreError};
+use ipnet::Ipv4Net;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -34,9 +35,8 @@ fn file(dir: &Path) -> PathBuf {
     dir.join("berth.redb")
 }
 
-#[expect(clippy::unwrap_in_result, reason = "a test may panic")]
 fn try_open(path: &Path) -> Result<Store, StoreError> {
-    let subnet = "10.9.0.0/16".parse().unwrap();
+    let subnet = Ipv4Net::new_assert([10, 9, 0, 0].into(), 16);
     Store::open(path, subnet, Duration::from_secs(60))
 }
 
