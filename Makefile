@@ -20,7 +20,11 @@ crash_points := --features berth-sandbox-manager/crash-points
 # Tests that run at the same time. Each end-to-end test has a containerd of its own.
 TEST_THREADS ?= 2
 
-.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash fmt proto tools
+# Of the soak.
+DURATION ?= 60
+SEED ?=
+
+.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash soak fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -56,6 +60,10 @@ bench: tools ## measure Create against `ctr run`; the numbers are in target/benc
 crash: tools ## kill the manager at every named point, and write docs/crash-matrix.md
 	cargo build --workspace --bins $(crash_points)
 	target/debug/berth-crash
+
+soak: tools ## random chaos for DURATION seconds (60), from SEED (a new one)
+	cargo build --workspace --bins
+	target/debug/berth-soak --duration $(DURATION) $(if $(SEED),--seed $(SEED))
 
 fmt: tools ## format the Rust and the contract
 	cargo fmt --all

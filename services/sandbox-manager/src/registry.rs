@@ -690,4 +690,6 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
 }
 
 #[cfg(test)]
+mod adopted;
+#[cfg(test)]
 mod half_written;

@@ -250,14 +250,16 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Ended::Done => self.succeed(record, found, phases).await,
             Ended::Interrupted if self.shared.stop.is_cancelled() => Ok(Next::Again),
             Ended::Interrupted => {
-                self.undo(record, &plan).await?;
+                self.undo(record, &seen, &plan).await?;
                 Ok(Next::Again)
             }
             Ended::Failed { step, failure } => {
                 tracing::info!(sandbox = %self.id, %step, "undoing a failed Create");
-                self.undo(record, &plan).await.inspect_err(|trouble| {
-                    tracing::warn!(sandbox = %self.id, %trouble, "the undo is not complete");
-                })?;
+                self.undo(record, &seen, &plan)
+                    .await
+                    .inspect_err(|trouble| {
+                        tracing::warn!(sandbox = %self.id, %trouble, "the undo is not complete");
+                    })?;
                 self.bury("create", record, Some(failure), found.exit, phases)
                     .await
             }
@@ -302,8 +304,17 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         }
     }
 
-    /// Takes back what part of `plan` has run, and makes sure by looking where that does not succeed at once.
-    async fn undo(&self, record: &SandboxRecord, plan: &Plan) -> Result<(), Failure> {
+    /// Takes back what part of `plan` has run, and makes sure by looking where that does not succeed at once. What stood
+    /// before the plan is not the plan's: an undo of it would leave what a former manager made.
+    async fn undo(
+        &self,
+        record: &SandboxRecord,
+        before: &Observed,
+        plan: &Plan,
+    ) -> Result<(), Failure> {
+        if *before != Observed::default() {
+            return self.clear_patiently(record).await;
+        }
         match self.carry_out("undo", &decide::undo(plan)).await {
             Ok(()) => Ok(()),
             Err(_) => self.clear_patiently(record).await,

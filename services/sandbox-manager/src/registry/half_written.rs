@@ -17,15 +17,15 @@ const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("records");
 
 type FakeRegistry = Registry<FakeNode, FakeNode>;
 
-fn id(text: &str) -> SandboxId {
+pub(super) fn id(text: &str) -> SandboxId {
     SandboxId::parse(text).unwrap()
 }
 
-fn image() -> ImageRef {
+pub(super) fn image() -> ImageRef {
     ImageRef::parse("app").unwrap()
 }
 
-fn spec() -> Arc<SandboxSpec> {
+pub(super) fn spec() -> Arc<SandboxSpec> {
     let app = Container {
         name: ContainerName::parse("app").unwrap(),
         image: image(),
@@ -45,7 +45,7 @@ fn spec() -> Arc<SandboxSpec> {
     })
 }
 
-async fn start(node: &FakeNode, path: &Path) -> (FakeRegistry, CancellationToken) {
+pub(super) async fn start(node: &FakeNode, path: &Path) -> (FakeRegistry, CancellationToken) {
     let store = Store::open(path, "10.9.0.0/24".parse().unwrap(), Duration::ZERO).unwrap();
     let stop = CancellationToken::new();
     let limits = Limits {

@@ -53,6 +53,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-platform",
         ],
     ),
+    ("berth-soak", &["berth-api", "berth-e2e"]),
     ("berth-tidy", &[]),
 ];
 
@@ -67,6 +68,7 @@ const WIRE: &[&str] = &[
     "berth-crash",
     "berth-e2e",
     "berth-sandbox-manager",
+    "berth-soak",
     "berth-tidy",
 ];
 

@@ -32,6 +32,7 @@ const MAY_SPAWN: &[(&str, &str)] = &[
     ("services/lib/platform/tests", "concurrent callers"),
     ("tests/bench", "concurrent callers"),
     ("tests/e2e", "concurrent callers"),
+    ("tests/soak", "concurrent callers"),
 ];
 
 /// Files that no target of Cargo reaches, and what builds them.
