@@ -509,3 +509,6 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
     .with("expected", expected)
     .with("actual", actual)
 }
+
+#[cfg(test)]
+mod tests;
