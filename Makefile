@@ -31,6 +31,8 @@ demo: tools ## show the main job, step by step, on a node of its own
 test: tools ## build, then run every test, also those on a real containerd
 	cargo build --workspace --bins --tests
 	cargo test --workspace -- --test-threads=$(TEST_THREADS)
+	@jq -r '"The manager held \(.full_rss_kib) KiB with \(.sandboxes) sandboxes, \(.idle_rss_kib) KiB with none."' \
+		target/e2e/memory.json
 
 check: tools ## look without running: format, lints, contract, scripts
 	cargo fmt --all --check

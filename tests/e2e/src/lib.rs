@@ -3,6 +3,7 @@
 pub mod images;
 pub mod leftovers;
 pub mod node;
+pub mod registry;
 pub mod specs;
 
 pub use node::TestNode;
