@@ -240,16 +240,14 @@ fn operation(step: &Step, id: &SandboxId) -> String {
     }
 }
 
-/// Waits until the node is at a step that hangs. A step that only reads leaves no call: then at what goes before it.
+/// Waits until the node is at a step that hangs. A look at ports leaves no call: then at what goes before it.
 async fn until_at(manager: &Manager, step: &Step, id: &SandboxId) {
-    match step {
-        Step::AwaitReady => {
-            manager.until_called(&format!("start_task {id} app")).await;
-            manager
-                .until_called(&format!("start_task {id} pause"))
-                .await;
-        }
-        other => manager.until_called(&operation(other, id)).await,
+    if *step != Step::AwaitReady {
+        return manager.until_called(&operation(step, id)).await;
+    }
+    for role in [app(), Role::Pause] {
+        let before = operation(&Step::StartTask(role), id);
+        manager.until_called(&before).await;
     }
 }
 

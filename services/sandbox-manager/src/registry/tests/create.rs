@@ -87,12 +87,7 @@ async fn a_create_that_fails_at_any_step_is_undone_and_says_why() {
                 ground.node.fail_next(&fails, 1);
             }
             let failure = manager.create(web()).await.unwrap_err();
-            let expected = match step {
-                Step::OpenNamespaces | Step::AttachLink | Step::AwaitReady => Reason::NetworkFailed,
-                _ if done => Reason::RuntimeUnreachable,
-                Step::EnsureImage(_) => Reason::RegistryUnreachable,
-                _ => Reason::RuntimeRefused,
-            };
+            let expected = reason_of(&step, done);
             assert_eq!(failure.reason, expected, "{case}: {failure}");
             let worth_it = matches!(
                 expected,
@@ -112,6 +107,20 @@ async fn a_create_that_fails_at_any_step_is_undone_and_says_why() {
             assert_eq!(second.failure, None, "{case}");
             assert!(manager.stands(&second).await, "{case}");
         }
+    }
+}
+
+/// What a caller is told when a step fails, or when it is done and the answer is lost.
+fn reason_of(step: &Step, done: bool) -> Reason {
+    let of_network = matches!(
+        step,
+        Step::OpenNamespaces | Step::AttachLink | Step::AwaitReady
+    );
+    match (of_network, done) {
+        (true, _) => Reason::NetworkFailed,
+        (false, true) => Reason::RuntimeUnreachable,
+        (false, false) if matches!(step, Step::EnsureImage(_)) => Reason::RegistryUnreachable,
+        (false, false) => Reason::RuntimeRefused,
     }
 }
 
