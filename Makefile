@@ -38,6 +38,8 @@ demo: tools ## show the main job, step by step, on a node of its own
 test: tools ## build, then run every test, also those on a real containerd
 	cargo build --workspace --bins --tests $(crash_points)
 	cargo test --workspace $(crash_points) -- --test-threads=$(TEST_THREADS)
+	@jq -r '"The manager held \(.full_rss_kib) KiB with \(.sandboxes) sandboxes, \(.idle_rss_kib) KiB with none."' \
+		target/e2e/memory.json
 
 e2e-matrix: tools ## run the end-to-end tests on containerd 1.6 and on 2.1
 	tests/rig/matrix

@@ -7,7 +7,7 @@ use std::{
 
 use berth_domain::{ContainerName, Failure, PortSighting, Role, Sandbox, Step};
 use berth_platform::{Images, LayerProgress, Network, Runtime};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, SemaphorePermit, watch};
 
 use crate::{
     crash,
@@ -95,7 +95,29 @@ impl Drop for Shown<'_> {
     }
 }
 
-impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
+impl<'a, R: Runtime + Images, N: Network> Execute for Executor<'a, R, N> {
+    type Turn = Option<SemaphorePermit<'a>>;
+
+    /// For the one step that costs the node real work.
+    async fn turn(&self, step: &Step) -> Self::Turn {
+        match step {
+            Step::CreateTask(_) => self.shared.task_creations.acquire().await.ok(),
+            Step::EnsureImage(_)
+            | Step::Prepare
+            | Step::OpenNamespaces
+            | Step::AttachLink
+            | Step::CreateContainer(_)
+            | Step::StartTask(_)
+            | Step::AwaitReady
+            | Step::StopTask { .. }
+            | Step::DeleteTask(_)
+            | Step::RemoveContainer(_)
+            | Step::DetachLink
+            | Step::CloseNamespaces
+            | Step::Release => None,
+        }
+    }
+
     async fn execute(&self, step: &Step) -> Result<(), Failure> {
         let (progress, followed) = watch::channel(vec![]);
         let pulls = matches!(step, Step::EnsureImage(_));
@@ -103,12 +125,6 @@ impl<R: Runtime + Images, N: Network> Execute for Executor<'_, R, N> {
             step: step.clone(),
             progress: pulls.then_some(followed),
         });
-        // The one step that costs the node real work. What only waits must not keep others from theirs.
-        let _place = if matches!(step, Step::CreateTask(_)) {
-            Some(self.shared.task_creations.acquire().await)
-        } else {
-            None
-        };
         let name = match step.role() {
             Some(role) => format!("{}/{} {role}", self.verb, step.name()),
             None => format!("{}/{}", self.verb, step.name()),

@@ -693,3 +693,5 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
 mod adopted;
 #[cfg(test)]
 mod half_written;
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Carries one step out. Every step can be repeated.
 pub(crate) trait Execute: Sync {
+    /// A place that a step needs while it runs.
+    type Turn: Send;
+
+    /// Waits for the place. What waits has not begun.
+    fn turn(&self, step: &Step) -> impl Future<Output = Self::Turn> + Send;
+
     fn execute(&self, step: &Step) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
@@ -101,6 +107,10 @@ async fn timed<E: Execute>(
     origin: Instant,
 ) -> (usize, Duration, Duration, Option<Result<(), Failure>>) {
     let start = Instant::now();
+    let _turn = tokio::select! {
+        turn = executor.turn(step) => turn,
+        () = halt.cancelled() => return (place, start - origin, start.elapsed(), None),
+    };
     let outcome = if step.only_waits() {
         tokio::select! {
             outcome = executor.execute(step) => Some(outcome),
@@ -173,6 +183,10 @@ mod tests {
     }
 
     impl Execute for FlakyExecutor {
+        type Turn = ();
+
+        async fn turn(&self, _: &Step) {}
+
         async fn execute(&self, step: &Step) -> Result<(), Failure> {
             self.tell("begin", step);
             let mut begun = Begun {

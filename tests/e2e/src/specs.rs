@@ -17,11 +17,8 @@ pub fn shell(name: &str, line: &str, ports: &[u32]) -> Container {
                 ..Port::default()
             })
             .collect(),
-        shutdown_timeout: Some(
-            std::time::Duration::from_secs(1)
-                .try_into()
-                .expect("it fits"),
-        ),
+        // A shell's program is the first process of its own pid namespace and does not hear SIGTERM: this passes.
+        shutdown_timeout: millis(100),
         ..Container::default()
     }
 }
@@ -39,6 +36,11 @@ pub fn web(text: &str, port: u32) -> SandboxSpec {
         "mkdir -p /www && echo '{text}' > /www/index.html && exec httpd -f -p {port} -h /www"
     );
     spec([shell("web", &line, &[port])])
+}
+
+/// The time in a message.
+pub fn millis(number: u64) -> Option<prost_types::Duration> {
+    std::time::Duration::from_millis(number).try_into().ok()
 }
 
 /// A sandbox that does nothing for long.

@@ -7,7 +7,7 @@ use berth_api::v1::{self, SandboxStatus};
 use berth_e2e::{
     TestNode,
     node::eventually,
-    specs::{idle, web},
+    specs::{idle, millis, web},
 };
 
 fn pids(node: &TestNode) -> anyhow::Result<Vec<String>> {
@@ -81,6 +81,53 @@ async fn a_manager_killed_at_any_moment_of_a_create_leaves_nothing_behind() -> a
             "killed after {delay} ms: {audit:#?}"
         );
     }
+    node.finish()
+}
+
+#[tokio::test]
+async fn a_delete_that_its_manager_does_not_survive_is_finished_by_the_next() -> anyhow::Result<()>
+{
+    let node = TestNode::start().await?;
+    // What does not hear SIGTERM is killed at once: the whole Delete takes some 200 ms.
+    let mut spec = idle();
+    spec.containers[0].shutdown_timeout = millis(0);
+    let mut cut_short = 0;
+    for (number, delay) in (0..200).step_by(25).enumerate() {
+        let id = format!("s-{number}");
+        node.create(&id, spec.clone()).await?;
+        let mut sandboxes = node.sandboxes();
+        let request = v1::DeleteRequest {
+            id: id.clone(),
+            expected_generation: 0,
+        };
+        let deleting = tokio::spawn(async move { sandboxes.delete(request).await });
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        node.kill_manager()?;
+        let answered = deleting.await?.is_ok();
+        node.up().await?;
+        let settled = || async {
+            match node.get(&id).await {
+                // Killed before the end was written down: nobody was promised anything.
+                Ok(it) => it.status() == SandboxStatus::Running,
+                Err(status) => status.code() == tonic::Code::NotFound,
+            }
+        };
+        let what = format!("the Delete that was killed after {delay} ms is finished");
+        eventually(&what, Duration::from_secs(30), settled).await?;
+        node.assert_clean().await.context(what.clone())?;
+        let gone = node.get(&id).await.is_err();
+        cut_short += u32::from(gone && !answered);
+        ensure!(gone || !answered, "{what}, but it was said to be");
+        if !gone {
+            node.delete(&id).await?;
+        }
+        let audit = node.audit().await?;
+        ensure!(
+            audit.clean && audit.objects.is_empty(),
+            "{what}: {audit:#?}"
+        );
+    }
+    ensure!(cut_short > 0, "no Delete was cut short");
     node.finish()
 }
 

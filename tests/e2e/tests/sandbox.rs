@@ -13,8 +13,8 @@ use berth_api::v1::{
 };
 use berth_e2e::{
     TestNode,
-    node::eventually,
-    specs::{idle, limits, shell, spec, web},
+    node::{eventually, root},
+    specs::{idle, limits, millis, shell, spec, web},
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -104,6 +104,14 @@ async fn a_sandbox_is_created_answers_is_measured_and_leaves_nothing() -> anyhow
     let other = node.create("web", web("other", 8080)).await;
     let conflict = other.err().context("another spec is refused")?;
     ensure!(conflict.code() == Code::AlreadyExists && reason(&conflict) == "SPEC_CONFLICT");
+    let field = conflict
+        .get_error_details()
+        .error_info()
+        .and_then(|it| it.metadata.get("field").cloned());
+    ensure!(
+        field.as_deref() == Some("spec.containers[0].command"),
+        "{field:?}"
+    );
 
     let request = v1::SnapshotRequest { id: "web".into() };
     let usage = node.sandboxes().snapshot(request).await?.into_inner();
@@ -243,17 +251,12 @@ async fn two_nodes_hold_the_same_id_side_by_side() -> anyhow::Result<()> {
 #[tokio::test]
 async fn a_create_that_cannot_become_running_says_why_and_leaves_nothing() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
-    let millis = |number: i64| prost_types::Duration {
-        seconds: number / 1000,
-        nanos: i32::try_from(number % 1000 * 1_000_000).unwrap_or_default(),
-    };
-
     let mut deaf = spec([shell(
         "app",
         "exec httpd -f -p 127.0.0.1:8080 -h /etc",
         &[8080],
     )]);
-    deaf.port_wait_timeout = Some(millis(1000));
+    deaf.port_wait_timeout = millis(1000);
     let error = node
         .create("deaf", deaf)
         .await
@@ -491,6 +494,7 @@ async fn a_hundred_sandboxes_come_and_go_eight_at_a_time() -> anyhow::Result<()>
             Ok::<_, tonic::Status>(results)
         }
     };
+    let idle = resident(&node).await?;
     let addresses: BTreeSet<_> = all(&node, false).await?.into_iter().collect();
     ensure!(addresses.len() == 100, "each has an address of its own");
     let request = v1::ListRequest {
@@ -519,17 +523,25 @@ async fn a_hundred_sandboxes_come_and_go_eight_at_a_time() -> anyhow::Result<()>
     let distinct: BTreeSet<_> = ids.iter().collect();
     ensure!((pages, ids.len(), distinct.len()) == (4, 100, 100));
     node.assert_clean().await?;
-    let status = node
-        .node()
-        .get_status(v1::GetStatusRequest {})
-        .await?
-        .into_inner();
-    eprintln!(
-        "the manager's memory with 100 sandboxes: {} KiB",
-        status.memory_rss_bytes >> 10
-    );
+    let full = resident(&node).await?;
     all(&node, true).await?;
     let audit = node.audit().await?;
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
+    ensure!(full > 0, "the manager tells its memory");
+    let report = serde_json::json!({
+        "sandboxes": 100,
+        "idle_rss_kib": idle >> 10,
+        "full_rss_kib": full >> 10,
+        "after_rss_kib": resident(&node).await? >> 10,
+    });
+    let dir = root().join("target/e2e");
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("memory.json"), format!("{report:#}\n"))?;
     node.finish()
+}
+
+/// The manager's memory, in bytes.
+async fn resident(node: &TestNode) -> anyhow::Result<u64> {
+    let status = node.node().get_status(v1::GetStatusRequest {}).await?;
+    Ok(status.into_inner().memory_rss_bytes)
 }

@@ -327,6 +327,7 @@ mod tests {
                 signal,
                 at: None,
                 cause: cause.into(),
+                oom_cgroup: String::new(),
             }),
             ..sandbox(generation, SandboxStatus::Dead)
         }

@@ -1,0 +1,248 @@
+//! What the next manager makes of what the one before has left, wherever it was.
+
+use berth_domain::RestartPolicy;
+use berth_platform::contract;
+use tokio::runtime::Runtime as Executor;
+
+use super::*;
+
+/// Dropping it is the death of the manager that it runs: no task gets on from where it stands.
+fn executor() -> Executor {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+/// Runs one manager until `moment`, kills it there, and lets what hung on the node get on.
+fn killed<T>(ground: &Ground, moment: impl AsyncFnOnce(&Manager) -> T) -> T {
+    let executor = executor();
+    let outcome = executor.block_on(async {
+        let manager = ground.manager().await;
+        moment(&manager).await
+    });
+    drop(executor);
+    ground.node.release_hang();
+    outcome
+}
+
+#[test]
+fn a_create_is_finished_wherever_its_manager_died() {
+    for step in bring_up() {
+        let ground = Ground::new();
+        let promised = killed(&ground, async |manager| {
+            ground.node.hang(&operation(&step, web()));
+            let record = manager.admit(web()).await;
+            until_at(manager, &step, web()).await;
+            record
+        });
+        executor().block_on(async {
+            let manager = ground.manager().await;
+            let running = ground.until_status(web(), Status::Running).await;
+            assert_eq!(running.generation, promised.generation, "{step}");
+            assert_eq!(running.addresses, promised.addresses, "{step}");
+            assert!(manager.stands(&running).await, "{step}");
+            let joined = manager.create(web()).await.unwrap();
+            assert_eq!(joined.generation, promised.generation, "{step}");
+            assert_eq!(manager.delete(web()).await, Ok(true), "{step}");
+            ground.assert_gone(web(), &step.to_string()).await;
+        });
+    }
+}
+
+#[test]
+fn an_end_is_finished_wherever_its_manager_died() {
+    let steps = tear_down();
+    let operations = steps.iter().map(|it| operation(it, web()));
+    for hang in operations.chain(["forget_logs web".to_owned()]) {
+        for ending in [Ending::Stop, Ending::Delete] {
+            if ending == Ending::Stop && hang.starts_with("forget_logs") {
+                continue;
+            }
+            let case = format!("{ending:?}, died at {hang}");
+            let ground = Ground::new();
+            killed(&ground, async |manager| {
+                manager.create(web()).await.unwrap();
+                ground.node.hang(&hang);
+                let end = async {
+                    match ending {
+                        Ending::Stop | Ending::Expire => drop(manager.stop_sandbox(web()).await),
+                        Ending::Delete => drop(manager.delete(web()).await),
+                    }
+                };
+                tokio::select! {
+                    () = end => panic!("{case}: it has ended"),
+                    () = manager.until_called(&hang) => {}
+                }
+            });
+            executor().block_on(async {
+                let _manager = ground.manager().await;
+                match ending {
+                    Ending::Stop | Ending::Expire => {
+                        ground.until_status(web(), Status::Dead).await;
+                        ground.assert_nothing_left(&case).await;
+                    }
+                    Ending::Delete => {
+                        let gone = async || ground.record(web()).await.is_none();
+                        until(&case, gone).await;
+                        ground.assert_gone(web(), &case).await;
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn a_create_whose_undo_was_cut_off_is_done_again() {
+    for step in tear_down() {
+        let ground = Ground::new();
+        let promised = killed(&ground, async |manager| {
+            ground.node.fail_next("listening web", 1);
+            let hang = operation(&step, web());
+            ground.node.hang(&hang);
+            let record = manager.admit(web()).await;
+            manager.until_called(&hang).await;
+            record
+        });
+        executor().block_on(async {
+            let manager = ground.manager().await;
+            let running = ground.until_status(web(), Status::Running).await;
+            assert_eq!(running.generation, promised.generation, "{step}");
+            assert!(manager.stands(&running).await, "{step}");
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_manager_that_is_told_to_stop_leaves_a_create_to_the_next_one() {
+    let ground = Ground::new();
+    ground.node.listen_on("app", &[]);
+    let first = ground.manager().await;
+    let record = first.admit(web()).await;
+    let up = async || first.stands(&record).await;
+    until("the tasks run", up).await;
+    let (answer, ()) = tokio::join!(first.await_running(&record), async { first.stop.cancel() });
+    let refused = answer.unwrap_err();
+    assert_eq!(refused.reason, Reason::ShuttingDown);
+    assert!(refused.retry_after.is_some());
+    first.shut_down().await;
+    let calls = ground.node.calls();
+    assert!(
+        !calls.iter().any(|it| it.starts_with("stop_task")),
+        "{calls:?}"
+    );
+
+    let second = ground.manager().await;
+    ground.node.listen_on("app", &[everywhere()]);
+    let running = second.await_running(&record).await.unwrap();
+    assert_eq!(running.generation, record.generation);
+    assert_eq!(ground.node.calls(), calls, "nothing is made anew");
+}
+
+#[tokio::test]
+async fn what_stands_whole_becomes_running_only_when_its_port_listens() {
+    let ground = Ground::new();
+    ground.node.listen_on("app", &[]);
+    let admitted = ground
+        .store
+        .admit(web(), spec(), Arrival::default(), SystemTime::now());
+    let StoreAdmitted::Begun(record) = admitted.await.unwrap() else {
+        panic!("the store is new");
+    };
+    let subject = Subject {
+        image: image(),
+        address: record.addresses[0],
+    };
+    contract::bring_up(&ground.node, &ground.node, &subject, &record.sandbox()).await;
+    let calls = ground.node.calls();
+
+    // Several looks find no port.
+    let manager = ground.manager().await;
+    let waiting = manager.registry.await_running(web(), record.generation);
+    let early = tokio::time::timeout(Duration::from_millis(200), waiting).await;
+    assert!(early.is_err(), "{early:?}");
+    let pending = ground.record(web()).await.unwrap();
+    assert_eq!(pending.status, Status::Pending);
+    ground.node.listen_on("app", &[everywhere()]);
+    let running = manager.await_running(&record).await.unwrap();
+    assert_eq!(running.ports[0].port, PORT);
+    assert_eq!(ground.node.calls(), calls, "nothing is made anew");
+}
+
+#[tokio::test]
+async fn what_runs_is_taken_up_as_it_is() {
+    let ground = Ground::new();
+    let first = ground.manager().await;
+    let before = first.create(web()).await.unwrap();
+    first.shut_down().await;
+    let calls = ground.node.calls();
+    let second = ground.manager().await;
+    let after = second.create(web()).await.unwrap();
+    assert_eq!(after, before);
+    // It is followed again.
+    ground.node.exit(web(), &app(), 3);
+    let dead = ground.until_status(web(), Status::Dead).await;
+    assert_eq!(dead.exit.map(|it| it.code), Some(3));
+    let calls_after = ground.node.calls();
+    let made = calls_after[calls.len()..]
+        .iter()
+        .filter(|it| it.starts_with("create"));
+    assert_eq!(made.count(), 0, "{calls_after:?}");
+}
+
+#[tokio::test]
+async fn what_ended_or_vanished_while_no_manager_ran_is_seen_at_the_next_start() {
+    for policy in [RestartPolicy::Always, RestartPolicy::Never] {
+        let ground = Ground::new();
+        let first = ground.manager().await;
+        let spec = changed_spec(|it| it.restart_policy = policy);
+        for name in ["exited", "lost"] {
+            let admitted = first
+                .registry
+                .admit(&id(name), spec.clone(), CreateTerms::default())
+                .await
+                .unwrap();
+            first.await_running(&admitted).await.unwrap();
+        }
+        let lost = ground.record(&id("lost")).await.unwrap();
+        first.shut_down().await;
+        // An exit is seen as long as the node was not restarted, so each has a manager of its own.
+        ground.node.exit(&id("exited"), &app(), 3);
+        let second = ground.manager().await;
+        let dead = ground.until_status(&id("exited"), Status::Dead).await;
+        assert_eq!(dead.exit.map(|it| it.code), Some(3));
+        second.shut_down().await;
+        ground.node.forget();
+        let third = ground.manager().await;
+        match policy {
+            RestartPolicy::Always => {
+                let whole = async || third.stands(&lost).await;
+                until("it stands again", whole).await;
+                let again = ground.until_status(&id("lost"), Status::Running).await;
+                assert_eq!(again.addresses, lost.addresses);
+                assert_eq!(again.generation, lost.generation);
+            }
+            RestartPolicy::Never => {
+                let dead = ground.until_status(&id("lost"), Status::Dead).await;
+                assert_eq!(dead.reason, "RUNTIME_LOST");
+                ground.assert_nothing_left("a reboot").await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_record_that_cannot_be_looked_at_holds_up_no_other() {
+    let ground = Ground::new();
+    let first = ground.manager().await;
+    for name in ["a", "b"] {
+        first.create(&id(name)).await.unwrap();
+    }
+    first.shut_down().await;
+    ground.node.hang("observe a");
+    ground.node.exit(&id("b"), &app(), 2);
+    let second = ground.manager().await;
+    ground.until_status(&id("b"), Status::Dead).await;
+    second.create(&id("c")).await.unwrap();
+}
