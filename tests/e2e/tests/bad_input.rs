@@ -4,7 +4,7 @@ use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, ConfigFile, CreateRequest, Port, Route, SandboxSpec};
 use berth_e2e::{
     TestNode,
-    specs::{idle, shell, spec},
+    specs::{idle, limits, shell, spec},
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -90,6 +90,23 @@ async fn bad_requests_are_refused_by_field_and_leave_nothing() -> anyhow::Result
                 ..idle()
             },
             "spec.routes[0].destination",
+        ),
+        (
+            SandboxSpec {
+                routes: vec![Route {
+                    destination: "10.0.0.0/8".into(),
+                    gateway: "192.0.2.1".into(),
+                }],
+                ..idle()
+            },
+            "spec.routes[0].gateway",
+        ),
+        (
+            SandboxSpec {
+                resources: Some(limits(500, 64 << 20, 0)),
+                ..with_web(|it| it.resources = Some(limits(501, 64 << 20, 0)))
+            },
+            "spec.containers[0].resources.cpu_millis",
         ),
     ];
     cases.extend(

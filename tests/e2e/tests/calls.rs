@@ -75,6 +75,7 @@ async fn a_create_that_waits_for_acceptance_returns_before_it_runs(
         id: "slow".into(),
         spec: Some(spec([shell("app", line, &[8080])])),
         wait: WaitFor::Accepted.into(),
+        ..CreateRequest::default()
     };
     let accepted = node.sandboxes().create(request.clone()).await?.into_inner();
     let accepted = accepted.sandbox.context("a sandbox")?;
@@ -104,6 +105,7 @@ async fn a_reported_port_makes_a_sandbox_running(node: &TestNode) -> anyhow::Res
         id: "told".into(),
         spec: Some(spec([shell("app", "exec sleep 3600", &[8080])])),
         wait: WaitFor::Accepted.into(),
+        ..CreateRequest::default()
     };
     let accepted = node.sandboxes().create(request).await?.into_inner();
     let generation = accepted.sandbox.context("a sandbox")?.generation;
@@ -302,20 +304,28 @@ async fn a_list_shows_what_its_filter_asks_for(node: &TestNode) -> anyhow::Resul
 }
 
 #[tokio::test]
-async fn images_are_pulled_with_progress_and_removed_unless_they_are_in_use() -> anyhow::Result<()>
-{
-    let node = TestNode::start().await?;
+async fn images_health_reflection_and_the_socket_are_as_they_are_promised() -> anyhow::Result<()> {
+    let node = TestNode::start_with("socket_group = \"daemon\"\n", &[]).await?;
+    the_socket_belongs_to_the_group_of_the_configuration(&node)?;
+    health_and_reflection_answer_in_both_versions(&node).await?;
+    images_are_pulled_with_progress_and_removed_unless_they_are_in_use(&node).await?;
+    node.finish()
+}
+
+async fn images_are_pulled_with_progress_and_removed_unless_they_are_in_use(
+    node: &TestNode,
+) -> anyhow::Result<()> {
     let registry = Registry::start().await?;
     let image = registry.publish("team/app", "1", &images::busybox_parts());
-    let pulled = pull(&node, &image).await?;
+    let pulled = pull(node, &image).await?;
     ensure!(pulled.name == image, "{pulled:?}");
     let manifest = images::busybox_parts().manifest;
     ensure!(pulled.digest == manifest["digest"].as_str().unwrap_or_default());
     ensure!(pulled.size_bytes > 0 && !pulled.pinned, "{pulled:?}");
 
-    let absent = pull(&node, &registry.name("team/app", "none")).await;
+    let absent = pull(node, &registry.name("team/app", "none")).await;
     refused(absent.map(Response::new), Code::NotFound, "IMAGE_NOT_FOUND")?;
-    let silent = pull(&node, "127.0.0.1:1/team/app:1").await;
+    let silent = pull(node, "127.0.0.1:1/team/app:1").await;
     let (code, reason) = (Code::Unavailable, "REGISTRY_UNREACHABLE");
     refused(silent.map(Response::new), code, reason)?;
     let mut parts = ImageParts::plain(&[images::layer(&[("a", "b")])], json!({}));
@@ -326,7 +336,7 @@ async fn images_are_pulled_with_progress_and_removed_unless_they_are_in_use() ->
         }
     }
     let broken = registry.publish("team/broken", "1", &parts);
-    let corrupt = pull(&node, &broken).await;
+    let corrupt = pull(node, &broken).await;
     refused(corrupt.map(Response::new), Code::DataLoss, "IMAGE_CORRUPT")?;
 
     let mut container = shell("app", "exec sleep 3600", &[]);
@@ -362,7 +372,7 @@ async fn images_are_pulled_with_progress_and_removed_unless_they_are_in_use() ->
     ensure!(list().await?.iter().all(|it| it.name != image));
     refused(remove(&image).await, Code::NotFound, "IMAGE_NOT_FOUND")?;
     refused(remove("A B").await, Code::InvalidArgument, "INVALID_FIELD")?;
-    node.finish()
+    Ok(())
 }
 
 /// The image at the end of a pull, which has told how far it was.
@@ -381,9 +391,21 @@ async fn pull(node: &TestNode, image: &str) -> Result<v1::Image, Status> {
     Err(Status::internal("a pull without progress and image"))
 }
 
-#[tokio::test]
-async fn health_and_reflection_answer_in_both_versions() -> anyhow::Result<()> {
-    let node = TestNode::start().await?;
+fn the_socket_belongs_to_the_group_of_the_configuration(node: &TestNode) -> anyhow::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    // A group that every Debian has.
+    let groups = std::fs::read_to_string("/etc/group")?;
+    let daemon = groups.lines().find_map(|it| it.strip_prefix("daemon:"));
+    let gid = daemon.and_then(|it| it.split(':').nth(1));
+    let gid: u32 = gid.context("the group `daemon`")?.parse()?;
+    let socket = node.variable("BERTH_ADDRESS").trim_start_matches("unix:");
+    let stat = std::fs::metadata(socket)?;
+    ensure!(stat.permissions().mode() & 0o777 == 0o660, "{stat:?}");
+    ensure!(stat.gid() == gid, "{stat:?}");
+    Ok(())
+}
+
+async fn health_and_reflection_answer_in_both_versions(node: &TestNode) -> anyhow::Result<()> {
     let mut health = HealthClient::new(node.channel.clone());
     let mut check = async |service: &str| {
         let service = service.to_owned();
@@ -429,7 +451,7 @@ async fn health_and_reflection_answer_in_both_versions() -> anyhow::Result<()> {
             );
         }
     }
-    node.finish()
+    Ok(())
 }
 
 #[tokio::test]
@@ -463,20 +485,4 @@ async fn two_nodes_on_one_containerd_hold_the_same_id_and_one_goes_without_the_o
     let audit = host.audit().await?;
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
     host.finish()
-}
-
-#[tokio::test]
-async fn the_socket_belongs_to_the_group_of_the_configuration() -> anyhow::Result<()> {
-    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-    // A group that every Debian has.
-    let groups = std::fs::read_to_string("/etc/group")?;
-    let daemon = groups.lines().find_map(|it| it.strip_prefix("daemon:"));
-    let gid = daemon.and_then(|it| it.split(':').nth(1));
-    let gid: u32 = gid.context("the group `daemon`")?.parse()?;
-    let node = TestNode::start_with("socket_group = \"daemon\"\n", &[]).await?;
-    let socket = node.variable("BERTH_ADDRESS").trim_start_matches("unix:");
-    let stat = std::fs::metadata(socket)?;
-    ensure!(stat.permissions().mode() & 0o777 == 0o660, "{stat:?}");
-    ensure!(stat.gid() == gid, "{stat:?}");
-    node.finish()
 }
