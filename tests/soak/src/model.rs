@@ -327,6 +327,7 @@ mod tests {
                 signal,
                 at: None,
                 cause: cause.into(),
+                ..ExitRecord::default()
             }),
             ..sandbox(generation, SandboxStatus::Dead)
         }
