@@ -303,6 +303,29 @@ async fn a_delete_ends_a_sandbox_whose_shims_do_not_answer() -> anyhow::Result<(
     node.finish()
 }
 
+#[tokio::test]
+async fn what_a_containerd_killed_in_a_removal_has_left_does_not_bar_the_id() -> anyhow::Result<()>
+{
+    let node = TestNode::start().await?;
+    node.create("other", idle()).await?;
+    // As it is left between the renaming of a bundle and its removal.
+    let bundles = node.rootfs("sandbox.other.app").join("../..");
+    let left = bundles.join(".sandbox.web.web");
+    std::fs::create_dir(&left)?;
+    std::fs::write(left.join("config.json"), "{}")?;
+    for _ in 0..3 {
+        node.create("web", web("hello", 8080)).await?;
+        node.delete("web").await?;
+    }
+    node.create("web", idle()).await?;
+    ensure!(!left.exists(), "what was left is gone at last");
+    for id in ["web", "other"] {
+        node.delete(id).await?;
+    }
+    assert_empty(&node).await?;
+    node.finish()
+}
+
 /// A process of the host that works in `folder`. Dropping it ends it.
 struct Squatter(Child);
 

@@ -327,7 +327,7 @@ mod tests {
                 signal,
                 at: None,
                 cause: cause.into(),
-                oom_cgroup: String::new(),
+                ..ExitRecord::default()
             }),
             ..sandbox(generation, SandboxStatus::Dead)
         }

@@ -684,6 +684,21 @@ impl Containerd {
         Ok(())
     }
 
+    /// Removes what a containerd that was killed while it removed a task has left of its bundle; `false` when there is
+    /// nothing of that kind.
+    async fn clear_bundle(&self, container: &str) -> Result<bool, RuntimeError> {
+        let namespace = self.0.settings.namespace.clone();
+        let parent = self.names().cgroup_parent.clone();
+        let of = container.to_owned();
+        let cleared = blocking(move || shims::clear_bundle(&namespace, &of, &parent))
+            .await
+            .map_err(|it| node("removing a former bundle", it))?;
+        if cleared {
+            tracing::warn!(container, "removed the bundle that containerd had left");
+        }
+        Ok(cleared)
+    }
+
     /// Lets go of the root file system of a task that has ended; `false` when there is nothing to let go of.
     async fn detach_rootfs(&self, id: &SandboxId, role: &Role) -> Result<bool, RuntimeError> {
         let namespace = self.0.settings.namespace.clone();
@@ -784,10 +799,19 @@ impl Runtime for Containerd {
         self.end_lost_shim(&container).await?;
         let client = self.client();
         let deadline = Instant::now() + FORMER_TASK;
+        let mut cleared = false;
         loop {
             let created = client
                 .call("making a task", client.tasks().create(request.clone()))
                 .await;
+            if let Err(error) = &created
+                && !cleared
+                && error.is(Code::Unknown)
+                && self.clear_bundle(&container).await?
+            {
+                cleared = true;
+                continue;
+            }
             if made(created)?.is_some() {
                 return Ok(());
             }

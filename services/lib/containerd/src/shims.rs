@@ -1,5 +1,5 @@
-//! The shim of a container as the kernel shows it, for what containerd cannot do: end a shim that does not answer, and let
-//! go of a root file system that somebody is inside of. When that is right, others know.
+//! The shims of containers as the kernel shows them, for what containerd cannot do: end one that does not answer, let go of
+//! a root file system that somebody is inside of, remove what a killed containerd left. When that is right, others know.
 
 use std::{
     fs, io,
@@ -37,6 +37,46 @@ pub(crate) fn detach_rootfs(namespace: &str, container: &str, cgroup: &str) -> i
         Err(Errno::INVAL | Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Removes the bundle that containerd has left of a container without a shim; `false` when there is none.
+///
+/// containerd gives a bundle another name and then removes it. Killed in between, it never comes back to that, and what has
+/// the other name bars the removal of the next bundle, which bars the one after that. Where bundles lie is known from those
+/// whose shims run.
+pub(crate) fn clear_bundle(
+    namespace: &str,
+    container: &str,
+    cgroup_parent: &str,
+) -> io::Result<bool> {
+    let mut bundles = None;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let Some(other) = container_of_shim(&command, namespace) else {
+            continue;
+        };
+        if other == container.as_bytes() {
+            return Ok(false);
+        }
+        let bundle = bundle(&entry.path());
+        if fs::read(bundle.join("config.json")).is_ok_and(|it| is_below_cgroup(&it, cgroup_parent))
+        {
+            bundles = Some(bundle.join(".."));
+        }
+    }
+    let Some(bundles) = bundles else {
+        return Ok(false);
+    };
+    let mut cleared = false;
+    for name in [format!(".{container}"), container.to_owned()] {
+        let path = bundles.join(name);
+        // The root file system goes before the name: where one is, containerd is not through with it.
+        if path.is_dir() && !path.join("rootfs").exists() {
+            fs::remove_dir_all(&path)?;
+            cleared = true;
+        }
+    }
+    Ok(cleared)
 }
 
 struct Shim {
@@ -81,28 +121,40 @@ fn bundle(process: &Path) -> PathBuf {
     process.join("cwd")
 }
 
-/// Whether this is the command line of a shim, as every containerd writes it.
 fn is_shim_of(command: &[u8], namespace: &str, container: &str) -> bool {
+    container_of_shim(command, namespace) == Some(container.as_bytes())
+}
+
+/// The container of a shim by its command line, as every containerd writes it; `None` for what is no shim of `namespace`.
+fn container_of_shim<'a>(command: &'a [u8], namespace: &str) -> Option<&'a [u8]> {
     let words: Vec<&[u8]> = command.split(|it| *it == 0).collect();
-    let program = words
-        .first()
-        .and_then(|it| it.rsplit(|it| *it == b'/').next());
+    let program = words.first()?.rsplit(|it| *it == b'/').next()?;
     let value = |flag: &str| {
         let at = words.iter().position(|it| *it == flag.as_bytes())?;
         words.get(at + 1).copied()
     };
-    program.is_some_and(|it| it.starts_with(b"containerd-shim"))
-        && value("-namespace") == Some(namespace.as_bytes())
-        && value("-id") == Some(container.as_bytes())
+    let ours = program.starts_with(b"containerd-shim")
+        && value("-namespace") == Some(namespace.as_bytes());
+    value("-id").filter(|_| ours)
 }
 
 /// Whether a bundle's configuration puts the container into this cgroup, given without a slash at its start.
 fn is_in_cgroup(config: &[u8], cgroup: &str) -> bool {
-    let config: serde_json::Value = serde_json::from_slice(config).unwrap_or_default();
-    let path = config
-        .pointer("/linux/cgroupsPath")
-        .and_then(|it| it.as_str());
-    path.is_some_and(|it| it.trim_start_matches('/') == cgroup)
+    cgroup_in(config).is_some_and(|it| it == cgroup)
+}
+
+fn is_below_cgroup(config: &[u8], parent: &str) -> bool {
+    let cgroup = cgroup_in(config);
+    cgroup.is_some_and(|it| {
+        it.strip_prefix(parent)
+            .is_some_and(|it| it.starts_with('/'))
+    })
+}
+
+fn cgroup_in(config: &[u8]) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+    let path = config.pointer("/linux/cgroupsPath")?.as_str()?;
+    Some(path.trim_start_matches('/').to_owned())
 }
 
 #[cfg(test)]
@@ -134,5 +186,8 @@ mod tests {
         assert!(!is_in_cgroup(config, "berth/two/web/app"));
         assert!(!is_in_cgroup(b"{}", "berth/one/web/app"));
         assert!(!is_in_cgroup(b"no json", ""));
+        assert!(is_below_cgroup(config, "berth/one"));
+        assert!(!is_below_cgroup(config, "berth/on"));
+        assert!(!is_below_cgroup(config, "berth/two"));
     }
 }
