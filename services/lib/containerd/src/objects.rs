@@ -109,7 +109,7 @@ impl Containerd {
         objects.extend(leases?);
         objects.extend(host.mounts.into_iter().map(of_mount));
         objects.extend(host.cgroups.into_iter().map(|(path, metadata)| {
-            let made_at = metadata.as_ref().and_then(|it| files::made_at(it));
+            let made_at = metadata.as_ref().and_then(files::made_at);
             let serial = metadata.as_ref().map(files::inode);
             let owner = path.rsplit('/').next().unwrap_or_default().to_owned();
             by_name(RuntimeObjectKind::Cgroup, path, &owner, made_at, serial)
