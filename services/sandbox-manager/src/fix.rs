@@ -72,7 +72,7 @@ async fn fix_since<R: Runtime + Images, N: Network>(
     let (failures, last) = if doomed.is_empty() {
         (vec![], second.clone())
     } else {
-        end(registry, &doomed).await;
+        end(registry, &doomed).await?;
         let failures = remove(registry, &doomed).await?;
         (failures, look(registry).await?)
     };
@@ -91,7 +91,15 @@ async fn fix_since<R: Runtime + Images, N: Network>(
         .filter(|it| !is_clean(std::slice::from_ref(*it)) && !known(it))
         .cloned()
         .collect();
-    findings.extend(newcomers.into_iter().map(|it| (it, Some(not_yet()))));
+    findings.extend(newcomers.into_iter().map(|it| {
+        let outcome = match it.verdict {
+            Verdict::Orphan => not_yet(),
+            Verdict::Explained | Verdict::InProgress | Verdict::Missing | Verdict::Unknown => {
+                Outcome::Left(it.fix.to_string())
+            }
+        };
+        (it, Some(outcome))
+    }));
     Ok(Fixed {
         findings,
         clean: is_clean(&last),
@@ -109,15 +117,22 @@ async fn look<R: Runtime + Images, N: Network>(
 }
 
 /// Asks everything that runs to end, and waits for that as long as a container is given by default.
-async fn end<R: Runtime + Images, N: Network>(registry: &Registry<R, N>, doomed: &[Finding]) {
+async fn end<R: Runtime + Images, N: Network>(
+    registry: &Registry<R, N>,
+    doomed: &[Finding],
+) -> Result<(), Failure> {
     let tasks = || doomed.iter().filter(|it| it.object.kind == Kind::Task);
     let asked = |it: &Object| {
         tasks().any(|task| (&task.object.sandbox, &task.object.role) == (&it.sandbox, &it.role))
     };
     // A shim whose task is asked is not asked too: many programs take a second SIGTERM for impatience.
     let runs = |it: &&Object| it.kind == Kind::Task || it.kind == Kind::Shim && !asked(it);
-    let objects = doomed.iter().map(|it| &it.object).filter(runs);
-    let objects: Vec<_> = objects.filter_map(to_runtime).collect();
+    let mut objects = vec![];
+    for object in doomed.iter().map(|it| &it.object).filter(runs) {
+        if unexplained(registry, object).await?.is_ok() {
+            objects.extend(to_runtime(object));
+        }
+    }
     let ends = objects.into_iter().map(|object| async move {
         let runtime = &registry.node().runtime;
         // Whoever does not hear it is killed afterwards, if that is still right.
@@ -129,6 +144,7 @@ async fn end<R: Runtime + Images, N: Network>(registry: &Registry<R, N>, doomed:
         .buffer_unordered(AT_ONCE)
         .collect::<Vec<()>>()
         .await;
+    Ok(())
 }
 
 /// Removes what is still the same orphan, and returns what could not be removed, and why.
@@ -144,6 +160,11 @@ async fn remove<R: Runtime + Images, N: Network>(
     for some in ids.chunks(AT_ONCE) {
         stuck.extend(clear(registry, some, CLEAR_LIMIT, true).await?);
     }
+    // Much of what would be removed alone has gone along.
+    let doomed = match ids.is_empty() {
+        true => doomed,
+        false => confirmed(&doomed, &look(registry).await?),
+    };
     let (mut kept, mut removed) = (vec![], false);
     for finding in doomed.iter().filter(|it| it.fix == Fix::Remove) {
         if registry.is_stopping() {

@@ -21,6 +21,12 @@ use containerd_client::{
 };
 
 const SETTLE: &str = "100ms";
+/// It ends at SIGTERM, which the first process of a pid namespace does not by itself.
+const COMMAND: [&str; 3] = [
+    "/bin/sh",
+    "-c",
+    "trap 'exit 0' TERM; while :; do sleep 1 & wait; done",
+];
 
 /// A node, and what is made beside its manager.
 struct Scene {
@@ -60,7 +66,7 @@ impl Scene {
     }
 
     /// Starts a container by hand, with a task, in the cgroups of `instance`.
-    fn run_by_hand(&self, instance: &str, sandbox: &str, command: &[&str]) -> anyhow::Result<()> {
+    fn run_by_hand(&self, instance: &str, sandbox: &str) -> anyhow::Result<()> {
         let cgroup = format!("/berth/{instance}/{sandbox}/app");
         let mut arguments = vec!["run", "--detach", "--null-io", "--cgroup", &cgroup];
         let labels = self.labels(instance, sandbox);
@@ -69,7 +75,7 @@ impl Scene {
         }
         let id = format!("sandbox.{sandbox}.app");
         arguments.extend([IMAGE, &id]);
-        arguments.extend(command);
+        arguments.extend(COMMAND);
         self.ctr(&arguments).map(drop)
     }
 
@@ -185,10 +191,9 @@ async fn every_kind_of_orphan_is_found_and_removed_and_its_neighbour_goes_on_unt
     let pid = scene.pid("sandbox.web.web")?;
 
     // A container with its task, its snapshot and its shim.
-    let sleep = ["/bin/busybox", "sleep", "3600"];
-    scene.run_by_hand(&instance, "whole", &sleep)?;
+    scene.run_by_hand(&instance, "whole")?;
     // A task and a shim whose container is gone from containerd.
-    scene.run_by_hand(&instance, "shim", &sleep)?;
+    scene.run_by_hand(&instance, "shim")?;
     scene.forget_container("sandbox.shim.app").await?;
     // A snapshot and a container under names that ours do not have.
     let labels = scene.labels(&instance, "layer");
@@ -349,15 +354,14 @@ async fn what_another_instance_has_on_the_same_containerd_is_never_ours() -> any
     other.create("web", web("theirs", 8080)).await?;
     let other_instance = fs::read_to_string(other.home().join("instance"))?;
     // Their container in our namespace, with a task: a name tells the sandbox and not the instance.
-    let sleep = ["/bin/busybox", "sleep", "3600"];
-    scene.run_by_hand(other_instance.trim(), "foreign", &sleep)?;
+    scene.run_by_hand(other_instance.trim(), "foreign")?;
     let theirs = scene.pid("sandbox.foreign.app")?;
     // And one of which containerd has nothing but the task: what it runs is in their cgroups.
-    scene.run_by_hand(other_instance.trim(), "lost", &sleep)?;
+    scene.run_by_hand(other_instance.trim(), "lost")?;
     let lost = scene.pid("sandbox.lost.app")?;
     scene.forget_container("sandbox.lost.app").await?;
     scene.node.create("mine", idle()).await?;
-    scene.run_by_hand(&scene.instance, "ghost", &sleep)?;
+    scene.run_by_hand(&scene.instance, "ghost")?;
 
     let fixed = scene.fix().await?;
     let owners: Vec<_> = fixed
@@ -492,8 +496,7 @@ async fn a_sandbox_that_lost_its_link_is_missing_it_and_acts_when_it_is_told_to(
 async fn a_shim_that_does_not_answer_is_unknown_and_nothing_of_its_sandbox_is_removed()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;
-    let sleep = ["/bin/busybox", "sleep", "3600"];
-    scene.run_by_hand(&scene.instance, "ghost", &sleep)?;
+    scene.run_by_hand(&scene.instance, "ghost")?;
     let (pid, shim) = (
         scene.pid("sandbox.ghost.app")?,
         scene.shim("sandbox.ghost.app")?,

@@ -321,10 +321,8 @@ async fn what_no_verb_made_is_listed_and_removed_as_the_object_that_it_is() {
         silent: false,
     };
     node.leave(stray.clone());
-    assert_eq!(
-        Runtime::list(&node).await.unwrap(),
-        std::slice::from_ref(&stray)
-    );
+    let listed = Runtime::list(&node).await.unwrap();
+    assert_eq!(listed, std::slice::from_ref(&stray));
     assert!(!node.is_empty());
     let other = RuntimeObject {
         serial: Some(8),

@@ -244,22 +244,15 @@ async fn a_sandbox_that_is_created_meanwhile_keeps_what_is_its_own_by_then() {
         .node
         .leave(stray(RuntimeObjectKind::Shim, "web", Some("web")));
     bench.node.hang("remove_object a");
-    let fixing = tokio::spawn({
-        let registry = bench.registry.clone();
-        async move { fix(&registry, Duration::ZERO).await.unwrap() }
-    });
-    let under_way = async {
+    let creating = async {
         while !bench.node.calls().contains(&"remove_object a".to_owned()) {
             tokio::task::yield_now().await;
         }
+        bench.create("web").await;
+        bench.node.release_hang();
     };
-    tokio::time::timeout(DEADLINE, under_way).await.unwrap();
-    bench.create("web").await;
-    bench.node.release_hang();
-    let fixed = tokio::time::timeout(DEADLINE, fixing)
-        .await
-        .unwrap()
-        .unwrap();
+    let both = async { tokio::join!(bench.fix(), creating) };
+    let (fixed, ()) = tokio::time::timeout(DEADLINE, both).await.unwrap();
     assert_eq!(outcome_of(&fixed, "a"), &Outcome::Removed);
     let web = outcome_of(&fixed, "web");
     assert!(
@@ -491,12 +484,13 @@ async fn the_seconds_between_the_looks_end_with_the_manager() {
     bench
         .node
         .leave(stray(RuntimeObjectKind::Cgroup, "old", None));
-    let fixing = tokio::spawn({
-        let registry = bench.registry.clone();
-        async move { fix(&registry, Duration::from_secs(3600)).await }
-    });
-    bench.stop.cancel();
-    let refused = tokio::time::timeout(DEADLINE, fixing).await.unwrap();
-    assert_eq!(refused.unwrap().unwrap_err().reason, Reason::ShuttingDown);
+    let stopping = async {
+        tokio::task::yield_now().await;
+        bench.stop.cancel();
+    };
+    let fixing = fix(&bench.registry, Duration::from_secs(3600));
+    let both = async { tokio::join!(fixing, stopping).0 };
+    let refused = tokio::time::timeout(DEADLINE, both).await.unwrap();
+    assert_eq!(refused.unwrap_err().reason, Reason::ShuttingDown);
     assert!(!bench.node.is_empty());
 }
