@@ -36,10 +36,8 @@ async fn run(Args { global, command }: Args) -> ExitCode {
     let goes_on = command.goes_on_alone();
     let session = Session::new(global);
     tokio::select! {
-        ended = commands::run(&session, command) => match ended {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failure) => errors::report(&failure),
-        },
+        // In this order the handler is in place before the first word is printed.
+        biased;
         // The node owns the work: dropping the call ends the wait only.
         _ = tokio::signal::ctrl_c() => {
             if goes_on {
@@ -47,5 +45,9 @@ async fn run(Args { global, command }: Args) -> ExitCode {
             }
             ExitCode::from(EXIT_INTERRUPTED)
         }
+        ended = commands::run(&session, command) => match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => errors::report(&failure),
+        },
     }
 }
