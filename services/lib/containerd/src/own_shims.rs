@@ -203,7 +203,8 @@ fn parse_command(command: &[u8]) -> Option<Arguments> {
         let at = words
             .iter()
             .position(|it| it.trim_start_matches('-') == flag && it.starts_with('-'))?;
-        words.get(at + 1).map(|it| (*it).to_owned())
+        let value = words.get(at + 1).filter(|it| !it.is_empty())?;
+        Some((*value).to_owned())
     };
     Some(Arguments {
         namespace: value("namespace")?,
