@@ -52,6 +52,13 @@ impl Ground {
         }
         scenario.act(self).await?;
         scenario.settled(self).await?;
+        // What nobody waits for goes on a little: a point before an effect has one behind it.
+        let whole = || async {
+            let passed = fs::read_to_string(&*trace).unwrap_or_default();
+            let mut begun = passed.lines().filter_map(|it| it.strip_suffix("/before"));
+            begun.all(|it| passed.lines().any(|point| point == format!("{it}/after")))
+        };
+        eventually("all that was begun is done", LONG, whole).await?;
         let passed = fs::read_to_string(&*trace)?;
         fs::remove_file(&*trace)?;
         scenario.clear(self).await?;
