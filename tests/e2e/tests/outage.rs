@@ -126,7 +126,7 @@ async fn fifty_sandboxes_survive_ten_kills_of_the_manager_during_creates_and_del
         let before = churned.load(Ordering::Relaxed);
         let goes_on = || async { churned.load(Ordering::Relaxed) > before };
         eventually("sandboxes come and go", Duration::from_secs(30), goes_on).await?;
-        node.kill_manager()?;
+        node.end_manager().await?;
         restarts.push(node.up_timed().await?);
         ensure!(
             own_tasks(&node)? == pids,
@@ -190,7 +190,7 @@ async fn fifty_sandboxes_survive_the_death_of_containerd_and_the_one_that_ended_
             break;
         }
     }
-    node.kill_containerd().await?;
+    node.end_containerd().await?;
     signal(pids["sandbox.s-7.app"], "KILL")?;
     // Of a sandbox that nobody asks about, and of which nobody can ask anything now.
     node.up().await?;
