@@ -31,13 +31,13 @@ impl TestNode {
     }
 
     /// Kills containerd with SIGKILL and returns when it is gone.
-    pub async fn kill_containerd(&self) -> anyhow::Result<()> {
-        let pid = self.containerd_pid()?;
-        signal(pid, "KILL")?;
-        eventually("containerd is gone", Duration::from_secs(10), || async {
-            !is_alive(pid)
-        })
-        .await
+    pub async fn end_containerd(&self) -> anyhow::Result<()> {
+        end(self.containerd_pid()?).await
+    }
+
+    /// Kills the manager with SIGKILL and returns when it is gone: until then `up` would take it for one that runs.
+    pub async fn end_manager(&self) -> anyhow::Result<()> {
+        end(self.manager_pid()?).await
     }
 
     /// Every task with the pid of its first process, as containerd tells it; a task that is unknown has pid 0.
@@ -113,6 +113,12 @@ pub fn processes() -> anyhow::Result<Vec<(u32, String)>> {
         all.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
     }
     Ok(all)
+}
+
+async fn end(pid: u32) -> anyhow::Result<()> {
+    signal(pid, "KILL")?;
+    let gone = || async { !is_alive(pid) };
+    eventually("a killed process is gone", Duration::from_secs(10), gone).await
 }
 
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {

@@ -83,16 +83,16 @@ async fn carry_out(world: &World, fault: Fault) -> anyhow::Result<()> {
     match fault {
         Fault::KillManager => {
             world.weather.begin(MANAGER);
-            node.kill_manager()
+            node.end_manager().await
         }
         Fault::KillContainerd => {
             world.weather.begin(RUNTIME);
-            node.kill_containerd().await
+            node.end_containerd().await
         }
         Fault::KillBoth => {
             world.weather.begin(BOTH);
-            node.kill_manager()?;
-            node.kill_containerd().await
+            node.end_manager().await?;
+            node.end_containerd().await
         }
         Fault::Pause(time) => {
             world.weather.begin(RUNTIME);
@@ -105,7 +105,7 @@ async fn carry_out(world: &World, fault: Fault) -> anyhow::Result<()> {
             world.weather.begin(BOTH);
             let containerd = node.containerd_pid()?;
             signal(containerd, "STOP")?;
-            node.kill_manager()?;
+            node.end_manager().await?;
             let begun = Instant::now();
             // The API is back while containerd is not.
             let started = node.up().await;

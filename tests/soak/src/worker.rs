@@ -167,7 +167,9 @@ impl Id {
             }
             if all_known {
                 let live = known.iter().find(|it| matches!(it, Belief::Live(_)));
-                let belief = live.or(known.last()).cloned().unwrap_or(Belief::Absent);
+                let changed = known.iter().find(|it| **it != self.belief);
+                let belief = live.or(changed).or(known.last());
+                let belief = belief.cloned().unwrap_or(Belief::Absent);
                 self.believe(world, belief);
                 return Ok(outcome);
             }

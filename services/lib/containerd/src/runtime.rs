@@ -37,7 +37,7 @@ use crate::{
     lost_shims::Sought,
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
-    shims,
+    shims::{self, Remains},
     spec::{self, Host, Places},
     unpack::remove_snapshot,
     users,
@@ -684,19 +684,18 @@ impl Containerd {
         Ok(())
     }
 
-    /// Removes what a containerd that was killed while it removed a task has left of its bundle; `false` when there is
-    /// nothing of that kind.
-    async fn clear_bundle(&self, container: &str) -> Result<bool, RuntimeError> {
+    /// Removes what a killed containerd has left of a bundle.
+    async fn clear_bundle(&self, container: &str) -> Result<Remains, RuntimeError> {
         let namespace = self.0.settings.namespace.clone();
         let parent = self.names().cgroup_parent.clone();
         let of = container.to_owned();
-        let cleared = blocking(move || shims::clear_bundle(&namespace, &of, &parent))
+        let remains = blocking(move || shims::clear_bundle(&namespace, &of, &parent))
             .await
             .map_err(|it| node("removing a former bundle", it))?;
-        if cleared {
+        if remains == Remains::Cleared {
             tracing::warn!(container, "removed the bundle that containerd had left");
         }
-        Ok(cleared)
+        Ok(remains)
     }
 
     /// Lets go of the root file system of a task that has ended; `false` when there is nothing to let go of.
@@ -805,12 +804,21 @@ impl Runtime for Containerd {
                 .call("making a task", client.tasks().create(request.clone()))
                 .await;
             if let Err(error) = &created
-                && !cleared
                 && error.is(Code::Unknown)
-                && self.clear_bundle(&container).await?
+                && !cleared
             {
-                cleared = true;
-                continue;
+                match self.clear_bundle(&container).await? {
+                    Remains::Nothing => {}
+                    Remains::Cleared => {
+                        cleared = true;
+                        continue;
+                    }
+                    Remains::Busy if Instant::now() < deadline => {
+                        tokio::time::sleep(FORMER_TASK_RETRY).await;
+                        continue;
+                    }
+                    Remains::Busy => {}
+                }
             }
             if made(created)?.is_some() {
                 return Ok(());

@@ -2,8 +2,9 @@
 //! a root file system that somebody is inside of, remove what a killed containerd left. When that is right, others know.
 
 use std::{
-    fs, io,
-    os::fd::OwnedFd,
+    fs::{self, File},
+    io::{self, ErrorKind},
+    os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -39,44 +40,60 @@ pub(crate) fn detach_rootfs(namespace: &str, container: &str, cgroup: &str) -> i
     }
 }
 
-/// Removes the bundle that containerd has left of a container without a shim; `false` when there is none.
+/// What there was of the bundle of a container that has no task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remains {
+    Nothing,
+    Cleared,
+    /// A shim is at work: containerd is not through with what a former call asked for.
+    Busy,
+}
+
+/// Removes the bundle that containerd has left of a container.
 ///
-/// containerd gives a bundle another name and then removes it. Killed in between, it never comes back to that, and what has
-/// the other name bars the removal of the next bundle, which bars the one after that. Where bundles lie is known from those
-/// whose shims run.
+/// Killed while it makes a bundle, it takes no notice of the half of it. Killed between giving a bundle another name and
+/// removing it, it never comes back to that, and what has the other name bars the removal of the next bundle. What is left
+/// bars every later one. Where bundles lie is known from those whose shims run.
 pub(crate) fn clear_bundle(
     namespace: &str,
     container: &str,
     cgroup_parent: &str,
-) -> io::Result<bool> {
-    let mut bundles = None;
+) -> io::Result<Remains> {
+    let (mut bundles, mut busy) = (None, false);
     for entry in fs::read_dir("/proc")?.flatten() {
         let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let Some(other) = container_of_shim(&command, namespace) else {
             continue;
         };
-        if other == container.as_bytes() {
-            return Ok(false);
-        }
+        busy |= other == container.as_bytes();
         let bundle = bundle(&entry.path());
         if fs::read(bundle.join("config.json")).is_ok_and(|it| is_below_cgroup(&it, cgroup_parent))
         {
-            bundles = Some(bundle.join(".."));
+            // Held open: the shim may end before we are through.
+            bundles = File::open(bundle.join("..")).ok().or(bundles);
         }
     }
     let Some(bundles) = bundles else {
-        return Ok(false);
+        return Ok(Remains::Nothing);
     };
-    let mut cleared = false;
+    let bundles = PathBuf::from(format!("/proc/self/fd/{}", bundles.as_raw_fd()));
+    let mut remains = Remains::Nothing;
     for name in [format!(".{container}"), container.to_owned()] {
         let path = bundles.join(name);
-        // The root file system goes before the name: where one is, containerd is not through with it.
-        if path.is_dir() && !path.join("rootfs").exists() {
+        if busy && path.is_dir() {
+            return Ok(Remains::Busy);
+        }
+        // One that is mounted or has files does not go, and with it nothing does.
+        let emptied = match fs::remove_dir(path.join("rootfs")) {
+            Ok(()) => true,
+            Err(error) => error.kind() == ErrorKind::NotFound && path.is_dir(),
+        };
+        if emptied {
             fs::remove_dir_all(&path)?;
-            cleared = true;
+            remains = Remains::Cleared;
         }
     }
-    Ok(cleared)
+    Ok(remains)
 }
 
 struct Shim {
