@@ -214,12 +214,18 @@ impl TestNode {
         Ok(())
     }
 
-    /// Kills the manager with SIGKILL.
+    /// Kills the manager with SIGKILL and returns when it is dead: `up` starts none beside one that still dies.
     pub fn kill_manager(&self) -> anyhow::Result<()> {
         let pid = std::fs::read_to_string(self.home().join("manager.pid"))
             .context("the manager's pid")?;
         let status = Command::new("kill").args(["-9", pid.trim()]).status()?;
         ensure!(status.success(), "kill");
+        let command = Path::new("/proc").join(pid.trim()).join("cmdline");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while std::fs::read(&command).is_ok_and(|it| !it.is_empty()) {
+            ensure!(Instant::now() < deadline, "the manager does not die");
+            std::thread::yield_now();
+        }
         Ok(())
     }
 
