@@ -125,9 +125,11 @@ pub(crate) async fn balance(node: &TestNode, at_first: usize) -> anyhow::Result<
     Ok(())
 }
 
+/// What a folder has, but for hidden files: those are the instance's own.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|it| it.file_name().to_string_lossy().into_owned())
+        .filter(|it| !it.starts_with('.'))
         .collect()
 }

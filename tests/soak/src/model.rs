@@ -114,10 +114,14 @@ pub(crate) fn created(
             (Belief::Absent | Belief::Dead { .. }, "ADDRESSES_EXHAUSTED") if around.crowded => {
                 Is(was.clone())
             }
-            (Belief::Absent, _) if fails_so(kind, reason) => Is(Belief::Dead { generation: 1 }),
-            (Belief::Dead { generation }, _) if fails_so(kind, reason) => Is(Belief::Dead {
-                generation: *generation + 1,
-            }),
+            (Belief::Absent, _) if fails_so(kind, reason, around.faults) => {
+                Is(Belief::Dead { generation: 1 })
+            }
+            (Belief::Dead { generation }, _) if fails_so(kind, reason, around.faults) => {
+                Is(Belief::Dead {
+                    generation: *generation + 1,
+                })
+            }
             // It has exited, and is being torn down.
             (Belief::Live(live), "SANDBOX_ENDING") if live.kind == Kind::Brief => Is(was.clone()),
             (Belief::Live(live), "SPEC_CONFLICT") if live.kind != kind => Is(was.clone()),
@@ -126,9 +130,14 @@ pub(crate) fn created(
     })
 }
 
-fn fails_so(kind: Kind, reason: &str) -> bool {
-    // A node that is slow may see the end of one that exits by itself first.
-    kind.failure() == Some(reason) || (kind == Kind::Brief && reason == "CONTAINER_EXITED")
+fn fails_so(kind: Kind, reason: &str, faults: Faults) -> bool {
+    match reason {
+        // A node that is slow may see the end of one that exits by itself first.
+        "CONTAINER_EXITED" => kind == Kind::Brief,
+        // What containerd left of itself when it was killed is in its own way, but not for long.
+        "RUNTIME_REFUSED" if faults.runtime => true,
+        _ => kind.failure() == Some(reason),
+    }
 }
 
 fn created_ok(was: &Belief, kind: Kind, born: Instant, sandbox: &Sandbox) -> Verdict {
@@ -382,6 +391,8 @@ mod tests {
             ("no address, alone",           Belief::Absent,    Kind::Web,    refusal("ADDRESSES_EXHAUSTED"),      calm,  false),
             ("unreachable in a storm",      Belief::Absent,    Kind::Web,    refusal("RUNTIME_UNREACHABLE"),      storm, true),
             ("unreachable for no reason",   Belief::Absent,    Kind::Web,    refusal("RUNTIME_UNREACHABLE"),      calm,  false),
+            ("refused behind a kill",       Belief::Absent,    Kind::Web,    refusal("RUNTIME_REFUSED"),          storm, true),
+            ("refused for no reason",       Belief::Absent,    Kind::Web,    refusal("RUNTIME_REFUSED"),          calm,  false),
             ("a bug, even in a storm",      Belief::Absent,    Kind::Web,    refusal("INTERNAL"),                 storm, false),
         ];
         for (case, was, kind, answer, around, expected) in cases {
