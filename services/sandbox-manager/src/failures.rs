@@ -7,7 +7,7 @@ use berth_platform::{ImageError, NetworkError, RuntimeError};
 use berth_store::StoreError;
 
 /// containerd is usually back within seconds of a restart.
-const RETRY_RUNTIME: Duration = Duration::from_secs(2);
+pub(crate) const RETRY_RUNTIME: Duration = Duration::from_secs(2);
 /// A registry that failed once is worth another try soon.
 const RETRY_REGISTRY: Duration = Duration::from_secs(5);
 

@@ -600,6 +600,11 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             .iter()
             .map(|it| it.step.to_string())
             .collect();
+        let doing = if doing.is_empty() {
+            "it is being looked at".to_owned()
+        } else {
+            doing.join(", ")
+        };
         match trouble.map(|it| it.failure) {
             Some(it) if it.reason == Reason::RuntimeUnreachable => it,
             Some(it) => {
@@ -612,12 +617,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             }
             None => Failure::new(
                 Reason::DeadlinePassed,
-                format!(
-                    "sandbox {id} is not gone yet, the work goes on: {}",
-                    doing.join(", ")
-                ),
+                format!("sandbox {id} is not gone yet, the work goes on: {doing}"),
             )
-            .with("held", doing.join(", ")),
+            .with("held", doing),
         }
     }
 

@@ -44,7 +44,15 @@ async fn create_many(node: &TestNode) -> anyhow::Result<()> {
 
 async fn delete_many(node: &TestNode) -> anyhow::Result<()> {
     futures::stream::iter(0..MANY)
-        .map(|number| async move { node.delete(&id(number)).await })
+        .map(|number| async move {
+            // How long the manager waits by itself is not what is looked at here.
+            let mut request = tonic::Request::new(v1::DeleteRequest {
+                id: id(number),
+                expected_generation: 0,
+            });
+            request.set_timeout(Duration::from_secs(180));
+            node.sandboxes().delete(request).await
+        })
         .buffer_unordered(AT_ONCE)
         .try_collect::<Vec<_>>()
         .await?;
