@@ -431,7 +431,7 @@ async fn what_is_removed_object_by_object_goes_in_the_reverse_order_of_creation(
 async fn a_sandbox_that_lost_its_link_is_missing_it_and_its_task_acts() {
     let bench = bench();
     bench.create("web").await;
-    // Its task may look once more by itself: not before the audit has.
+    // Its task may look once more by itself: not before all that is asked here has been.
     bench.node.hang("observe web");
     bench.node.lose_link(&id("web"));
     let findings = audit(&bench.registry).await.unwrap();
@@ -441,10 +441,10 @@ async fn a_sandbox_that_lost_its_link_is_missing_it_and_its_task_acts() {
         .collect();
     assert_eq!(missing.len(), 1, "{missing:#?}");
     assert_eq!(missing[0].object.kind, Kind::Link);
-    bench.node.release_hang();
     let fixed = bench.fix().await;
     let link = outcome_of(&fixed, "web");
     assert!(matches!(link, Outcome::Left(_)), "{link:?}");
+    bench.node.release_hang();
     bench.reaches("web", Status::Dead).await;
 }
 
