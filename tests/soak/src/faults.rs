@@ -115,9 +115,16 @@ async fn carry_out(world: &World, fault: Fault) -> anyhow::Result<()> {
         }
         Fault::FillDisk(time) => {
             world.weather.begin(DISK);
-            let filler = fill(&state_dir(world))?;
-            tokio::time::sleep(time).await;
-            std::fs::remove_file(filler).context("freeing the disk")
+            let path = state_dir(world).join("filler");
+            let mut filler = File::create(&path)?;
+            let begun = Instant::now();
+            // Again and again: the store has something in reserve, and gives it up.
+            while begun.elapsed() < time {
+                fill(&mut filler)?;
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            drop(filler);
+            std::fs::remove_file(path).context("freeing the disk")
         }
     }
 }
@@ -127,9 +134,7 @@ pub(crate) fn state_dir(world: &World) -> PathBuf {
 }
 
 /// Writes until nothing fits any more.
-fn fill(dir: &std::path::Path) -> anyhow::Result<PathBuf> {
-    let path = dir.join("filler");
-    let mut file = File::create(&path)?;
+fn fill(file: &mut File) -> anyhow::Result<()> {
     for size in [1 << 16, 1] {
         loop {
             match file.write_all(&vec![0; size]) {
@@ -139,7 +144,7 @@ fn fill(dir: &std::path::Path) -> anyhow::Result<PathBuf> {
             }
         }
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Starts what does not run, and waits until the node can do everything again.
