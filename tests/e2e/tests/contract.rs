@@ -15,7 +15,7 @@ use berth_domain::{ImageRef, InstanceId, Names, ipam};
 use berth_e2e::{
     TestNode, images,
     leftovers::Leftovers,
-    node::{programs, succeed},
+    node::{programs, root, succeed},
 };
 use berth_netns::NetnsNetwork;
 use berth_platform::{
@@ -42,13 +42,16 @@ impl Neighbour {
         let home = node.home().join("neighbour");
         fs::create_dir(&home)?;
         fs::write(home.join("instance"), &instance)?;
+        // So that the script of a node can take it down when a property does not hold.
+        let containerd = node.variable("CONTAINERD_ADDRESS");
+        fs::write(home.join("containerd.address"), containerd)?;
         // A range for tests of network devices (RFC 2544): no host has business there.
         let base = u32::from(Ipv4Addr::new(198, 18, 0, 0));
         let subnet = Ipv4Net::new((base + (number % 8192) * 16).into(), 28)?;
         Ok(Self {
             instance,
             home,
-            containerd: node.variable("CONTAINERD_ADDRESS").into(),
+            containerd: containerd.into(),
             subnet,
         })
     }
@@ -134,6 +137,15 @@ impl Neighbour {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        // After a run that went well its home is gone, and there is nothing to do.
+        let mut down = Command::new(root().join("deploy/dev/node"));
+        down.args(["down", "--purge", "--home"]).arg(&self.home);
+        let _ = down.output();
     }
 }
 
