@@ -36,6 +36,9 @@ use crate::{
     rpc::{About, ImageRpc, Imports, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
 };
 
+/// How long the last answers may take on their way, once every plan is at rest.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 type NodeRegistry = Registry<Containerd, NetnsNetwork>;
 
 /// A manager that is ready to serve.
@@ -199,11 +202,20 @@ impl App {
                 registry: registry.clone(),
                 about,
             }))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled())
-            .await;
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
+        let at_rest = async {
+            stop.cancelled().await;
+            registry.finish().await;
+            // A caller that hangs never closes its channel, and keeps nobody from stopping.
+            tokio::time::sleep(LAST_ANSWERS).await;
+        };
+        let served = tokio::select! {
+            served = served => served.context("serving"),
+            () = at_rest => Ok(()),
+        };
         let _ = fs::remove_file(&socket);
         registry.finish().await;
-        served.context("serving")
+        served
     }
 }
 

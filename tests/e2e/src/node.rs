@@ -216,14 +216,18 @@ impl TestNode {
 
     /// Kills the manager with SIGKILL and returns when it is dead: `up` starts none beside one that still dies.
     pub fn kill_manager(&self) -> anyhow::Result<()> {
+        self.signal_manager("-KILL", Duration::from_secs(10))
+    }
+
+    /// Signals the manager and returns when it has ended.
+    pub fn signal_manager(&self, signal: &str, limit: Duration) -> anyhow::Result<()> {
         let pid = std::fs::read_to_string(self.home().join("manager.pid"))
             .context("the manager's pid")?;
-        let status = Command::new("kill").args(["-9", pid.trim()]).status()?;
+        let status = Command::new("kill").args([signal, pid.trim()]).status()?;
         ensure!(status.success(), "kill");
-        let command = Path::new("/proc").join(pid.trim()).join("cmdline");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::fs::read(&command).is_ok_and(|it| !it.is_empty()) {
-            ensure!(Instant::now() < deadline, "the manager does not die");
+        let deadline = Instant::now() + limit;
+        while self.manager_runs() {
+            ensure!(Instant::now() < deadline, "the manager does not end");
             std::thread::yield_now();
         }
         Ok(())

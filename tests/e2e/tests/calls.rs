@@ -486,3 +486,11 @@ async fn two_nodes_on_one_containerd_hold_the_same_id_and_one_goes_without_the_o
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
     host.finish()
 }
+
+#[tokio::test]
+async fn a_caller_that_hangs_does_not_keep_the_manager_from_stopping() -> anyhow::Result<()> {
+    let node = TestNode::start_with("shutdown_grace = \"10m\"\n", &[]).await?;
+    // This thread is also that of the node's channel, which nobody serves while it waits here.
+    node.signal_manager("-TERM", Duration::from_secs(60))?;
+    node.finish()
+}

@@ -2,17 +2,16 @@
 //! know; here is how each step is said to containerd.
 
 mod archive;
+mod bundles;
 mod client;
 mod content;
 mod exits;
 mod files;
 mod heat;
 mod images;
-mod lost_shims;
 mod mounts;
 mod objects;
 mod oci;
-mod own_shims;
 mod registry;
 mod runtime;
 mod settings;

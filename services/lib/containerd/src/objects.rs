@@ -27,8 +27,8 @@ use crate::{
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
-    own_shims::{self, Shim, Sought},
     runtime::{SIGTERM, node, refused},
+    shims::{self, Shim},
     unpack::remove_snapshot,
 };
 
@@ -136,8 +136,8 @@ impl Containerd {
         grace: Duration,
     ) -> Result<(), RuntimeError> {
         if object.kind == RuntimeObjectKind::Shim {
-            let (sought, shim) = (self.sought(), shim_of(object)?);
-            let ended = blocking(move || sought.end(&shim, grace)).await;
+            let (shims, shim) = (self.shims(), shim_of(object)?);
+            let ended = blocking(move || shims.end(&shim, grace)).await;
             return ended
                 .map(drop)
                 .map_err(|it| node("asking a shim to end", it));
@@ -230,15 +230,10 @@ impl Containerd {
             };
         }
         // containerd does nothing to a task without a container, and lets go of it when its shim has ended.
-        let sought = self.sought();
-        let name = object.name.clone();
-        let shims = blocking(move || {
-            let all = sought.find()?.into_iter();
-            let own = all.filter(|it| it.container == name && sought.is_ours(it));
-            Ok::<_, io::Error>(own.collect::<Vec<_>>())
-        });
-        let shims = shims.await.map_err(|it| node("looking for shims", it))?;
-        self.kill_shims(shims).await
+        let (shims, name) = (self.shims(), object.name.clone());
+        let serving = blocking(move || shims.of(&name)).await;
+        self.kill_shims(serving.map_err(|it| node("looking for shims", it))?)
+            .await
     }
 
     /// Kills the task of a container, and removes it.
@@ -253,12 +248,12 @@ impl Containerd {
         Ok(found(deleted.await).map(drop)?)
     }
 
-    async fn kill_shims(&self, shims: Vec<Shim>) -> Result<(), RuntimeError> {
-        let sought = self.sought();
+    pub(crate) async fn kill_shims(&self, serving: Vec<Shim>) -> Result<(), RuntimeError> {
+        let shims = self.shims();
         let killed = blocking(move || {
             let mut gone = true;
-            for shim in &shims {
-                gone &= sought.kill(shim, KILLED)?;
+            for shim in &serving {
+                gone &= shims.kill(shim, KILLED)?;
             }
             Ok::<_, io::Error>(gone)
         });
@@ -338,7 +333,7 @@ impl Containerd {
         }
     }
 
-    async fn container(&self, id: &str) -> Result<Option<Container>, RuntimeError> {
+    pub(crate) async fn container(&self, id: &str) -> Result<Option<Container>, RuntimeError> {
         let client = self.client();
         let request = GetContainerRequest { id: id.to_owned() };
         let mut service = client.containers();
@@ -429,9 +424,9 @@ impl Containerd {
             .into_iter()
             .filter(|it| !foreign.contains(&it.container))
             .partition(|it| own.contains_key(&it.container));
-        let sought = self.sought();
+        let all = self.shims();
         let proven = blocking(move || {
-            let proven = unknown.into_iter().filter(|it| sought.is_ours(it));
+            let proven = unknown.into_iter().filter(|it| all.is_ours(it));
             Ok::<_, RuntimeError>(proven.collect::<Vec<_>>())
         });
         let mut all = known;
@@ -440,8 +435,7 @@ impl Containerd {
     }
 
     async fn on_host(&self) -> Result<Host, RuntimeError> {
-        let (names, cgroups, sought) =
-            (self.names().clone(), self.cgroups().clone(), self.sought());
+        let (names, cgroups, shims) = (self.names().clone(), self.cgroups().clone(), self.shims());
         blocking(move || {
             let parent = &names.cgroup_parent;
             let children = cgroups
@@ -449,10 +443,10 @@ impl Containerd {
                 .map_err(crate::runtime::of_cgroup)?;
             let listing = |it| node("listing what the kernel holds", it);
             let all = mounts::all().map_err(listing)?;
-            let is_ours = |bundle: &Path| sought.bundle_is_ours(bundle);
+            let is_ours = |bundle: &Path| shims.bundles.is_ours(bundle);
             Ok(Host {
-                shims: sought.find().map_err(listing)?,
-                mounts: mounts::own(&all, &names, &sought.namespace, is_ours),
+                shims: shims.find().map_err(listing)?,
+                mounts: mounts::own(&all, &names, &shims.namespace, is_ours),
                 cgroups: children
                     .into_iter()
                     .map(|name| format!("{parent}/{name}"))
@@ -467,21 +461,12 @@ impl Containerd {
         })
         .await
     }
-
-    fn sought(&self) -> Sought {
-        let settings = self.settings();
-        Sought {
-            address: settings.address.clone(),
-            namespace: settings.namespace.clone(),
-            cgroup_parent: settings.names.cgroup_parent.clone(),
-        }
-    }
 }
 
 /// Whether containerd runs the task of this shim's container by another shim.
 fn is_passed_over(shim: &Shim, shims: &[Shim], tasks: &[Process]) -> bool {
     let task = tasks.iter().find(|it| it.id == shim.container);
-    let serving = task.and_then(|it| own_shims::parent(it.pid));
+    let serving = task.and_then(|it| shims::parent(it.pid));
     let mut others = shims
         .iter()
         .filter(|it| it.container == shim.container && it.pid != shim.pid);

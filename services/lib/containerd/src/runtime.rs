@@ -29,15 +29,15 @@ use tokio::sync::mpsc;
 use tonic::Code;
 
 use crate::{
+    bundles::{Bundles, Remains},
     client::{CallError, Client, found, made, within},
     content::delete_lease,
     exits, files,
     heat::Heat,
     images::{Known, blocking, time},
-    lost_shims::Sought,
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
-    shims::{self, Remains},
+    shims::Shims,
     spec::{self, Host, Places},
     unpack::remove_snapshot,
     users,
@@ -71,6 +71,8 @@ struct Inner {
     known: Known,
     registries: Registries,
     heat: Heat,
+    /// What was made before was made by a former manager.
+    connected_at: SystemTime,
     /// Whether containerd has been told of our namespace.
     greeted: Mutex<bool>,
 }
@@ -112,6 +114,7 @@ impl Containerd {
             } else {
                 Heat::off()
             },
+            connected_at: SystemTime::now(),
             greeted: Mutex::new(false),
             settings,
         })))
@@ -135,10 +138,6 @@ impl Containerd {
 
     pub(crate) fn archive_limits(&self) -> ArchiveLimits {
         self.0.settings.archive_limits
-    }
-
-    pub(crate) fn settings(&self) -> &Settings {
-        &self.0.settings
     }
 
     pub(crate) fn cgroups(&self) -> &Hierarchy {
@@ -424,25 +423,34 @@ impl Containerd {
         Ok(answer.mounts)
     }
 
-    /// Ends a shim of this name that containerd does not know of, so that it is not handed to the next task, nor left over.
-    async fn end_lost_shim(&self, container: &str) -> Result<(), RuntimeError> {
-        let sought = Sought {
-            address: self.0.settings.address.clone(),
-            namespace: self.0.settings.namespace.clone(),
-            container: container.to_owned(),
-        };
-        if !sought.may_exist() || self.task(container).await? != TaskSeen::Missing {
-            return Ok(());
+    pub(crate) fn shims(&self) -> Shims {
+        let settings = &self.0.settings;
+        Shims {
+            address: settings.address.clone(),
+            namespace: settings.namespace.clone(),
+            bundles: Bundles::below(&settings.names.cgroup_parent),
         }
-        let ended = blocking(move || sought.end()).await;
-        let ended = ended.map_err(|source| RuntimeError::Node {
-            operation: "ending a lost shim",
-            source: source.into(),
-        })?;
+    }
+
+    /// Ends a shim of this name that containerd does not know of, so that it is not handed to the next task, nor left over.
+    /// Returns whether there may have been one.
+    async fn end_lost_shim(&self, container: &str) -> Result<bool, RuntimeError> {
+        let (shims, of) = (self.shims(), container.to_owned());
+        if !shims.may_listen(container) || self.task(container).await? != TaskSeen::Missing {
+            return Ok(false);
+        }
+        let ended = blocking(move || shims.end_lost(&of)).await;
+        let ended = ended.map_err(|it| node("ending a lost shim", it))?;
         if ended > 0 {
             tracing::warn!(container, ended, "ended a shim that containerd had lost");
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Whether a former manager stored this container.
+    async fn is_inherited(&self, container: &str) -> Result<bool, RuntimeError> {
+        let found = self.container(container).await?;
+        Ok(found.is_some_and(|it| time(it.created_at) < self.0.connected_at))
     }
 
     async fn create_pause(&self, sandbox: &Sandbox) -> Result<String, RuntimeError> {
@@ -665,11 +673,13 @@ impl Containerd {
         }
         tracing::warn!(container, "its shim does not answer and is killed");
         cgroups.signal(&cgroup, Signal::KILL).map_err(of_cgroup)?;
-        let (namespace, of) = (self.0.settings.namespace.clone(), container.clone());
-        let killed = blocking(move || shims::kill(&namespace, &of, &cgroup));
-        if !killed.await.map_err(|it| node("killing a shim", it))? {
+        let (shims, of) = (self.shims(), container.clone());
+        let serving = blocking(move || shims.of(&of)).await;
+        let serving = serving.map_err(|it| node("looking for a shim", it))?;
+        if serving.is_empty() {
             return Err(silent("ending a task", &container));
         }
+        self.kill_shims(serving).await?;
         let deadline = Instant::now() + KILLED;
         while self.task(&container).await? != TaskSeen::Missing {
             if Instant::now() >= deadline {
@@ -686,10 +696,8 @@ impl Containerd {
 
     /// Removes what a killed containerd has left of a bundle.
     async fn clear_bundle(&self, container: &str) -> Result<Remains, RuntimeError> {
-        let namespace = self.0.settings.namespace.clone();
-        let parent = self.names().cgroup_parent.clone();
-        let of = container.to_owned();
-        let remains = blocking(move || shims::clear_bundle(&namespace, &of, &parent))
+        let (shims, of) = (self.shims(), container.to_owned());
+        let remains = blocking(move || shims.clear_bundle(&of))
             .await
             .map_err(|it| node("removing a former bundle", it))?;
         if remains == Remains::Cleared {
@@ -699,11 +707,9 @@ impl Containerd {
     }
 
     /// Lets go of the root file system of a task that has ended; `false` when there is nothing to let go of.
-    async fn detach_rootfs(&self, id: &SandboxId, role: &Role) -> Result<bool, RuntimeError> {
-        let namespace = self.0.settings.namespace.clone();
-        let container = names::container_id(id, role);
-        let cgroup = self.names().container_cgroup(id, role);
-        blocking(move || shims::detach_rootfs(&namespace, &container, &cgroup))
+    async fn detach_rootfs(&self, container: &str) -> Result<bool, RuntimeError> {
+        let (shims, of) = (self.shims(), container.to_owned());
+        blocking(move || shims.detach_rootfs(&of))
             .await
             .map_err(|it| node("letting go of a root file system", it))
     }
@@ -795,11 +801,11 @@ impl Runtime for Containerd {
             stderr: output,
             ..CreateTaskRequest::default()
         };
-        self.end_lost_shim(&container).await?;
         let client = self.client();
         let deadline = Instant::now() + FORMER_TASK;
-        let mut cleared = false;
+        let (mut disturbed, mut cleared) = (false, false);
         loop {
+            disturbed |= self.end_lost_shim(&container).await?;
             let created = client
                 .call("making a task", client.tasks().create(request.clone()))
                 .await;
@@ -819,6 +825,17 @@ impl Runtime for Containerd {
                     }
                     Remains::Busy => {}
                 }
+            }
+            // A former manager that was killed while it asked for this task leaves containerd cleaning up, and refusing the
+            // name meanwhile with a code that says nothing: no refusal is believed for a while.
+            if let Err(error) = &created
+                && !error.is_unreachable()
+                && !error.is(Code::AlreadyExists)
+                && Instant::now() < deadline
+                && (disturbed || self.is_inherited(&container).await?)
+            {
+                tokio::time::sleep(FORMER_TASK_RETRY).await;
+                continue;
             }
             if made(created)?.is_some() {
                 return Ok(());
@@ -922,7 +939,7 @@ impl Runtime for Containerd {
                 Ok(delete().await.map(drop)?)
             }
             // What keeps a task that has ended is somebody inside of its root file system.
-            TaskSeen::Exited { .. } if self.detach_rootfs(id, role).await? => {
+            TaskSeen::Exited { .. } if self.detach_rootfs(&container).await? => {
                 Ok(delete().await.map(drop)?)
             }
             TaskSeen::Exited { .. } | TaskSeen::Missing | TaskSeen::Unknown => Err(error.into()),

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fs::{self, File},
     io,
+    os::unix::fs::OpenOptionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -14,7 +15,8 @@ use std::{
 
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend as _, TableDefinition,
-    WriteTransaction, backends::InMemoryBackend,
+    WriteTransaction,
+    backends::{FileBackend, InMemoryBackend},
 };
 
 use crate::{
@@ -97,7 +99,14 @@ pub(crate) fn again(path: &Path) -> Result<Database, StoreError> {
 
 /// Makes the file of an empty store, in which `schema` has the word.
 pub(crate) fn make(path: &Path, schema: u64) -> Result<Database, StoreError> {
-    let database = Database::create(path)?;
+    // What a specification holds is for nobody else's eyes, also where the folder was made by others.
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let database = Builder::new().create_with_backend(FileBackend::new(file)?)?;
     let txn = database.begin_write()?;
     make_tables(&txn, schema)?;
     txn.commit()?;

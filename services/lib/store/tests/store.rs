@@ -371,3 +371,14 @@ async fn an_address_that_no_record_explains_can_be_released_and_no_other() {
     assert_eq!((counts.held, counts.cooling), (0, 1));
     assert!(release(record.generation).await, "a second time is as good");
 }
+
+#[tokio::test]
+async fn the_file_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    begin(&store, "web").await;
+    let file = std::fs::metadata(dir.path().join("test.redb")).unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+}
