@@ -294,6 +294,9 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::DiskLow => {
             "remove images that are not needed (`berth images ls`), or make room where the manager keeps its state"
         }
+        ErrorReason::NodePortInUse => {
+            "choose another node port, or remove the sandbox or stop the program that has it"
+        }
         ErrorReason::ImportStalled => {
             "the archive came too slowly: copy it near the node and import it from a file"
         }

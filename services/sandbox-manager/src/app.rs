@@ -99,6 +99,7 @@ impl App {
             names: names.clone(),
             bridge: config.network.bridge.clone(),
             subnet,
+            reachable_from: config.network.reachable_from.clone(),
         });
         let network = crash::around("start/network", network)
             .await
@@ -163,6 +164,13 @@ impl App {
             stop.clone(),
         );
         registry.spawn(pause);
+        let (node, stopping) = (registry.node().network.clone(), registry.stopping());
+        registry.spawn(async move {
+            tokio::select! {
+                () = node.keep_rules() => {}
+                () = stopping => {}
+            }
+        });
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health

@@ -101,6 +101,7 @@ fn kind_of_network(kind: NetworkObjectKind) -> Kind {
     match kind {
         NetworkObjectKind::Namespaces => Kind::Namespaces,
         NetworkObjectKind::Link => Kind::Link,
+        NetworkObjectKind::Element => Kind::Element,
         NetworkObjectKind::Table => Kind::Table,
         NetworkObjectKind::Bridge => Kind::Bridge,
     }
@@ -147,6 +148,7 @@ pub(crate) fn to_runtime(object: &Object) -> Option<RuntimeObject> {
         Kind::Directory => RuntimeObjectKind::Directory,
         Kind::Logs => RuntimeObjectKind::Logs,
         Kind::Link
+        | Kind::Element
         | Kind::Namespaces
         | Kind::Address
         | Kind::Table
@@ -171,6 +173,7 @@ pub(crate) fn to_runtime(object: &Object) -> Option<RuntimeObject> {
 pub(crate) fn to_network(object: &Object) -> Option<NetworkObject> {
     let kind = match object.kind {
         Kind::Link => NetworkObjectKind::Link,
+        Kind::Element => NetworkObjectKind::Element,
         Kind::Namespaces => NetworkObjectKind::Namespaces,
         Kind::Table => NetworkObjectKind::Table,
         Kind::Bridge => NetworkObjectKind::Bridge,

@@ -145,6 +145,8 @@ pub struct Network {
     pub subnet: Ipv4Net,
     #[serde(with = "berth_daemon::duration")]
     pub cool_down: Duration,
+    /// Who beyond the node may open connections to the addresses of sandboxes. Node ports are open to all.
+    pub reachable_from: Vec<Ipv4Net>,
 }
 
 impl Default for Config {
@@ -184,6 +186,7 @@ impl Default for Config {
                 bridge: "berth0".into(),
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
                 cool_down: ipam::COOL_DOWN_DEFAULT,
+                reachable_from: vec![],
             },
             import: Import {
                 max_bytes: 8 << 30,

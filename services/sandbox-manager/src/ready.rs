@@ -272,6 +272,7 @@ mod tests {
             name: String::new(),
             protocol,
             kind: String::new(),
+            node_port: None,
         };
         Container {
             name: name(text),

@@ -1,7 +1,7 @@
 //! Which sandboxes have a task, and how requests reach them: they write down what is wanted, poke, and watch.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -10,17 +10,18 @@ use std::{
 };
 
 use berth_domain::{
-    Failure, Generation, PortSighting, Reason, SandboxId, SandboxRecord, SandboxSpec, Status,
-    record::Ending,
+    Egress, Failure, Generation, NetworkPolicy, PortSighting, Protocol, Reason, Sandbox, SandboxId,
+    SandboxRecord, SandboxSpec, Status, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
+use ipnet::Ipv4Net;
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     crash,
-    failures::{internal, store_failure},
+    failures::{internal, network_failure, store_failure},
     node::Node,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
     sweep,
@@ -143,7 +144,14 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     /// Takes up every record, and follows the ends of tasks from here on.
     pub(crate) async fn start(&self) -> Result<(), Failure> {
         let records = crash::around("start/records", self.0.store.all()).await;
-        for record in records.map_err(store_failure)? {
+        let records = records.map_err(store_failure)?;
+        // What has an address has a place in the rules of the node, before anybody is served.
+        let placed = records.iter().filter(|it| !it.addresses.is_empty());
+        let mut placed: Vec<_> = placed.map(SandboxRecord::sandbox).collect();
+        placed.extend(self.unreadable().await.map_err(store_failure)?);
+        let restored = crash::around("start/rules", self.node().network.restore(placed)).await;
+        restored.map_err(network_failure)?;
+        for record in records {
             if record.status != Status::Dead || record.ending.is_some() {
                 self.wake(&record.id);
             }
@@ -157,6 +165,33 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         self.spawn(sweep::purge(self.clone(), purge_interval, dead_horizon));
         self.spawn(sweep::expire(self.clone()));
         Ok(())
+    }
+
+    /// The sandboxes whose record cannot be read. What they may reach is not known, so it is nothing; they are reached from
+    /// the node as ever.
+    async fn unreadable(&self) -> Result<Vec<Sandbox>, StoreError> {
+        let unreadable = self.0.store.unreadable().await?;
+        let leases = self.0.store.leases().await?;
+        let prefix = self.0.store.subnet().prefix_len();
+        let policy = NetworkPolicy {
+            egress: Egress::Deny,
+            ..NetworkPolicy::default()
+        };
+        let spec = Arc::new(SandboxSpec {
+            network: policy,
+            ..SandboxSpec::default()
+        });
+        let sandbox = |id: SandboxId| Sandbox {
+            addresses: leases
+                .iter()
+                .filter(|it| it.owner == id && it.released_at.is_none())
+                .map(|it| Ipv4Net::new_assert(it.address, prefix).into())
+                .collect(),
+            spec: spec.clone(),
+            ..Sandbox::of_id(id)
+        };
+        let ids = unreadable.into_iter().filter_map(|it| it.sandbox);
+        Ok(ids.map(sandbox).collect())
     }
 
     pub(crate) fn boot_id(&self) -> &str {
@@ -284,6 +319,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         }
         let now = SystemTime::now();
         let arrival = Arrival {
+            node_listens: self.node_listens(&spec).await?,
             expected: terms.expected,
             expires_at: terms.time_to_live.map(|it| now + it),
             boot_id: self.0.boot_id.clone(),
@@ -313,6 +349,16 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             .with("held", held)),
             Err(AdmitError::Store(error)) => Err(store_failure(error)),
         }
+    }
+
+    /// The ports on which programs of the node listen, as far as `spec` asks for some.
+    async fn node_listens(&self, spec: &SandboxSpec) -> Result<BTreeSet<(Protocol, u16)>, Failure> {
+        if spec.node_ports().next().is_none() {
+            return Ok(BTreeSet::new());
+        }
+        let listens = self.node().network.node_listens().await;
+        let listens = listens.map_err(network_failure)?.into_iter();
+        Ok(listens.map(|it| (it.protocol, it.port)).collect())
     }
 
     /// Waits until the sandbox of this generation is RUNNING or has failed.

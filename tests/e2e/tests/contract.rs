@@ -104,6 +104,7 @@ impl Neighbour {
             names: self.names()?,
             bridge: format!("br-{}", self.instance),
             subnet: self.subnet,
+            reachable_from: vec![],
         };
         Ok(NetnsNetwork::start(settings).await?)
     }

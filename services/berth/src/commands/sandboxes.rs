@@ -483,9 +483,20 @@ pub(super) async fn stats(session: &Session, args: Id) -> Result<(), Failure> {
         .snapshot(session.request(request))
         .await?
         .into_inner();
-    Ok(session
-        .output
-        .object(&ProtoJson(&snapshot), || usage_table(&snapshot))?)
+    Ok(session.output.object(&ProtoJson(&snapshot), || {
+        [usage_table(&snapshot), denied_line(snapshot.denied)].concat()
+    })?)
+}
+
+/// What the node did not let the sandbox send; nothing where there is nothing to say.
+fn denied_line(denied: Option<v1::DeniedTraffic>) -> String {
+    let it = denied.unwrap_or_default();
+    let part = |what, packets, bytes| {
+        (packets > 0).then(|| format!("\n{what}: {packets} packets, {}", size(bytes)))
+    };
+    let dropped = part("denied", it.packets, it.bytes);
+    let spoofed = part("spoofed", it.spoofed_packets, it.spoofed_bytes);
+    dropped.into_iter().chain(spoofed).collect()
 }
 
 fn usage_table(snapshot: &v1::SnapshotResponse) -> String {

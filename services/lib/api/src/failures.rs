@@ -31,6 +31,7 @@ fn code(reason: Reason) -> Code {
         Reason::SandboxEnding
         | Reason::PlatformMissing
         | Reason::ImageInUse
+        | Reason::NodePortInUse
         | Reason::PortTimeout
         | Reason::ContainerExited
         | Reason::RuntimeRefused => Code::FailedPrecondition,

@@ -7,8 +7,9 @@ use std::{
 };
 
 use berth_domain::{
-    ConfigFile, Container, ContainerName, Failure, Generation, ImageRef, Port, Protocol, Reason,
-    Resources, RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
+    ConfigFile, Container, ContainerName, Destination, Egress, Failure, Generation, ImageRef,
+    NetworkPolicy, Port, Protocol, Reason, Resources, RestartPolicy, Route, SandboxId, SandboxSpec,
+    StaticHost, Violation,
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
@@ -41,6 +42,8 @@ const MODE_DEFAULT: u32 = 0o644;
 const CPU_MILLIS: std::ops::RangeInclusive<u32> = 10..=1_024_000;
 const MEMORY_MIN: u64 = 4 << 20;
 const PIDS_MAX: u32 = 4_194_304;
+/// Each is an element in the node's tables, which other sandboxes share.
+const EGRESS_RULES_MAX: usize = 256;
 
 /// A Create that can be carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +142,7 @@ struct Check {
     violations: Vec<Violation>,
     unsupported: Vec<Violation>,
     ports: BTreeSet<(u16, Protocol)>,
+    node_ports: BTreeSet<(u16, Protocol)>,
 }
 
 impl Check {
@@ -148,6 +152,7 @@ impl Check {
             violations: vec![],
             unsupported: vec![],
             ports: BTreeSet::new(),
+            node_ports: BTreeSet::new(),
         }
     }
 
@@ -298,6 +303,7 @@ impl Check {
         let containers = containers
             .filter_map(|(at, it)| self.container(at, it, &resources))
             .collect();
+        let network = self.network(it.network.unwrap_or_default());
         SandboxSpec {
             labels,
             version: it.version,
@@ -309,7 +315,85 @@ impl Check {
             static_hosts,
             containers,
             resources,
+            network,
         }
+    }
+
+    fn network(&mut self, it: v1::NetworkPolicy) -> NetworkPolicy {
+        let field = "spec.network.egress_rules";
+        self.count(field, it.egress_rules.len(), EGRESS_RULES_MAX);
+        let listed = !it.egress_rules.is_empty();
+        let rules = it.egress_rules.iter().take(EGRESS_RULES_MAX).enumerate();
+        let rules: Vec<_> = rules
+            .filter_map(|(at, it)| self.destination(&format!("{field}[{at}]"), it))
+            .collect();
+        let egress = match v1::EgressMode::try_from(it.egress) {
+            Ok(v1::EgressMode::Allow) => Egress::Allow(rules),
+            Ok(_) if listed => {
+                self.wrong(field, "needs the egress ALLOW");
+                Egress::Open
+            }
+            Ok(v1::EgressMode::Unspecified | v1::EgressMode::Open) => Egress::Open,
+            Ok(v1::EgressMode::Deny) => Egress::Deny,
+            Err(_) => {
+                self.wrong("spec.network.egress", "must be OPEN, DENY or ALLOW");
+                Egress::Open
+            }
+        };
+        let field = "spec.network.allow_from";
+        self.count(field, it.allow_from.len(), SandboxSpec::ALLOW_FROM_MAX);
+        let mut seen = BTreeSet::new();
+        for (at, label) in it.allow_from.iter().enumerate() {
+            let field = format!("{field}[{at}]");
+            self.text(&field, label, LABEL_KEY_MAX + 1 + LABEL_VALUE_MAX);
+            if label.split_once('=').is_none_or(|(key, _)| key.is_empty()) {
+                self.wrong(&field, "must be `key=value`");
+            }
+            if !seen.insert(label) {
+                self.wrong(field, "is there twice");
+            }
+        }
+        NetworkPolicy {
+            egress,
+            allow_from: it.allow_from,
+        }
+    }
+
+    fn destination(&mut self, field: &str, it: &v1::EgressRule) -> Option<Destination> {
+        self.unsupported(format!("{field}.name"), !it.name.is_empty());
+        if !it.name.is_empty() {
+            return None;
+        }
+        let net = match it.cidr.parse::<Ipv4Net>() {
+            Ok(net) if net == net.trunc() => Some(net),
+            Ok(_) | Err(_) => {
+                let problem = "must be an IPv4 network without host bits, like `10.1.0.0/16`";
+                self.wrong(format!("{field}.cidr"), problem);
+                None
+            }
+        };
+        let protocol = protocol_from_proto(&format!("{field}.protocol"), it.protocol);
+        let protocol = match protocol {
+            Ok(it) => it,
+            Err(failure) => {
+                self.violations.extend(failure.violations);
+                return None;
+            }
+        };
+        let port = match u16::try_from(it.port) {
+            Ok(0) if it.protocol != 0 => {
+                let problem = "is needed beside a protocol";
+                self.wrong(format!("{field}.port"), problem);
+                None
+            }
+            Ok(0) => None,
+            Ok(port) => Some((protocol, port)),
+            Err(_) => {
+                self.wrong(format!("{field}.port"), "must be at most 65535");
+                None
+            }
+        };
+        Some(Destination { net: net?, port })
     }
 
     fn labels(&mut self, field: &str, it: HashMap<String, String>) -> BTreeMap<String, String> {
@@ -453,7 +537,6 @@ impl Check {
         let number = self.take(format!("{field}.port"), number.ok_or("must be 1 to 65535"));
         self.optional_name(format!("{field}.name"), &it.name);
         self.text(&format!("{field}.type"), &it.r#type, NAME_MAX);
-        self.unsupported(format!("{field}.node_port"), it.node_port != 0);
         let protocol = match protocol_from_proto(&format!("{field}.protocol"), it.protocol) {
             Ok(it) => it,
             Err(failure) => {
@@ -468,11 +551,28 @@ impl Check {
                 format!("{number} is declared twice"),
             );
         }
+        let node_port = match u16::try_from(it.node_port) {
+            Ok(0) => None,
+            Ok(node_port) => Some(node_port),
+            Err(_) => {
+                self.wrong(format!("{field}.node_port"), "must be at most 65535");
+                None
+            }
+        };
+        if let Some(node_port) = node_port
+            && !self.node_ports.insert((node_port, protocol))
+        {
+            self.wrong(
+                format!("{field}.node_port"),
+                format!("{node_port} leads to two ports"),
+            );
+        }
         Some(Port {
             number,
             name: it.name,
             protocol,
             kind: it.r#type,
+            node_port,
         })
     }
 
@@ -884,6 +984,121 @@ mod tests {
         }
     }
 
+    fn allowing(egress_rules: Vec<v1::EgressRule>) -> Option<v1::NetworkPolicy> {
+        Some(v1::NetworkPolicy {
+            egress: v1::EgressMode::Allow.into(),
+            egress_rules,
+            allow_from: vec![],
+        })
+    }
+
+    fn rule(cidr: &str, port: u32) -> v1::EgressRule {
+        v1::EgressRule {
+            cidr: cidr.into(),
+            port,
+            ..v1::EgressRule::default()
+        }
+    }
+
+    #[test]
+    fn a_policy_of_the_network_is_read_like_this() {
+        let mut request = request();
+        let mut policy = allowing(vec![rule("10.0.0.0/8", 0), rule("192.0.2.7/32", 443)]);
+        policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
+        spec(&mut request).network = policy;
+        web(&mut request).ports = vec![v1::Port {
+            node_port: 8080,
+            ..port(80)
+        }];
+        let read = create_from_proto(request, subnet()).unwrap().spec;
+        let destination = |net: &str, port| Destination {
+            net: net.parse().unwrap(),
+            port,
+        };
+        assert_eq!(
+            read.network,
+            NetworkPolicy {
+                egress: Egress::Allow(vec![
+                    destination("10.0.0.0/8", None),
+                    destination("192.0.2.7/32", Some((Protocol::Tcp, 443))),
+                ]),
+                allow_from: vec!["app=web".into()],
+            }
+        );
+        let ports: Vec<_> = read.node_ports().collect();
+        assert_eq!(ports, [(Protocol::Tcp, 8080, 80)]);
+    }
+
+    #[test]
+    fn a_policy_that_breaks_a_rule_is_refused_by_the_field() {
+        type Spoil = fn(&mut v1::CreateRequest);
+        let cases: &[(&str, Spoil)] = &[
+            ("spec.network.egress", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress: 9,
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.egress_rules", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress_rules: vec![rule("10.0.0.0/8", 0)],
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.egress_rules", |it| {
+                spec(it).network = allowing(vec![rule("10.0.0.0/8", 0); 10_000]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                spec(it).network = allowing(vec![rule("10.0.0.1/8", 0)]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                spec(it).network = allowing(vec![rule("fd00::/8", 0)]);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                spec(it).network = allowing(vec![rule("10.0.0.0/8", 65_536)]);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                let udp = v1::EgressRule {
+                    protocol: v1::Protocol::Udp.into(),
+                    ..rule("10.0.0.0/8", 0)
+                };
+                spec(it).network = allowing(vec![udp]);
+            }),
+            ("spec.network.allow_from", |it| {
+                let allow_from = (0..5).map(|it| format!("a={it}")).collect();
+                spec(it).network = Some(v1::NetworkPolicy {
+                    allow_from,
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.allow_from[0]", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    allow_from: vec!["web".into()],
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.containers[0].ports[1].node_port", |it| {
+                let port = |number| v1::Port {
+                    node_port: 8080,
+                    ..port(number)
+                };
+                web(it).ports = vec![port(80), port(81)];
+            }),
+            ("spec.containers[0].ports[0].node_port", |it| {
+                web(it).ports = vec![v1::Port {
+                    node_port: 65_536,
+                    ..port(80)
+                }];
+            }),
+        ];
+        for (field, spoil) in cases {
+            assert_eq!(
+                refused(spoil),
+                (Reason::InvalidField, vec![(*field).to_owned()])
+            );
+        }
+    }
+
     #[test]
     fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
         type Spoil = fn(&mut v1::CreateRequest);
@@ -900,11 +1115,11 @@ mod tests {
             ("spec.containers[0].mounts", |it| {
                 web(it).mounts.push(v1::Mount::default())
             }),
-            ("spec.containers[0].ports[0].node_port", |it| {
-                web(it).ports = vec![v1::Port {
-                    node_port: 8080,
-                    ..port(80)
-                }];
+            ("spec.network.egress_rules[0].name", |it| {
+                spec(it).network = allowing(vec![v1::EgressRule {
+                    name: "example.org".into(),
+                    ..v1::EgressRule::default()
+                }]);
             }),
         ];
         for (field, spoil) in cases {

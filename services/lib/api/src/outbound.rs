@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use berth_domain::{
-    Container, ExitCause, ExitRecord, PortSighting, Protocol, Resources, RestartPolicy,
-    SandboxRecord, SandboxSpec, Status, names,
+    Container, Destination, Egress, ExitCause, ExitRecord, NetworkPolicy, PortSighting, Protocol,
+    Resources, RestartPolicy, SandboxRecord, SandboxSpec, Status, names,
 };
 
 use crate::v1;
@@ -124,7 +124,28 @@ fn spec_to_proto(spec: &SandboxSpec) -> v1::SandboxSpec {
         static_hosts: spec.static_hosts.iter().map(host).collect(),
         containers: spec.containers.iter().map(container_to_proto).collect(),
         resources: resources_to_proto(spec.resources),
+        network: network_to_proto(&spec.network),
     }
+}
+
+fn network_to_proto(it: &NetworkPolicy) -> Option<v1::NetworkPolicy> {
+    let rule = |it: &Destination| v1::EgressRule {
+        cidr: it.net.to_string(),
+        // A rule without a port is for all protocols.
+        protocol: it.port.map_or(0, |it| protocol_to_proto(it.0).into()),
+        port: it.port.map_or(0, |it| it.1.into()),
+        name: String::new(),
+    };
+    let (mode, rules) = match &it.egress {
+        Egress::Open => (v1::EgressMode::Open, vec![]),
+        Egress::Deny => (v1::EgressMode::Deny, vec![]),
+        Egress::Allow(list) => (v1::EgressMode::Allow, list.iter().map(rule).collect()),
+    };
+    (*it != NetworkPolicy::default()).then(|| v1::NetworkPolicy {
+        egress: mode.into(),
+        egress_rules: rules,
+        allow_from: it.allow_from.clone(),
+    })
 }
 
 fn container_to_proto(it: &Container) -> v1::Container {
@@ -133,7 +154,7 @@ fn container_to_proto(it: &Container) -> v1::Container {
         name: it.name.clone(),
         protocol: protocol_to_proto(it.protocol).into(),
         r#type: it.kind.clone(),
-        node_port: 0,
+        node_port: it.node_port.unwrap_or_default().into(),
     };
     let file = |it: &berth_domain::ConfigFile| v1::ConfigFile {
         path: it.path.clone(),

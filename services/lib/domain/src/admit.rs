@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use crate::{
     failure::{Failure, Reason},
-    id::Generation,
+    id::{Generation, SandboxId},
     lifecycle::Status,
     record::SandboxRecord,
-    spec::SandboxSpec,
+    spec::{Protocol, SandboxSpec},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,24 @@ pub fn admit(held: Option<&SandboxRecord>, spec: &SandboxSpec, terms: &Terms) ->
     }
 }
 
+/// A port of the node that is not free: a sandbox has it, or a program of the node listens on it.
+pub fn node_port_conflict(protocol: Protocol, port: u16, owner: Option<&SandboxId>) -> Failure {
+    let holder = owner.map_or_else(
+        || "a program of the node listens on it".to_owned(),
+        |id| format!("sandbox {id} has it"),
+    );
+    let failure = Failure::new(
+        Reason::NodePortInUse,
+        format!("node port {port}/{protocol} is taken: {holder}"),
+    )
+    .with("node_port", port)
+    .with("protocol", protocol);
+    match owner {
+        Some(id) => failure.with("owner", id),
+        None => failure,
+    }
+}
+
 fn generation_conflict(expected: Generation, actual: Generation) -> Failure {
     Failure::new(
         Reason::GenerationConflict,
@@ -116,7 +134,6 @@ mod tests {
 
     use super::*;
     use crate::{
-        id::{Generation, SandboxId},
         record::Ending,
         spec::tests::{container, spec},
     };

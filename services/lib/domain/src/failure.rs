@@ -51,6 +51,7 @@ reasons! {
     ArchiveTooLarge = "ARCHIVE_TOO_LARGE",
     DiskLow = "DISK_LOW",
     ImportStalled = "IMPORT_STALLED",
+    NodePortInUse = "NODE_PORT_IN_USE",
 }
 
 impl Reason {

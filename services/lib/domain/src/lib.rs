@@ -14,7 +14,7 @@ pub mod record;
 pub mod spec;
 pub mod step;
 
-pub use admit::{Admission, Terms, admit};
+pub use admit::{Admission, Terms, admit, node_port_conflict};
 pub use decide::{Goal, decide};
 pub use failure::{Failure, Reason, Violation};
 pub use health::{Health, assess};
@@ -24,6 +24,7 @@ pub use lifecycle::{NotAllowed, Status};
 pub use names::Names;
 pub use record::{ExitCause, ExitRecord, Phase, PortSighting, Sandbox, SandboxRecord};
 pub use spec::{
-    ConfigFile, Container, Port, Protocol, Resources, RestartPolicy, Route, SandboxSpec, StaticHost,
+    ConfigFile, Container, Destination, Egress, NetworkPolicy, Port, Protocol, Resources,
+    RestartPolicy, Route, SandboxSpec, StaticHost,
 };
 pub use step::{ContainerSeen, Observed, Plan, Planned, Role, Step, TaskSeen};

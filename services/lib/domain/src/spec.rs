@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
@@ -28,6 +29,33 @@ pub struct SandboxSpec {
     pub static_hosts: Vec<StaticHost>,
     pub containers: Vec<Container>,
     pub resources: Resources,
+    pub network: NetworkPolicy,
+}
+
+/// What a sandbox may reach, and which sandboxes may reach it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkPolicy {
+    pub egress: Egress,
+    /// Labels as `key=value`: a sandbox that has one of them may open connections to this one.
+    pub allow_from: Vec<String>,
+}
+
+/// Where a sandbox may open connections to, beside the name server of the node. The node itself, link-local addresses and
+/// other sandboxes are none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Egress {
+    #[default]
+    Open,
+    Deny,
+    Allow(Vec<Destination>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Without host bits.
+    pub net: Ipv4Net,
+    /// `None`: everything there.
+    pub port: Option<(Protocol, u16)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +104,8 @@ pub struct Port {
     pub protocol: Protocol,
     /// What is spoken there, as `http`.
     pub kind: String,
+    /// The port of the node that leads here.
+    pub node_port: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,6 +113,15 @@ pub enum Protocol {
     #[default]
     Tcp,
     Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +141,15 @@ pub struct Resources {
 }
 
 impl SandboxSpec {
+    /// How many labels a sandbox can let in: each is a place in the rules of the node.
+    pub const ALLOW_FROM_MAX: usize = 4;
+
+    /// Protocol, port of the node, and the port that it leads to.
+    pub fn node_ports(&self) -> impl Iterator<Item = (Protocol, u16, u16)> {
+        let ports = self.containers.iter().flat_map(|it| &it.ports);
+        ports.filter_map(|it| Some((it.protocol, it.node_port?, it.number)))
+    }
+
     /// CPU in thousandths and memory in bytes that its limits allow it: those of the sandbox, else the sum of its
     /// containers'. What has no limit was promised nothing.
     pub fn promised(&self) -> (u64, u64) {
@@ -169,6 +217,7 @@ impl SandboxSpec {
                 routes,
                 static_hosts,
                 resources,
+                network,
             ]
         );
         for (i, (a, b)) in self.containers.iter().zip(&other.containers).enumerate() {
@@ -214,6 +263,7 @@ pub(crate) mod tests {
                     name: String::new(),
                     protocol: Protocol::Tcp,
                     kind: String::new(),
+                    node_port: None,
                 })
                 .collect(),
             oom_score: 0,
@@ -235,6 +285,7 @@ pub(crate) mod tests {
             static_hosts: vec![],
             containers: containers.into_iter().collect(),
             resources: Resources::default(),
+            network: NetworkPolicy::default(),
         }
     }
 

@@ -42,6 +42,10 @@ impl NetnsError {
         }
     }
 
+    pub(crate) fn rules(operation: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Kernel { operation, source }
+    }
+
     pub(crate) fn executing(source: io::Error) -> Self {
         Self::Kernel {
             operation: "running nft",

@@ -1,10 +1,16 @@
-//! The network of sandboxes on the kernel: a bridge, pinned namespaces, veth pairs, and one nftables table. Everything is
-//! found again by names that come from the sandbox id. Which sandbox gets which address, others know.
+//! The network of sandboxes on the kernel: a bridge that has the node's address, pinned namespaces, veth pairs that are
+//! routed, and nftables tables. Everything is found again by names that come from the sandbox id. Which sandbox gets which
+//! address, others know.
 
+mod conntrack;
+mod element;
 mod error;
+mod fence;
 mod links;
 mod namespaces;
 mod network;
+mod nfnetlink;
+mod rules;
 mod sockets;
 mod table;
 

@@ -9,11 +9,14 @@ use futures::TryStreamExt as _;
 use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+    packet_route::{
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
+        route::RouteScope,
+    },
 };
 use rustix::io::Errno;
 
-use crate::error::NetnsError;
+use crate::{error::NetnsError, rules::hardware_address};
 
 /// The link inside every sandbox.
 pub(crate) const INSIDE: &str = "eth0";
@@ -23,7 +26,7 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) alias: String,
-    pub(crate) controller: Option<u32>,
+    pub(crate) group: u32,
     pub(crate) is_bridge: bool,
 }
 
@@ -75,7 +78,7 @@ impl Links {
             None => {
                 // With an address of its own the bridge does not take that of each new link.
                 let bridge = LinkBridge::new(name)
-                    .address(hardware_address(net.addr()))
+                    .address(hardware_address(net.addr()).into())
                     .build();
                 self.request(
                     format!("adding bridge {name}"),
@@ -107,18 +110,18 @@ impl Links {
     pub(crate) async fn add_pair(
         &self,
         name: &str,
-        bridge: u32,
+        group: u32,
         inside: BorrowedFd<'_>,
         ip: Option<Ipv4Addr>,
     ) -> Result<(), NetnsError> {
         let mut peer = LinkUnspec::new_with_name(INSIDE).setns_by_fd(inside.as_raw_fd());
         if let Some(ip) = ip {
-            peer = peer.address(hardware_address(ip));
+            peer = peer.address(hardware_address(ip).into());
         }
         // Setting the peer up in this message is refused by the kernel.
         let pair = LinkVeth::new(name, INSIDE)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
-            .controller(bridge)
+            .append_extra_attribute(LinkAttribute::Group(group))
             .up()
             .build();
         self.request(
@@ -170,6 +173,24 @@ impl Links {
         .await
     }
 
+    /// Leads to one address by a link; who opens a connection there does so as `from`.
+    pub(crate) async fn add_host_route(
+        &self,
+        address: Ipv4Addr,
+        link: u32,
+        from: Ipv4Addr,
+    ) -> Result<(), NetnsError> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .output_interface(link)
+            .scope(RouteScope::Link)
+            .pref_source(from)
+            .build();
+        let add = self.0.route().add(route).replace();
+        self.request(format!("adding the route to {address}"), add.execute())
+            .await
+    }
+
     /// Gone is a success.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_name(name).build();
@@ -200,12 +221,6 @@ impl Links {
     }
 }
 
-/// `02:42` and the address: local, of one machine, unique on its bridge.
-fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
-    let [a, b, c, d] = ip.octets();
-    vec![0x02, 0x42, a, b, c, d]
-}
-
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {
     NetnsError::Netlink {
         operation: operation.into(),
@@ -226,14 +241,14 @@ fn read(message: LinkMessage) -> Link {
         index: message.header.index,
         name: String::new(),
         alias: String::new(),
-        controller: None,
+        group: 0,
         is_bridge: false,
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::IfAlias(alias) => link.alias = alias,
-            LinkAttribute::Controller(index) => link.controller = Some(index),
+            LinkAttribute::Group(group) => link.group = group,
             LinkAttribute::LinkInfo(infos) => {
                 link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
             }

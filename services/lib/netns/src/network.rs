@@ -1,27 +1,33 @@
 //! The verbs of the network, each found again by names from the sandbox id.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr},
     os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use berth_domain::{Names, Sandbox, SandboxId, ipam};
 use berth_platform::{
-    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };
 use ipnet::Ipv4Net;
 
 use crate::{
     error::NetnsError,
+    fence::{Fence, Fencing},
     links::{INSIDE, Link, Links},
-    namespaces, sockets,
-    table::{self, Masquerade},
+    namespaces,
+    rules::{self, Frame},
+    sockets,
 };
 
+/// Rules that somebody took away are back after this.
+const LOOK_AT_RULES: Duration = Duration::from_secs(1);
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
 #[derive(Clone, Debug)]
@@ -29,6 +35,8 @@ pub struct Settings {
     pub names: Names,
     pub bridge: String,
     pub subnet: Ipv4Net,
+    /// Who beyond the node may open connections to the addresses of sandboxes.
+    pub reachable_from: Vec<Ipv4Net>,
 }
 
 /// The network of one instance. Cheap to clone.
@@ -36,8 +44,9 @@ pub struct Settings {
 pub struct NetnsNetwork {
     settings: Arc<Settings>,
     links: Links,
-    bridge: u32,
-    masquerade: Masquerade,
+    /// That all links of this instance are in.
+    group: u32,
+    fencing: Arc<Fencing>,
 }
 
 impl NetnsNetwork {
@@ -50,36 +59,69 @@ impl NetnsNetwork {
         let subnet = settings.subnet;
         let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
         let alias = format!("berth {instance} bridge");
-        let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
+        links.add_bridge(&settings.bridge, &alias, address).await?;
         let forward = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
         if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
             fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
         }
-        let masquerade = blocking(move || table::install(&instance, subnet)).await?;
+        let group = rules::group(&instance);
+        let frame = Frame {
+            instance,
+            subnet,
+            gateway: ipam::gateway(subnet),
+            reachable_from: settings.reachable_from.clone(),
+        };
+        let fencing = blocking(move || Fence::start(frame)).await?;
         Ok(Self {
             settings: Arc::new(settings),
             links,
-            bridge: bridge.index,
-            masquerade,
+            group,
+            fencing: Arc::new(fencing),
         })
     }
 
     /// What this host does not allow, a sentence each.
     pub fn degraded(&self) -> Vec<String> {
-        match &self.masquerade {
-            Masquerade::Installed => vec![],
-            Masquerade::Unsupported { message } => vec![format!(
-                "no nftables NAT in this kernel: sandboxes do not reach beyond the node ({message})"
+        match &*self.fencing {
+            Fencing::Stands(_) => vec![],
+            Fencing::Unsupported { message } => vec![format!(
+                "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
+                 keeps them from each other and from the node ({message})"
             )],
         }
     }
 
+    /// Looks again and again whether the rules stand, and makes them anew where somebody has taken them away. Ends never.
+    pub async fn keep_rules(&self) {
+        loop {
+            match self.fenced(Fence::look).await {
+                Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
+                Ok(Some(true) | None) => {}
+                Err(error) => {
+                    let error = NetworkError::from(error);
+                    tracing::warn!(%error, cause = %error.source, "the rules cannot be kept");
+                }
+            }
+            tokio::time::sleep(LOOK_AT_RULES).await;
+        }
+    }
+
+    /// Does `work` with the rules, where this kernel has any.
+    async fn fenced<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Fence) -> Result<T, NetnsError> + Send + 'static,
+    ) -> Result<Option<T>, NetnsError> {
+        let fencing = self.fencing.clone();
+        blocking(move || match &*fencing {
+            Fencing::Stands(fence) => work(fence).map(Some),
+            Fencing::Unsupported { .. } => Ok(None),
+        })
+        .await
+    }
+
     /// Removes what `start` made.
     pub async fn uninstall(&self) -> Result<(), NetnsError> {
-        if self.masquerade == Masquerade::Installed {
-            let instance = self.settings.names.instance.as_str().to_owned();
-            blocking(move || table::remove(&instance)).await?;
-        }
+        self.fenced(Fence::uninstall).await?;
         self.links.remove(&self.settings.bridge).await
     }
 
@@ -89,21 +131,34 @@ impl NetnsNetwork {
         let dir = names.namespaces(&sandbox.id);
         let pin = dir.join("net");
         let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
-        let own = sandbox.addresses.iter().find_map(|it| match it.addr() {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        });
+        let own = ipv4(sandbox).next();
+        // The rules are first, so that no packet of the link is ever without them.
+        let (fenced, its_link) = (sandbox.clone(), link.clone());
+        self.fenced(move |fence| fence.admit(&fenced, its_link))
+            .await?;
         // A former attempt may have ended anywhere.
         self.links.remove(&link).await?;
         self.links
-            .add_pair(&link, self.bridge, namespace.as_fd(), own)
+            .add_pair(&link, self.group, namespace.as_fd(), own)
             .await?;
         self.links
             .set_alias(&link, &names.link_alias(&sandbox.id))
             .await?;
+        let gateway = ipam::gateway(self.settings.subnet);
+        if let Some(ip) = own {
+            let outside = self.links.find(&link).await?;
+            let outside = outside.ok_or_else(|| NetnsError::Foreign {
+                what: format!("link {link} vanished while it was made"),
+            })?;
+            self.links
+                .add_host_route(ip, outside.index, gateway)
+                .await?;
+        }
 
         let runtime = tokio::runtime::Handle::current();
+        let has_node_ports = sandbox.spec.node_ports().next().is_some();
         let inside = blocking(move || {
+            set_up_routing(&link, has_node_ports)?;
             namespaces::inside(&dir, || {
                 let _runtime = runtime.enter();
                 Links::here()
@@ -123,7 +178,6 @@ impl NetnsNetwork {
             inside.add_address(eth.index, net).await?;
         }
         inside.set_up(eth.index).await?;
-        let gateway = ipam::gateway(self.settings.subnet);
         inside.add_route(EVERYWHERE, gateway).await?;
         for route in &sandbox.spec.routes {
             inside
@@ -133,20 +187,28 @@ impl NetnsNetwork {
         Ok(())
     }
 
+    async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
+        let dismissed = self.fenced(move |fence| fence.dismiss(&id));
+        dismissed.await.map(Option::unwrap_or_default)
+    }
+
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
         let names = self.settings.names.clone();
         let links = self.links.all().await?;
         let links = links.into_iter().filter_map(|link| self.of_link(link));
         let mut objects: Vec<_> = links.collect();
-        let on_host = blocking(move || {
-            let mut objects = pinned(&names)?;
-            let table = table::name(names.instance.as_str());
-            if table::exists(&table)? {
-                objects.push(of_instance(NetworkObjectKind::Table, table));
-            }
-            Ok(objects)
+        objects.extend(blocking(move || pinned(&names)).await?);
+        let rules = self.fenced(|fence| {
+            let table = fence.stands()?.then(|| fence.name().to_owned());
+            Ok((table, fence.list()?))
         });
-        objects.extend(on_host.await?);
+        let (table, elements) = rules.await?.unwrap_or_default();
+        objects.extend(table.map(|it| of_instance(NetworkObjectKind::Table, it)));
+        let elements = elements.into_iter().map(|(name, sandbox)| NetworkObject {
+            sandbox,
+            ..of_instance(NetworkObjectKind::Element, name)
+        });
+        objects.extend(elements);
         Ok(objects)
     }
 
@@ -157,10 +219,9 @@ impl NetnsNetwork {
             return Some(of_instance(NetworkObjectKind::Bridge, link.name));
         }
         let sandbox = names.parse_link_alias(&link.alias);
-        // A link of ours has its name and its bridge before it has its alias. What else is on the bridge, somebody put there.
-        let unnamed = link.alias.is_empty()
-            && link.controller == Some(self.bridge)
-            && Names::is_link(&link.name);
+        // A link of ours has its name and its group before it has its alias.
+        let unnamed =
+            link.alias.is_empty() && link.group == self.group && Names::is_link(&link.name);
         (sandbox.is_some() || unnamed).then(|| NetworkObject {
             kind: NetworkObjectKind::Link,
             strange: sandbox
@@ -181,7 +242,11 @@ impl NetnsNetwork {
             NetworkObjectKind::Link => match self.links.find(&object.name).await? {
                 None => Ok(()),
                 Some(link) if Some(u64::from(link.index)) == object.serial => {
-                    self.links.remove_index(link.index).await
+                    self.links.remove_index(link.index).await?;
+                    match object.sandbox.clone().filter(|_| !object.strange) {
+                        Some(id) => self.dismiss(id).await,
+                        None => Ok(()),
+                    }
                 }
                 Some(_) => Err(another()),
             },
@@ -206,6 +271,15 @@ impl NetnsNetwork {
                     Some(_) => Err(another()),
                 }
             }
+            // Those of one sandbox stand and go together.
+            NetworkObjectKind::Element => match object.sandbox.clone() {
+                Some(id) => self.dismiss(id).await,
+                None => {
+                    let name = object.name.clone();
+                    let removed = self.fenced(move |fence| fence.remove(&name));
+                    removed.await.map(Option::unwrap_or_default)
+                }
+            },
             NetworkObjectKind::Table | NetworkObjectKind::Bridge => Err(NetnsError::Foreign {
                 what: format!("{} is of the whole instance", object.name),
             }),
@@ -253,12 +327,45 @@ impl Network for NetnsNetwork {
     }
 
     async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
-        Ok(self.links.remove(&self.settings.names.link(id)).await?)
+        self.links.remove(&self.settings.names.link(id)).await?;
+        Ok(self.dismiss(id.clone()).await?)
+    }
+
+    async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
+        let links = self.links.all().await?.into_iter();
+        let links: BTreeSet<_> = links.map(|it| it.name).collect();
+        let with_link = |it: Sandbox| {
+            let link = self.settings.names.link(&it.id);
+            (it, link)
+        };
+        let sandboxes = sandboxes.into_iter().map(with_link);
+        let (linked, others): (Vec<_>, Vec<_>) =
+            sandboxes.partition(|(_, link)| links.contains(link));
+        let addresses: Vec<_> = others.iter().flat_map(|(it, _)| ipv4(it)).collect();
+        let restored = self.fenced(move |fence| {
+            fence.restore(&linked)?;
+            // The former process may have ended between the end of a link and this.
+            fence.forget(&addresses)
+        });
+        restored.await?;
+        Ok(())
+    }
+
+    async fn denied(&self, id: &SandboxId) -> Result<Option<Denied>, NetworkError> {
+        let id = id.clone();
+        let denied = self.fenced(move |fence| fence.denied(&id)).await?;
+        Ok(denied.flatten())
+    }
+
+    async fn node_listens(&self) -> Result<Vec<ListeningSocket>, NetworkError> {
+        Ok(blocking(sockets::listening).await?)
     }
 
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
         let dir = self.settings.names.namespaces(id);
-        Ok(blocking(move || namespaces::close(&dir)).await?)
+        blocking(move || namespaces::close(&dir)).await?;
+        // Its link may have been taken away by somebody else.
+        Ok(self.dismiss(id.clone()).await?)
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
@@ -271,16 +378,42 @@ impl Network for NetnsNetwork {
     }
 
     fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
-        let instance = self.settings.names.instance.as_str();
-        vec![
-            (NetworkObjectKind::Table, table::name(instance)),
-            (NetworkObjectKind::Bridge, self.settings.bridge.clone()),
-        ]
+        let table = match &*self.fencing {
+            Fencing::Stands(fence) => Some((NetworkObjectKind::Table, fence.name().to_owned())),
+            Fencing::Unsupported { .. } => None,
+        };
+        let bridge = (NetworkObjectKind::Bridge, self.settings.bridge.clone());
+        table.into_iter().chain([bridge]).collect()
     }
 
     async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {
         Ok(self.remove_listed(object).await?)
     }
+}
+
+fn ipv4(sandbox: &Sandbox) -> impl Iterator<Item = Ipv4Addr> {
+    sandbox.addresses.iter().filter_map(|it| match it.addr() {
+        IpAddr::V4(ip) => Some(ip),
+        IpAddr::V6(_) => None,
+    })
+}
+
+/// What the kernel must know of the node's end of a link, beside its rules.
+fn set_up_routing(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
+    let set = |key: &str, value: &str| {
+        let path = format!("/proc/sys/net/ipv4/conf/{link}/{key}");
+        fs::write(&path, value).map_err(NetnsError::file("writing", path))
+    };
+    // The sandbox takes its neighbours for near and asks for their hardware: the node answers for them all, so that
+    // everything between two sandboxes is routed, and passes the rules.
+    set("proxy_arp", "1")?;
+    // What comes from here has the sandbox's address, also while there are no rules.
+    set("rp_filter", "1")?;
+    if has_node_ports {
+        // Who opens a connection to 127.0.0.1 on the node is led here.
+        set("route_localnet", "1")?;
+    }
+    Ok(())
 }
 
 /// The folders of pinned namespaces.

@@ -1,97 +1,57 @@
-//! The nftables table of this instance. It is rendered whole, at start and never on the path of a request.
+//! Puts whole tables into the kernel by the program `nft`: at start and when they were taken away, never on the path of a
+//! request. What is in them, others know.
 
 use std::{io::Write as _, process::Stdio};
 
-use ipnet::Ipv4Net;
+use crate::{error::NetnsError, rules};
 
-use crate::error::NetnsError;
-
-/// Whether sandboxes reach beyond the node.
+/// Whether sandboxes are fenced off, and reach beyond the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Masquerade {
+pub(crate) enum Rules {
     Installed,
-    /// This kernel has no NAT for nftables, so there is no table.
+    /// This kernel has no NAT for nftables, so there are no tables.
     Unsupported {
         /// What nft said.
         message: String,
     },
 }
 
-pub(crate) fn name(instance: &str) -> String {
-    format!("berth-{instance}")
-}
-
-/// Replaces the table in one transaction.
-pub(crate) fn install(instance: &str, subnet: Ipv4Net) -> Result<Masquerade, NetnsError> {
-    install_with(nft, instance, subnet)
+/// Carries out a text in one transaction.
+pub(crate) fn install(text: &str) -> Result<Rules, NetnsError> {
+    install_with(nft, text)
 }
 
 /// Gone is a success.
 pub(crate) fn remove(instance: &str) -> Result<(), NetnsError> {
-    let name = name(instance);
-    nft(
-        &["-f", "-"],
-        &format!("table ip {name}\ndelete table ip {name}\n"),
-    )
+    nft(&["-f", "-"], &rules::removal(instance))
 }
 
 /// A refusal says only in words what is at fault. So the kernel is asked for the plainest translation of addresses: one that
 /// refuses this as well has none (rights are not what it lacks, it has made the bridge), and the node does without.
 fn install_with(
     nft: impl Fn(&[&str], &str) -> Result<(), NetnsError>,
-    instance: &str,
-    subnet: Ipv4Net,
-) -> Result<Masquerade, NetnsError> {
-    let name = name(instance);
-    let refused = match nft(&["-f", "-"], &render(&name, subnet)) {
-        Ok(()) => return Ok(Masquerade::Installed),
+    text: &str,
+) -> Result<Rules, NetnsError> {
+    let refused = match nft(&["-f", "-"], text) {
+        Ok(()) => return Ok(Rules::Installed),
         Err(error) => error,
     };
     let NetnsError::Table { message } = &refused else {
         return Err(refused);
     };
-    let plainest = format!(
-        "table ip {name}-probe {{\n\
-         \tchain postrouting {{\n\
-         \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\tmasquerade\n\
-         \t}}\n\
-         }}\n"
-    );
-    match nft(&["--check", "-f", "-"], &plainest) {
+    let plainest = "table ip berth-probe {\n\
+                    \tchain postrouting {\n\
+                    \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+                    \t\tmasquerade\n\
+                    \t}\n\
+                    }\n";
+    match nft(&["--check", "-f", "-"], plainest) {
         Ok(()) => Err(refused),
-        Err(NetnsError::Table { .. }) => Ok(Masquerade::Unsupported {
+        Err(NetnsError::Table { .. }) => Ok(Rules::Unsupported {
             message: message.lines().next().unwrap_or_default().to_owned(),
         }),
         Err(other) => Err(other),
     }
-}
-
-/// Whether there is a table of this name. It executes a program: never on the path of a request for a sandbox.
-pub(crate) fn exists(name: &str) -> Result<bool, NetnsError> {
-    let mut command = program();
-    command.args(["list", "tables", "ip"]).stdin(Stdio::null());
-    let output = command.output().map_err(NetnsError::executing)?;
-    if !output.status.success() {
-        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(NetnsError::Table { message });
-    }
-    let own = format!("table ip {name}");
-    let tables = String::from_utf8_lossy(&output.stdout);
-    Ok(tables.lines().any(|line| line.trim() == own))
-}
-
-fn render(name: &str, subnet: Ipv4Net) -> String {
-    format!(
-        "table ip {name}\n\
-         delete table ip {name}\n\
-         table ip {name} {{\n\
-         \tchain postrouting {{\n\
-         \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\tip saddr {subnet} ip daddr != {subnet} masquerade\n\
-         \t}}\n\
-         }}\n"
-    )
 }
 
 fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
@@ -124,14 +84,12 @@ fn program() -> std::process::Command {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
-    const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 1, 0, 0), 24);
+    const TEXT: &str = "table ip x { type nat; masquerade; ip saddr }";
 
     /// On a kernel that refuses every text with `lacks` in it.
-    fn install_without(lacks: &str) -> Result<Masquerade, NetnsError> {
+    fn install_without(lacks: &str) -> Result<Rules, NetnsError> {
         let nft = |_: &[&str], text: &str| {
             if text.contains(lacks) {
                 let message = format!("no {lacks}\n^^");
@@ -139,17 +97,17 @@ mod tests {
             }
             Ok(())
         };
-        install_with(nft, "a1", SUBNET)
+        install_with(nft, TEXT)
     }
 
     #[test]
     fn a_kernel_without_nat_is_told_from_one_that_refuses_our_table() {
         let all = install_without("a word that no table has").unwrap();
-        assert_eq!(all, Masquerade::Installed);
+        assert_eq!(all, Rules::Installed);
         for missing in ["table ip", "type nat", "masquerade"] {
             let message = format!("no {missing}");
             let seen = install_without(missing).unwrap();
-            assert_eq!(seen, Masquerade::Unsupported { message });
+            assert_eq!(seen, Rules::Unsupported { message });
         }
         let refused = install_without("ip saddr").unwrap_err();
         assert!(matches!(refused, NetnsError::Table { .. }), "{refused}");
@@ -163,7 +121,7 @@ mod tests {
                 source: std::io::ErrorKind::NotFound.into(),
             })
         };
-        let failed = install_with(nft, "a1", SUBNET).unwrap_err();
+        let failed = install_with(nft, TEXT).unwrap_err();
         assert!(matches!(failed, NetnsError::Kernel { .. }), "{failed}");
     }
 }

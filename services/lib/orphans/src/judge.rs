@@ -410,7 +410,10 @@ pub(crate) mod tests {
                 &object(kind, "db", Some(7)),
             )
             .unwrap();
-            let alone = matches!(kind, Kind::Shim | Kind::Mount | Kind::Address);
+            let alone = matches!(
+                kind,
+                Kind::Shim | Kind::Element | Kind::Mount | Kind::Address
+            );
             let fix = if alone {
                 Fix::Remove
             } else {

@@ -20,6 +20,8 @@ pub enum Kind {
     Container,
     Snapshot,
     Link,
+    /// What stands for a sandbox in the nftables tables of the instance.
+    Element,
     /// The pinned namespaces of one sandbox.
     Namespaces,
     Mount,
@@ -39,12 +41,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Task,
         Self::Shim,
         Self::Container,
         Self::Snapshot,
         Self::Link,
+        Self::Element,
         Self::Namespaces,
         Self::Mount,
         Self::Cgroup,
@@ -70,6 +73,7 @@ impl Kind {
             | Self::Logs
             | Self::Lease => true,
             Self::Shim
+            | Self::Element
             | Self::Mount
             | Self::Address
             | Self::Table
@@ -88,6 +92,7 @@ impl fmt::Display for Kind {
             Self::Container => "container",
             Self::Snapshot => "snapshot",
             Self::Link => "link",
+            Self::Element => "nft-element",
             Self::Namespaces => "netns",
             Self::Mount => "mount",
             Self::Cgroup => "cgroup",

@@ -225,7 +225,11 @@ pub async fn everything_made_is_listed_with_its_sandbox<R: Runtime + Images, N: 
         .collect();
     assert_eq!(
         kinds,
-        BTreeSet::from([NetworkObjectKind::Namespaces, NetworkObjectKind::Link]),
+        BTreeSet::from([
+            NetworkObjectKind::Namespaces,
+            NetworkObjectKind::Link,
+            NetworkObjectKind::Element,
+        ]),
         "{objects:#?}"
     );
     clear(runtime, network, &sandbox.id).await;
@@ -519,6 +523,7 @@ impl Subject {
                 name: String::new(),
                 protocol: Protocol::Tcp,
                 kind: String::new(),
+                node_port: None,
             }],
             oom_score: 0,
             config_files: vec![],

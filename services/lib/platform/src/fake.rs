@@ -19,9 +19,9 @@ use berth_domain::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    ContainerReading, ImageError, ImageInfo, Images, LayerProgress, ListeningSocket, Network,
-    NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen, Progress, Runtime, RuntimeError,
-    RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
+    ContainerReading, Denied, ImageError, ImageInfo, Images, LayerProgress, ListeningSocket,
+    Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen, Progress, Runtime,
+    RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -54,6 +54,7 @@ struct State {
     /// Containers whose shim does not answer.
     silent: BTreeSet<(SandboxId, Role)>,
     table_lost: bool,
+    node_listens: Vec<ListeningSocket>,
     /// How many containers were made so far.
     made: u64,
 }
@@ -66,6 +67,8 @@ struct Held {
     files: bool,
     namespaces: bool,
     link: bool,
+    /// It has its place in the rules of the node.
+    fenced: bool,
     logs: bool,
     containers: BTreeMap<Role, Stored>,
 }
@@ -168,7 +171,8 @@ impl FakeNode {
     pub fn forget(&self) {
         let mut state = self.state();
         for held in state.sandboxes.values_mut() {
-            (held.files, held.namespaces, held.link) = (false, false, false);
+            (held.files, held.namespaces) = (false, false);
+            (held.link, held.fenced) = (false, false);
             for stored in held.containers.values_mut() {
                 stored.task = TaskSeen::Missing;
             }
@@ -195,6 +199,11 @@ impl FakeNode {
         } else {
             state.silent.remove(&shim);
         }
+    }
+
+    /// Lets a program of the node listen.
+    pub fn listen_on_node(&self, socket: ListeningSocket) {
+        self.state().node_listens.push(socket);
     }
 
     /// Takes the link of a sandbox away, as a person can.
@@ -722,7 +731,7 @@ impl Network for FakeNode {
         self.change("attach_link", &sandbox.id, |state| {
             match state.sandboxes.get_mut(&sandbox.id) {
                 Some(held) if held.namespaces => {
-                    held.link = true;
+                    (held.link, held.fenced) = (true, true);
                     Ok(())
                 }
                 Some(_) | None => Err(NetworkError {
@@ -737,7 +746,7 @@ impl Network for FakeNode {
     async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
         self.change("detach_link", id, |state| {
             if let Some(held) = state.sandboxes.get_mut(id) {
-                held.link = false;
+                (held.link, held.fenced) = (false, false);
             }
             Ok(())
         })
@@ -747,11 +756,34 @@ impl Network for FakeNode {
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
         self.change("close_namespaces", id, |state| {
             if let Some(held) = state.sandboxes.get_mut(id) {
-                held.namespaces = false;
+                (held.namespaces, held.fenced) = (false, false);
             }
             Ok(())
         })
         .await
+    }
+
+    async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
+        self.call("restore", "", |state| {
+            for (id, held) in &mut state.sandboxes {
+                held.fenced = held.link && sandboxes.iter().any(|it| it.id == *id);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn denied(&self, id: &SandboxId) -> Result<Option<Denied>, NetworkError> {
+        self.call("denied", id.as_str(), |state| {
+            let held = state.sandboxes.get(id);
+            Ok(held.filter(|it| it.fenced).map(|_| Denied::default()))
+        })
+        .await
+    }
+
+    async fn node_listens(&self) -> Result<Vec<ListeningSocket>, NetworkError> {
+        self.call("node_listens", "", |state| Ok(state.node_listens.clone()))
+            .await
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
@@ -817,7 +849,8 @@ impl Network for FakeNode {
             if let Some(held) = id.and_then(|id| state.sandboxes.get_mut(id)) {
                 match object.kind {
                     NetworkObjectKind::Namespaces => held.namespaces = false,
-                    NetworkObjectKind::Link => held.link = false,
+                    NetworkObjectKind::Link => (held.link, held.fenced) = (false, false),
+                    NetworkObjectKind::Element => held.fenced = false,
                     NetworkObjectKind::Table | NetworkObjectKind::Bridge => {}
                 }
             }
@@ -961,6 +994,9 @@ impl State {
             }
             if held.link {
                 add(NetworkObjectKind::Link, names.link(id));
+            }
+            if held.fenced {
+                add(NetworkObjectKind::Element, format!("sources {id}"));
             }
         }
         objects.sort();

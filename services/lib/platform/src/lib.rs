@@ -10,7 +10,7 @@ pub mod runtime;
 
 pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
-    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };
 pub use runtime::{
     ContainerReading, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,

@@ -19,13 +19,15 @@ pub trait Network: Send + Sync + 'static {
         sandbox: &Sandbox,
     ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
-    /// Makes the veth pair, with the addresses and routes of the sandbox inside. The namespaces must be open.
+    /// Makes the veth pair, with the addresses and routes of the sandbox inside, its node ports, and its place in the node's
+    /// rules. The namespaces must be open.
     fn attach_link(
         &self,
         sandbox: &Sandbox,
     ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
-    /// Removes the veth pair. One that is gone is a success.
+    /// Removes the veth pair with what stands for it in the node's rules, and makes the kernel forget the connections of its
+    /// addresses. One that is gone is a success.
     fn detach_link(&self, id: &SandboxId) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
     /// Unpins the namespaces. Gone is a success.
@@ -38,6 +40,24 @@ pub trait Network: Send + Sync + 'static {
     fn listening(
         &self,
         id: &SandboxId,
+    ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
+
+    /// Makes the node's rules anew, for exactly those of these sandboxes that have a link: what a former process left of them
+    /// is not known.
+    fn restore(
+        &self,
+        sandboxes: Vec<Sandbox>,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// What was dropped of what a sandbox sent; `None` for one without a link, and where nobody counts.
+    fn denied(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<Option<Denied>, NetworkError>> + Send;
+
+    /// The sockets of the node's own programs that listen.
+    fn node_listens(
+        &self,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
 
     /// Everything that this instance holds, and nothing that another one does.
@@ -60,6 +80,16 @@ pub struct NetworkSeen {
     /// Any pinned namespace, or the folder for them.
     pub namespaces: bool,
     pub link: bool,
+}
+
+/// What a sandbox sent and the node dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Denied {
+    pub packets: u64,
+    pub bytes: u64,
+    /// In the name of an address that is not its own.
+    pub spoofed_packets: u64,
+    pub spoofed_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,6 +117,8 @@ pub struct NetworkObject {
 pub enum NetworkObjectKind {
     Namespaces,
     Link,
+    /// What stands for a sandbox in the rules of the node.
+    Element,
     /// The table of the instance.
     Table,
     /// The bridge of the instance.

@@ -364,7 +364,9 @@ async fn a_link_and_a_table_can_be_lost() {
     };
     assert!(kinds().await.contains(&NetworkObjectKind::Table));
     node.lose_table();
-    assert_eq!(kinds().await, [NetworkObjectKind::Namespaces]);
+    // Its place in the rules stays until the sandbox is told to end.
+    let left = [NetworkObjectKind::Namespaces, NetworkObjectKind::Element];
+    assert_eq!(kinds().await, left);
 }
 
 fn tempfile(text: &str) -> tempfile::NamedTempFile {

@@ -4,6 +4,7 @@
 mod database;
 mod error;
 mod migrations;
+mod node_ports;
 mod offline;
 mod reserve;
 mod rows;

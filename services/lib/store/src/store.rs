@@ -1,20 +1,20 @@
 //! The transactions. Writers go one after another, so that changes are published in the order of their revisions.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
 use berth_domain::{
-    Admission, Generation, SandboxId, SandboxRecord, SandboxSpec, Terms, admit, ipam,
-    record::Ending,
+    Admission, Generation, Protocol, SandboxId, SandboxRecord, SandboxSpec, Terms, admit, ipam,
+    node_port_conflict, record::Ending,
 };
 use ipnet::{IpNet, Ipv4Net};
 use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable, WriteTransaction};
@@ -23,6 +23,7 @@ use tokio::sync::broadcast;
 use crate::{
     database::{self, CHANGES, LEASES, Lock, RECORDS, SETTINGS, contain, damaged},
     error::{AdmitError, StoreError, Unreadable, UpdateError, WriteError},
+    node_ports::NodePorts,
     reserve::Reserve,
     rows::{self, Lease, bump, find, note, put, put_lease, release_leases, revision},
     watch::{Change, Watch},
@@ -51,6 +52,8 @@ struct Inner {
     database: RwLock<Option<Database>>,
     /// Held from the beginning of a write until its change is published.
     writing: Mutex<()>,
+    /// Changed while `writing` is held.
+    node_ports: Mutex<NodePorts>,
     changes: broadcast::Sender<(u64, Change)>,
 }
 
@@ -62,6 +65,8 @@ pub struct Arrival {
     pub expires_at: Option<SystemTime>,
     /// The boot in which it is made.
     pub boot_id: String,
+    /// Ports on which programs of the node listen.
+    pub node_listens: BTreeSet<(Protocol, u16)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -106,9 +111,12 @@ impl Store {
             written: AtomicBool::new(true),
             database: RwLock::new(Some(database)),
             writing: Mutex::default(),
+            node_ports: Mutex::default(),
             changes: broadcast::channel(READER_LAG).0,
         }));
         store.0.check_leases()?;
+        let (records, _) = store.0.read(|txn| rows::records(txn, None, usize::MAX))?;
+        *store.0.node_ports() = NodePorts::of(&records);
         Ok(store)
     }
 
@@ -346,6 +354,27 @@ enum Purpose {
 }
 
 impl Inner {
+    fn node_ports(&self) -> MutexGuard<'_, NodePorts> {
+        self.node_ports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A port of the node belongs to one sandbox, or to a program of the node.
+    fn check_node_ports(&self, spec: &SandboxSpec, arrival: &Arrival) -> Result<(), AdmitError> {
+        let refused = |failure| Err(AdmitError::Refused(failure));
+        if let Some((protocol, port, owner)) = self.node_ports().conflict(spec) {
+            return refused(node_port_conflict(protocol, port, Some(owner)));
+        }
+        let mut ports = spec.node_ports();
+        let listens =
+            ports.find(|(protocol, port, _)| arrival.node_listens.contains(&(*protocol, *port)));
+        match listens {
+            Some((protocol, port, _)) => refused(node_port_conflict(protocol, port, None)),
+            None => Ok(()),
+        }
+    }
+
     fn read<T>(
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
@@ -376,6 +405,7 @@ impl Inner {
         }
         let (value, change) = done?;
         if let Some(change) = change {
+            self.node_ports().follow(&change.1);
             // Nobody may be watching.
             let _ = self.changes.send(change);
         }
@@ -548,6 +578,7 @@ impl Inner {
                 (Admission::Refuse(failure), _) => Err(AdmitError::Refused(failure)),
                 (Admission::Join, Some(record)) => Ok((Admitted::Joined(record), None)),
                 (Admission::Begin | Admission::Join, _) => {
+                    self.check_node_ports(spec, arrival)?;
                     let generation = Generation(next);
                     let address = self.lease(txn, id, generation, now)?;
                     let record = SandboxRecord {

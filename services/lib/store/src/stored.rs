@@ -7,9 +7,10 @@ use std::{
 };
 
 use berth_domain::{
-    ConfigFile, Container, ContainerName, ExitCause, ExitRecord, Failure, Generation, ImageRef,
-    Phase, Port, PortSighting, Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId,
-    SandboxRecord, SandboxSpec, StaticHost, Status, Violation, record::Ending,
+    ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
+    Generation, ImageRef, NetworkPolicy, Phase, Port, PortSighting, Protocol, Reason, Resources,
+    RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec, StaticHost, Status,
+    Violation, record::Ending,
 };
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +69,28 @@ struct StoredSpec {
     static_hosts: Vec<StoredHost>,
     containers: Vec<StoredContainer>,
     resources: StoredResources,
+    #[serde(default)]
+    network: StoredPolicy,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct StoredPolicy {
+    egress: StoredEgress,
+    allow_from: Vec<String>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+enum StoredEgress {
+    #[default]
+    Open,
+    Deny,
+    Allow(Vec<StoredDestination>),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredDestination {
+    net: ipnet::Ipv4Net,
+    port: Option<(StoredProtocol, u16)>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -109,6 +132,8 @@ struct StoredPort {
     name: String,
     protocol: StoredProtocol,
     kind: String,
+    #[serde(default)]
+    node_port: Option<u16>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -301,6 +326,7 @@ impl From<&SandboxSpec> for StoredSpec {
                 .collect(),
             containers: it.containers.iter().map(StoredContainer::from).collect(),
             resources: it.resources.into(),
+            network: (&it.network).into(),
         }
     }
 }
@@ -322,6 +348,7 @@ impl From<&Container> for StoredContainer {
                     name: it.name.clone(),
                     protocol: it.protocol.into(),
                     kind: it.kind.clone(),
+                    node_port: it.node_port,
                 })
                 .collect(),
             oom_score: it.oom_score,
@@ -540,7 +567,44 @@ impl TryFrom<StoredSpec> for SandboxSpec {
                 .map(Container::try_from)
                 .collect::<Result<_, _>>()?,
             resources: it.resources.into(),
+            network: it.network.into(),
         })
+    }
+}
+
+impl From<&NetworkPolicy> for StoredPolicy {
+    fn from(it: &NetworkPolicy) -> Self {
+        let destination = |it: &Destination| StoredDestination {
+            net: it.net,
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        };
+        Self {
+            egress: match &it.egress {
+                Egress::Open => StoredEgress::Open,
+                Egress::Deny => StoredEgress::Deny,
+                Egress::Allow(list) => StoredEgress::Allow(list.iter().map(destination).collect()),
+            },
+            allow_from: it.allow_from.clone(),
+        }
+    }
+}
+
+impl From<StoredPolicy> for NetworkPolicy {
+    fn from(it: StoredPolicy) -> Self {
+        let destination = |it: StoredDestination| Destination {
+            net: it.net,
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        };
+        Self {
+            egress: match it.egress {
+                StoredEgress::Open => Egress::Open,
+                StoredEgress::Deny => Egress::Deny,
+                StoredEgress::Allow(list) => {
+                    Egress::Allow(list.into_iter().map(destination).collect())
+                }
+            },
+            allow_from: it.allow_from,
+        }
     }
 }
 
@@ -563,6 +627,7 @@ impl TryFrom<StoredContainer> for Container {
                     name: it.name,
                     protocol: it.protocol.into(),
                     kind: it.kind,
+                    node_port: it.node_port,
                 })
                 .collect(),
             oom_score: it.oom_score,
@@ -626,6 +691,7 @@ mod tests {
                     name: text("web"),
                     protocol: Protocol::Udp,
                     kind: text("http"),
+                    node_port: Some(8080),
                 }],
                 oom_score: -5,
                 config_files: vec![
@@ -644,6 +710,13 @@ mod tests {
                 resources,
             }],
             resources,
+            network: NetworkPolicy {
+                egress: Egress::Allow(vec![Destination {
+                    net: "10.0.0.0/8".parse().unwrap(),
+                    port: Some((Protocol::Udp, 53)),
+                }]),
+                allow_from: vec![text("app=web")],
+            },
         };
         let id = SandboxId::parse("web").unwrap();
         let mut record = SandboxRecord::new(id, Generation(7), Arc::new(spec), vec![], now);

@@ -25,6 +25,7 @@ async fn a_create_that_was_taken_up_and_fails_leaves_nothing_on_the_node() {
         name: String::new(),
         protocol: Protocol::Tcp,
         kind: String::new(),
+        node_port: None,
     }];
 
     let (registry, stop) = start(&node, &path).await;

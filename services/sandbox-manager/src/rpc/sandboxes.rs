@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::{deadline::patience, expected, parse_id, refuse};
 use crate::{
-    failures::{runtime_failure, store_failure},
+    failures::{network_failure, runtime_failure, store_failure},
     ready::OWN_SIGHTING,
     registry::{CreateTerms, Registry, not_found},
     sandbox::Doing,
@@ -278,6 +278,8 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                 }),
             })
             .collect();
+        let denied = self.registry.node().network.denied(&id).await;
+        let denied = denied.map_err(|it| refuse(network_failure(it)))?;
         let measured_at = readings.iter().map(|it| it.measured_at).min();
         Ok(Response::new(v1::SnapshotResponse {
             id: id.to_string(),
@@ -285,6 +287,12 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             measured_at: Some(measured_at.unwrap_or_else(SystemTime::now).into()),
             total: Some(sum(&containers)),
             containers,
+            denied: denied.map(|it| v1::DeniedTraffic {
+                packets: it.packets,
+                bytes: it.bytes,
+                spoofed_packets: it.spoofed_packets,
+                spoofed_bytes: it.spoofed_bytes,
+            }),
         }))
     }
 

@@ -76,6 +76,9 @@ pub enum ErrorReason {
     /// ABORTED. The caller of an import sent nothing for the configuration's `import.idle_timeout`. The metadata has
     /// `timeout_ms`.
     ImportStalled = 32,
+    /// FAILED_PRECONDITION. A port of the node that the spec asks for is taken. The metadata has `node_port`, `protocol`
+    /// (`tcp` or `udp`) and `owner`, the id of the sandbox that has it; without `owner`, a program of the node listens there.
+    NodePortInUse = 33,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -117,6 +120,7 @@ impl ErrorReason {
             Self::ArchiveTooLarge => "ERROR_REASON_ARCHIVE_TOO_LARGE",
             Self::DiskLow => "ERROR_REASON_DISK_LOW",
             Self::ImportStalled => "ERROR_REASON_IMPORT_STALLED",
+            Self::NodePortInUse => "ERROR_REASON_NODE_PORT_IN_USE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -155,6 +159,7 @@ impl ErrorReason {
             "ERROR_REASON_ARCHIVE_TOO_LARGE" => Some(Self::ArchiveTooLarge),
             "ERROR_REASON_DISK_LOW" => Some(Self::DiskLow),
             "ERROR_REASON_IMPORT_STALLED" => Some(Self::ImportStalled),
+            "ERROR_REASON_NODE_PORT_IN_USE" => Some(Self::NodePortInUse),
             _ => None,
         }
     }
@@ -1658,6 +1663,43 @@ pub struct SandboxSpec {
     /// Limits of the whole sandbox: pause and app containers together. Default: none.
     #[prost(message, optional, tag = "12")]
     pub resources: ::core::option::Option<Resources>,
+    /// What the sandbox may reach over the network, and which sandboxes may reach it. Default: everything beyond the node,
+    /// and none.
+    #[prost(message, optional, tag = "14")]
+    pub network: ::core::option::Option<NetworkPolicy>,
+}
+/// What a sandbox may reach, and which sandboxes may reach it. Whatever it says, a sandbox reaches neither the node's own
+/// addresses (the name server on its gateway, and its ping, excepted) nor link-local ones (169.254.0.0/16), and cannot
+/// send in the name of another address.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NetworkPolicy {
+    /// Where the sandbox may open connections to. Default: OPEN.
+    #[prost(enumeration = "EgressMode", tag = "1")]
+    pub egress: i32,
+    /// What is allowed with ALLOW, and refused with INVALID_FIELD with any other mode. An address behind a node port counts
+    /// as that of its sandbox. At most 256.
+    #[prost(message, repeated, tag = "2")]
+    pub egress_rules: ::prost::alloc::vec::Vec<EgressRule>,
+    /// Labels as `key=value`: a sandbox that has one of them may open connections to this one, as far as its own egress
+    /// allows it. Node ports are reachable without. At most 4. Default: none.
+    #[prost(string, repeated, tag = "3")]
+    pub allow_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Allows connections to a network.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EgressRule {
+    /// IPv4 network in CIDR form without host bits, as in `10.1.0.0/16` or `192.0.2.7/32`. Required.
+    #[prost(string, tag = "1")]
+    pub cidr: ::prost::alloc::string::String,
+    /// Only this protocol; needs a port. Default: TCP where there is a port, else every protocol.
+    #[prost(enumeration = "Protocol", tag = "2")]
+    pub protocol: i32,
+    /// Only this port, at most 65535. Default: 0, all.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+    /// A DNS name in place of a network. Refused with UNSUPPORTED_FIELD when not empty.
+    #[prost(string, tag = "4")]
+    pub name: ::prost::alloc::string::String,
 }
 /// One route inside the sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1785,7 +1827,9 @@ pub struct Port {
     /// What is spoken there, as `http`. At most 63 bytes. Default: none.
     #[prost(string, tag = "4")]
     pub r#type: ::prost::alloc::string::String,
-    /// Port of the node that leads here. Refused with UNSUPPORTED_FIELD when not 0. Default: 0, none.
+    /// Port of the node, 1 to 65535, that leads here: from other hosts, from the node itself (also by 127.0.0.1) and from other
+    /// sandboxes, from RUNNING until the sandbox ends. One that a sandbox has or a program of the node listens on is refused
+    /// with NODE_PORT_IN_USE. Default: 0, none.
     #[prost(uint32, tag = "5")]
     pub node_port: u32,
 }
@@ -1828,6 +1872,43 @@ pub struct Resources {
     /// Processes and threads. Limits: 0, or 1 to 4194304.
     #[prost(uint32, tag = "4")]
     pub pids: u32,
+}
+/// Where a sandbox may open connections to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EgressMode {
+    /// As OPEN.
+    Unspecified = 0,
+    /// Everywhere beyond the node.
+    Open = 1,
+    /// Nowhere.
+    Deny = 2,
+    /// Where a rule allows it.
+    Allow = 3,
+}
+impl EgressMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EGRESS_MODE_UNSPECIFIED",
+            Self::Open => "EGRESS_MODE_OPEN",
+            Self::Deny => "EGRESS_MODE_DENY",
+            Self::Allow => "EGRESS_MODE_ALLOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EGRESS_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "EGRESS_MODE_OPEN" => Some(Self::Open),
+            "EGRESS_MODE_DENY" => Some(Self::Deny),
+            "EGRESS_MODE_ALLOW" => Some(Self::Allow),
+            _ => None,
+        }
+    }
 }
 /// When a sandbox is created again. A container that ended is never started again in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -2227,6 +2308,25 @@ pub struct SnapshotResponse {
     /// By name; the pause is `pause`.
     #[prost(message, repeated, tag = "5")]
     pub containers: ::prost::alloc::vec::Vec<ContainerUsage>,
+    /// What the node did not let the sandbox send, since its link was made. Absent where the kernel has no rules to count it.
+    #[prost(message, optional, tag = "6")]
+    pub denied: ::core::option::Option<DeniedTraffic>,
+}
+/// What a sandbox sent and the node dropped. A connection that is refused shows as each of its tries.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeniedTraffic {
+    /// Packets to where the sandbox may not go.
+    #[prost(uint64, tag = "1")]
+    pub packets: u64,
+    /// Their size, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Packets in the name of an address that is not the sandbox's.
+    #[prost(uint64, tag = "3")]
+    pub spoofed_packets: u64,
+    /// Their size, in bytes.
+    #[prost(uint64, tag = "4")]
+    pub spoofed_bytes: u64,
 }
 /// The reading of one container.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

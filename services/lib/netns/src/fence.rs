@@ -1,0 +1,418 @@
+//! The tables of the instance as its sandboxes need them: what shall stand is kept here, what stands is changed to it, and
+//! made anew when somebody has taken it away. All of it blocks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use berth_domain::{Sandbox, SandboxId};
+use berth_platform::Denied;
+use rustix::io::Errno;
+
+use crate::{
+    conntrack,
+    element::{Element, Family, bytes},
+    error::NetnsError,
+    nfnetlink::{Held, Nfnetlink},
+    rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
+    table::{self, Rules},
+};
+
+/// What this kernel makes of it.
+#[derive(Debug)]
+pub(crate) enum Fencing {
+    Stands(Box<Fence>),
+    Unsupported {
+        /// What the kernel or nft said.
+        message: String,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Fence {
+    frame: Frame,
+    name: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    socket: Nfnetlink,
+    wanted: BTreeMap<SandboxId, Wanted>,
+    labels: Labels,
+    /// How the tables were when they were last known to be whole; `None`: they have to be looked at.
+    whole: Option<Standing>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    fenced: Fenced,
+    elements: BTreeSet<Element>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Standing {
+    /// Of the change that was the last, whoever made it.
+    generation: u32,
+    /// Of each family's table: what tells it from another one of its name, and how many rules it has.
+    tables: [(u64, usize); 2],
+}
+
+impl Fence {
+    /// Makes the tables where there are none. Those that a former manager left stand until [`Fence::restore`].
+    pub(crate) fn start(frame: Frame) -> Result<Fencing, NetnsError> {
+        let mut socket = match Nfnetlink::open() {
+            Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {
+                let message = error.to_string();
+                return Ok(Fencing::Unsupported { message });
+            }
+            opened => opened.map_err(NetnsError::rules("opening netfilter"))?,
+        };
+        let name = rules::table(&frame.instance);
+        let there = |socket: &mut Nfnetlink, family| {
+            let table = socket.table(family, &name);
+            // A kernel without nftables knows no such question.
+            table.is_ok_and(|it| it.is_some())
+        };
+        if !Family::ALL.iter().all(|it| there(&mut socket, *it)) {
+            let text = rules::render(&frame, [], &BTreeMap::new());
+            if let Rules::Unsupported { message } = table::install(&text)? {
+                return Ok(Fencing::Unsupported { message });
+            }
+        }
+        Ok(Fencing::Stands(Box::new(Self {
+            frame,
+            name,
+            state: Mutex::new(State {
+                socket,
+                wanted: BTreeMap::new(),
+                labels: Labels::default(),
+                whole: None,
+            }),
+        })))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the tables anew, for exactly these sandboxes and their links.
+    pub(crate) fn restore(&self, sandboxes: &[(Sandbox, String)]) -> Result<(), NetnsError> {
+        let mut state = self.state();
+        state.labels = Labels::default();
+        state.wanted.clear();
+        for (sandbox, link) in sandboxes {
+            state.want(sandbox, link.clone());
+        }
+        self.render(&mut state)
+    }
+
+    /// Lets in and fences off a sandbox, whose link need not be there yet.
+    pub(crate) fn admit(&self, sandbox: &Sandbox, link: String) -> Result<(), NetnsError> {
+        let mut state = self.state();
+        let former = state.want(sandbox, link);
+        self.change(&mut state, &former, &sandbox.id)
+    }
+
+    /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next.
+    pub(crate) fn dismiss(&self, id: &SandboxId) -> Result<(), NetnsError> {
+        let mut state = self.state();
+        let Some(Wanted { fenced, elements }) = state.wanted.remove(id) else {
+            return Ok(());
+        };
+        state.labels.give_back(&fenced.labels);
+        state.labels.give_back(&fenced.lets_in);
+        self.change(&mut state, &elements, id)?;
+        drop(state);
+        self.forget(&fenced.addresses)
+    }
+
+    /// Makes the kernel forget the connections of these addresses.
+    pub(crate) fn forget(&self, addresses: &[Ipv4Addr]) -> Result<(), NetnsError> {
+        conntrack::forget(&mut self.state().socket, addresses)
+            .map_err(NetnsError::rules("forgetting connections"))
+    }
+
+    /// Looks whether the tables are whole, and makes them anew where they are not. Returns whether they were.
+    pub(crate) fn look(&self) -> Result<bool, NetnsError> {
+        let mut state = self.state();
+        let reading = NetnsError::rules("reading the tables");
+        let generation = state.socket.generation().map_err(reading)?;
+        if state.whole.is_some_and(|it| it.generation == generation) {
+            return Ok(true);
+        }
+        match self.is_whole(&mut state) {
+            Ok(true) => Ok(true),
+            Ok(false) => {
+                self.render(&mut state)?;
+                Ok(false)
+            }
+            // Others are changing tables at this moment: the next look is soon.
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(true),
+            Err(error) => Err(NetnsError::rules("reading the tables")(error)),
+        }
+    }
+
+    /// Whether both tables are there.
+    pub(crate) fn stands(&self) -> Result<bool, NetnsError> {
+        let mut state = self.state();
+        let standing = self.standing(&mut state.socket);
+        Ok(standing
+            .map_err(NetnsError::rules("reading the tables"))?
+            .is_some())
+    }
+
+    /// What was dropped of a sandbox; `None` for one that nothing stands for.
+    pub(crate) fn denied(&self, id: &SandboxId) -> Result<Option<Denied>, NetnsError> {
+        let mut state = self.state();
+        let State { socket, wanted, .. } = &mut *state;
+        let Some(Wanted { elements, .. }) = wanted.get(id) else {
+            return Ok(None);
+        };
+        let mut denied = Denied::default();
+        for (set, packets, size) in [
+            (DENIALS, &mut denied.packets, &mut denied.bytes),
+            (
+                SPOOFS,
+                &mut denied.spoofed_packets,
+                &mut denied.spoofed_bytes,
+            ),
+        ] {
+            for element in elements.iter().filter(|it| it.set == set) {
+                let held = socket.element(&self.name, element);
+                let held = held.map_err(NetnsError::rules("reading counters"))?;
+                *packets += held.counted.0;
+                *size += held.counted.1;
+            }
+        }
+        Ok(Some(denied))
+    }
+
+    /// Every element that is in the tables, as `set key`, with the sandbox that it stands for.
+    pub(crate) fn list(&self) -> Result<Vec<(String, Option<SandboxId>)>, NetnsError> {
+        let mut state = self.state();
+        let mut owners = BTreeMap::new();
+        for (id, wanted) in &state.wanted {
+            for it in &wanted.elements {
+                owners.insert(
+                    (it.family, it.set.clone(), bytes(&it.key)),
+                    (id.clone(), it.to_string()),
+                );
+            }
+        }
+        let mut found = vec![];
+        for (family, set) in rules::sets() {
+            let held = read(&mut state.socket, family, &self.name, &set);
+            for key in held
+                .map_err(NetnsError::rules("listing elements"))?
+                .into_keys()
+            {
+                let place = (family, set.clone(), key);
+                found.push(match owners.get(&place) {
+                    Some((id, text)) => (format!("{family} {set} {text}"), Some(id.clone())),
+                    None => (format!("{family} {set} {}", hex(&place.2)), None),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes out an element that no sandbox explains, by its name as it was listed. Gone is a success.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), NetnsError> {
+        let strange = |what: &str| NetnsError::Foreign {
+            what: format!("{name} {what}"),
+        };
+        let mut parts = name.splitn(3, ' ');
+        let (family, set, key) = match (parts.next(), parts.next(), parts.next()) {
+            (Some(family), Some(set), Some(key)) => (family, set, key),
+            _ => return Err(strange("is no element")),
+        };
+        let family = Family::ALL.into_iter().find(|it| it.to_string() == family);
+        let family = family.ok_or_else(|| strange("is no element"))?;
+        let Some(key) = unhex(key) else {
+            return Err(strange("stands for a sandbox"));
+        };
+        let mut state = self.state();
+        let removed = state.socket.remove_key(family, &self.name, set, &key);
+        match removed {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(NetnsError::rules("removing an element")),
+        }
+    }
+
+    pub(crate) fn uninstall(&self) -> Result<(), NetnsError> {
+        table::remove(&self.frame.instance)
+    }
+
+    /// Changes what stands for one sandbox in one batch. What the kernel refuses was not as it was left: all is made anew.
+    fn change(
+        &self,
+        state: &mut State,
+        former: &BTreeSet<Element>,
+        id: &SandboxId,
+    ) -> Result<(), NetnsError> {
+        let none = BTreeSet::new();
+        let State {
+            socket,
+            wanted,
+            whole,
+            ..
+        } = &mut *state;
+        let next = wanted.get(id).map_or(&none, |it| &it.elements);
+        let remove: Vec<_> = former.difference(next).collect();
+        let add: Vec<_> = next.difference(former).collect();
+        if remove.is_empty() && add.is_empty() {
+            return Ok(());
+        }
+        match socket.change(&self.name, &remove, &add) {
+            Ok(()) => {
+                // Our own change is the only one that nobody has to look for.
+                if let Some(standing) = whole {
+                    standing.generation = standing.generation.wrapping_add(1);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::warn!(sandbox = %id, %error, "the rules are made anew");
+                self.render(state)
+            }
+        }
+    }
+
+    /// Puts the whole of what is wanted in the place of what there is, in one transaction.
+    fn render(&self, state: &mut State) -> Result<(), NetnsError> {
+        let counted = self.counted(state);
+        let elements = state.wanted.values().flat_map(|it| &it.elements);
+        let text = rules::render(&self.frame, elements, &counted);
+        if let Rules::Unsupported { message } = table::install(&text)? {
+            return Err(NetnsError::Table { message });
+        }
+        let State { socket, whole, .. } = state;
+        let standing = self.standing(socket);
+        *whole = standing.map_err(NetnsError::rules("reading the tables"))?;
+        Ok(())
+    }
+
+    /// What each wanted element has counted so far, as far as it can be read.
+    fn counted(&self, state: &mut State) -> BTreeMap<Element, (u64, u64)> {
+        let State { socket, wanted, .. } = state;
+        let mut counted = BTreeMap::new();
+        for set in [DENIALS, SPOOFS] {
+            let Ok(held) = socket.elements(Family::Inet, &self.name, set) else {
+                continue;
+            };
+            let elements = wanted.values().flat_map(|it| &it.elements);
+            for element in elements.filter(|it| it.set == set) {
+                if let Some(it) = held.get(&bytes(&element.key)) {
+                    counted.insert(element.clone(), it.counted);
+                }
+            }
+        }
+        counted
+    }
+
+    /// Whether tables, rules and all wanted elements are there.
+    fn is_whole(&self, state: &mut State) -> std::io::Result<bool> {
+        let State {
+            socket,
+            wanted,
+            whole,
+            ..
+        } = &mut *state;
+        let Some(now) = self.standing(socket)? else {
+            return Ok(false);
+        };
+        if whole.is_none_or(|it| it.tables != now.tables) {
+            return Ok(false);
+        }
+        let mut of_sets: BTreeMap<(Family, &str), Vec<&Element>> = BTreeMap::new();
+        for it in wanted.values().flat_map(|it| &it.elements) {
+            of_sets.entry((it.family, &it.set)).or_default().push(it);
+        }
+        for ((family, set), elements) in of_sets {
+            let held = socket.elements(family, &self.name, set)?;
+            let stands = |it: &&Element| {
+                let value = held.get(&bytes(&it.key)).map(|it| &it.value);
+                value.is_some_and(|held| it.value.is_empty() || *held == bytes(&it.value))
+            };
+            if !elements.iter().all(stands) {
+                return Ok(false);
+            }
+        }
+        *whole = Some(now);
+        Ok(true)
+    }
+
+    /// `None` where a table is not there.
+    fn standing(&self, socket: &mut Nfnetlink) -> std::io::Result<Option<Standing>> {
+        // First, so that what comes later is looked for the next time.
+        let generation = socket.generation()?;
+        let mut tables = [(0, 0); 2];
+        for (place, family) in tables.iter_mut().zip(Family::ALL) {
+            let Some(handle) = socket.table(family, &self.name)? else {
+                return Ok(None);
+            };
+            *place = (handle, socket.rules(family, &self.name)?);
+        }
+        Ok(Some(Standing { generation, tables }))
+    }
+}
+
+impl State {
+    /// Takes note of a sandbox, and returns the elements that stood for it before.
+    fn want(&mut self, sandbox: &Sandbox, link: String) -> BTreeSet<Element> {
+        let former = self.wanted.remove(&sandbox.id);
+        let fenced = Fenced::of(sandbox, link, &mut self.labels);
+        if let Some(it) = &former {
+            self.labels.give_back(&it.fenced.labels);
+            self.labels.give_back(&it.fenced.lets_in);
+        }
+        let elements = fenced.elements();
+        let wanted = Wanted { fenced, elements };
+        self.wanted.insert(sandbox.id.clone(), wanted);
+        former.map(|it| it.elements).unwrap_or_default()
+    }
+}
+
+/// How often a list is read again because others change tables meanwhile.
+const READS_MAX: usize = 8;
+
+fn read(
+    socket: &mut Nfnetlink,
+    family: Family,
+    table: &str,
+    set: &str,
+) -> std::io::Result<BTreeMap<Vec<u8>, Held>> {
+    let mut reads = 0;
+    loop {
+        reads += 1;
+        match socket.elements(family, table, set) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted && reads < READS_MAX => {}
+            // Without a table there are no elements; that it is missing is said of the table.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(BTreeMap::new());
+            }
+            done => return done,
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.bytes().all(|it| it.is_ascii_hexdigit());
+    let pairs = (0..text.len()).step_by(2);
+    (digits && text.len().is_multiple_of(2)).then(|| {
+        pairs
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+            .collect()
+    })?
+}
