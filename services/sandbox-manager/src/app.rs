@@ -86,21 +86,8 @@ impl App {
         };
         let _ = fs::remove_dir_all(&imports.spool_dir);
 
-        let names = Names {
-            instance: instance.clone(),
-            cgroup_parent: match config.cgroup.parent.trim_matches('/') {
-                "" => format!("berth/{instance}"),
-                parent => parent.to_owned(),
-            },
-            run_dir: config.run_dir.clone(),
-            log_dir: config.log_dir.clone(),
-        };
-        let network = NetnsNetwork::start(berth_netns::Settings {
-            names: names.clone(),
-            bridge: config.network.bridge.clone(),
-            subnet,
-            reachable_from: config.network.reachable_from.clone(),
-        });
+        let names = names(&config, instance.clone());
+        let network = NetnsNetwork::start(network_settings(&config, names.clone()));
         let network = crash::around("start/network", network)
             .await
             .context("preparing the node's network")?;
@@ -224,6 +211,47 @@ impl App {
         let _ = fs::remove_file(&socket);
         registry.finish().await;
         served
+    }
+}
+
+/// Removes what a manager makes on the node for all sandboxes.
+pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
+    let store = config.state_dir.join(STORE_FILE);
+    let subnet = config.network.subnet;
+    // The lock keeps managers out.
+    let store =
+        Store::open(&store, subnet, config.network.cool_down).context("opening the store")?;
+    let records = store.all().await.context("reading the records")?;
+    let unreadable = store.unreadable().await.context("reading the records")?;
+    let held = records.iter().filter(|it| !it.addresses.is_empty()).count() + unreadable.len();
+    if held > 0 {
+        bail!(
+            "there are {held} sandboxes: remove them first, with `berth rm` while the manager runs"
+        );
+    }
+    let names = names(config, config.instance()?);
+    let network = NetnsNetwork::start(network_settings(config, names)).await?;
+    network.uninstall().await.context("removing the network")
+}
+
+fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
+    berth_netns::Settings {
+        names,
+        bridge: config.network.bridge.clone(),
+        subnet: config.network.subnet,
+        reachable_from: config.network.reachable_from.clone(),
+    }
+}
+
+fn names(config: &Config, instance: InstanceId) -> Names {
+    Names {
+        cgroup_parent: match config.cgroup.parent.trim_matches('/') {
+            "" => format!("berth/{instance}"),
+            parent => parent.to_owned(),
+        },
+        run_dir: config.run_dir.clone(),
+        log_dir: config.log_dir.clone(),
+        instance,
     }
 }
 

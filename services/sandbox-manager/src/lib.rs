@@ -19,7 +19,7 @@ mod spool;
 mod store_command;
 mod sweep;
 
-pub use app::App;
+pub use app::{App, uninstall};
 pub use berth_store::StoreError;
 pub use config::{Command, Config, Flags, load};
 pub use store_command::{Outcome, StoreCommand};

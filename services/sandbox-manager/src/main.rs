@@ -4,7 +4,9 @@ use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use sandbox_manager::{App, Command, Config, Flags, Outcome, StoreCommand, StoreError, load};
+use sandbox_manager::{
+    App, Command, Config, Flags, Outcome, StoreCommand, StoreError, load, uninstall,
+};
 use tokio_util::sync::CancellationToken;
 
 /// From `sysexits.h`: the configuration is at fault, so starting again will not help.
@@ -26,8 +28,10 @@ async fn main() -> ExitCode {
             return ExitCode::from(EX_CONFIG);
         }
     };
-    if let Some(Command::Store(command)) = flags.command {
-        return on_store(&command, &config);
+    match flags.command {
+        Some(Command::Store(command)) => return on_store(&command, &config),
+        Some(Command::Uninstall) => return on_uninstall(&config).await,
+        None => {}
     }
     berth_daemon::init_telemetry();
     match run(config).await {
@@ -44,6 +48,17 @@ fn on_store(command: &StoreCommand, config: &Config) -> ExitCode {
     match command.run(config) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Lacking) => ExitCode::from(EX_DATAERR),
+        Err(err) => {
+            eprintln!("sandbox-manager: {err:#}");
+            exit_code(&err)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "somebody waits for the answer")]
+async fn on_uninstall(config: &Config) -> ExitCode {
+    match uninstall(config).await {
+        Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("sandbox-manager: {err:#}");
             exit_code(&err)

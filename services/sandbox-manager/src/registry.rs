@@ -149,7 +149,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let placed = records.iter().filter(|it| !it.addresses.is_empty());
         let mut placed: Vec<_> = placed.map(SandboxRecord::sandbox).collect();
         placed.extend(self.unreadable().await.map_err(store_failure)?);
-        let restored = crash::around("start/rules", self.node().network.restore(placed)).await;
+        let restored = self.node().network.restore(placed).await;
         restored.map_err(network_failure)?;
         for record in records {
             if record.status != Status::Dead || record.ending.is_some() {

@@ -545,3 +545,48 @@ async fn a_flow_to_a_sandbox_that_is_gone_does_not_reach_the_next_owner_of_its_a
     drop(client);
     node.finish()
 }
+
+#[tokio::test]
+async fn an_element_that_no_sandbox_explains_is_an_orphan_and_is_removed() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    node.create("web", web("web", WEB.into())).await?;
+    let instance = fs::read_to_string(node.home().join("instance"))?;
+    let table = format!("berth-{}", instance.trim());
+    let nft = |line: String| succeed(Command::new("nft").args(line.split_whitespace()));
+    nft(format!("add element inet {table} closed {{ 192.0.2.7 }}"))?;
+    let audit = node.audit().await?;
+    let mut elements = audit.objects.iter().filter(|it| it.kind == "nft-element");
+    let orphan = elements.find(|it| it.verdict() == v1::AuditVerdict::Orphan);
+    let orphan = orphan.context("it is found")?;
+    ensure!(orphan.name == "inet closed c0000207", "{orphan:#?}");
+    let mut own = audit.objects.iter().filter(|it| it.kind == "nft-element");
+    ensure!(own.any(|it| it.sandbox == "web" && it.verdict() == v1::AuditVerdict::Explained));
+    node.berth(&["audit", "--fix"])?;
+    node.assert_clean().await?;
+    let left = nft(format!("list set inet {table} closed"))?;
+    ensure!(!left.contains("192.0.2.7"), "{left}");
+
+    // With the last sandbox gone, all can go.
+    let uninstall = || {
+        let config = node.home().join("sandbox-manager.toml");
+        let mut command = node.command("sandbox-manager");
+        succeed(command.arg("--config").arg(config).arg("uninstall"))
+    };
+    ensure!(uninstall().is_err(), "a manager runs");
+    node.kill_manager()?;
+    // The kernel closes the files of a killed process a moment after its end.
+    let refused = || async {
+        let refused = uninstall().err().map(|it| it.to_string());
+        refused.is_some_and(|it| it.contains("there are 1 sandboxes"))
+    };
+    eventually("there is a sandbox", SOON, refused).await?;
+    node.up().await?;
+    node.delete("web").await?;
+    node.kill_manager()?;
+    let done = || async { uninstall().is_ok() };
+    eventually("it is uninstalled", SOON, done).await?;
+    let tables = nft("list tables".to_owned())?;
+    ensure!(!tables.contains(&table), "{tables}");
+    ensure!(ip(&format!("link show br-{}", instance.trim())).is_err());
+    node.finish()
+}

@@ -15,6 +15,7 @@ use crate::{
     conntrack,
     element::{Element, Family, bytes},
     error::NetnsError,
+    foreign,
     nfnetlink::{Held, Nfnetlink},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
     table::{self, Rules},
@@ -34,6 +35,8 @@ pub(crate) enum Fencing {
 pub(crate) struct Fence {
     frame: Frame,
     name: String,
+    /// What others do to the packets of sandboxes, as it was at the start.
+    obstacles: Vec<String>,
     state: Mutex<State>,
 }
 
@@ -82,8 +85,10 @@ impl Fence {
                 return Ok(Fencing::Unsupported { message });
             }
         }
+        let obstacles = foreign::obstacles(&table::chains()?, &name);
         Ok(Fencing::Stands(Box::new(Self {
             frame,
+            obstacles,
             name,
             state: Mutex::new(State {
                 socket,
@@ -92,6 +97,10 @@ impl Fence {
                 whole: None,
             }),
         })))
+    }
+
+    pub(crate) fn obstacles(&self) -> &[String] {
+        &self.obstacles
     }
 
     pub(crate) fn name(&self) -> &str {

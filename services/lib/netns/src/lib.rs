@@ -6,6 +6,7 @@ mod conntrack;
 mod element;
 mod error;
 mod fence;
+mod foreign;
 mod links;
 mod namespaces;
 mod network;

@@ -83,7 +83,7 @@ impl NetnsNetwork {
     /// What this host does not allow, a sentence each.
     pub fn degraded(&self) -> Vec<String> {
         match &*self.fencing {
-            Fencing::Stands(_) => vec![],
+            Fencing::Stands(fence) => fence.obstacles().to_vec(),
             Fencing::Unsupported { message } => vec![format!(
                 "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
                  keeps them from each other and from the node ({message})"

@@ -54,6 +54,20 @@ fn install_with(
     }
 }
 
+/// All chains, without their rules.
+pub(crate) fn chains() -> Result<String, NetnsError> {
+    let mut command = program();
+    command.args(["list", "chains"]).stdin(Stdio::null());
+    let output = command.output().map_err(NetnsError::executing)?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => {
+            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(NetnsError::Table { message })
+        }
+    }
+}
+
 fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
     let failed = NetnsError::executing;
     let mut command = program();
