@@ -441,22 +441,20 @@ async fn nothing_is_sent_in_the_name_of_another() -> anyhow::Result<()> {
     run(&format!("ip addr del {other}/32 dev eth0"))?;
     ensure!(scene.denied("front").await?.spoofed_packets > 0);
 
+    let gateway = Ipv4Addr::from(u32::from(scene.front) & 0xffff_ff00 | 1);
+    let asks = || {
+        let line = format!("busybox arping -q -c 1 -w 1 -I eth0 {gateway}");
+        anyhow::Ok(within(node, "front", &line).output()?.status.success())
+    };
+    ensure!(asks()?, "the gateway answers");
     let [a, b, c, d] = scene.front.octets();
     let own = format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
     run("ip link set eth0 address 02:42:00:00:00:01")?;
     ensure!(!ping("")?, "with another's hardware address");
+    ensure!(!asks()?, "a question with another's hardware address");
     run(&format!("ip link set eth0 address {own}"))?;
     let again = || async { ping("").is_ok_and(|it| it) };
     eventually("in its own name again", SOON, again).await?;
-
-    // An ARP of a lie leaves nothing with the node.
-    let names = format!("busybox arping -q -c 1 -w 1 -U -s {other} -I eth0 {other}");
-    let _ = within(node, "front", &names).output()?;
-    let neighbours = ip("neigh show")?;
-    let lie = neighbours
-        .lines()
-        .find(|it| it.contains(&other.to_string()) && it.contains(&own));
-    ensure!(lie.is_none(), "{lie:?}");
     scene.finish()
 }
 
