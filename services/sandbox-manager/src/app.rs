@@ -88,10 +88,8 @@ impl App {
 
         let names = Names {
             instance: instance.clone(),
-            cgroup_parent: match config.cgroup.parent.trim_matches('/') {
-                "" => format!("berth/{instance}"),
-                parent => parent.to_owned(),
-            },
+            // With the instance in it: what lies below is judged, and removed, by its name alone.
+            cgroup_parent: format!("{}/{instance}", config.cgroup.parent.trim_matches('/')),
             run_dir: config.run_dir.clone(),
             log_dir: config.log_dir.clone(),
         };
@@ -292,8 +290,13 @@ async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: Can
 fn instance_id(config: &Config) -> anyhow::Result<InstanceId> {
     let instance = config.instance()?;
     let file = config.instance_file();
-    if !file.exists() {
-        fs::write(&file, format!("{instance}\n"))
+    let line = format!("{instance}\n");
+    if fs::read_to_string(&file).ok().as_ref() != Some(&line) {
+        // Whole or not at all, also after a power cut.
+        let fresh = file.with_extension("new");
+        fs::write(&fresh, line)
+            .and_then(|()| fs::File::open(&fresh)?.sync_all())
+            .and_then(|()| fs::rename(&fresh, &file))
             .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(instance)
@@ -374,6 +377,8 @@ mod tests {
         assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
         assert_eq!(instance_id(&config("")).unwrap().as_str(), "mine");
         instance_id(&config("other")).unwrap_err();
+        fs::write(config("").instance_file(), "").unwrap();
+        assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
     }
 
     #[tokio::test]

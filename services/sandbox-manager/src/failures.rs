@@ -2,7 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
-use berth_domain::{Failure, Reason, Role};
+use berth_domain::{ExitRecord, Failure, Reason, Role};
 use berth_platform::{ImageError, NetworkError, RuntimeError};
 use berth_store::StoreError;
 
@@ -32,6 +32,18 @@ pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
 pub(crate) fn shim_silent(role: &Role) -> Failure {
     let message = format!("the shim of container {role} does not answer");
     Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
+}
+
+/// A container has ended `when` the sandbox was RUNNING, or before.
+pub(crate) fn exited(exit: &ExitRecord, when: &str) -> Failure {
+    let message = format!("{} {when} the sandbox was RUNNING", exit.describe());
+    let failure = Failure::new(Reason::ContainerExited, message)
+        .with("container", &exit.role)
+        .with("exit_code", exit.code);
+    match exit.signal {
+        Some(signal) => failure.with("signal", signal),
+        None => failure,
+    }
 }
 
 pub(crate) fn image_failure(error: ImageError) -> Failure {

@@ -2,13 +2,14 @@
 //! look again. It is the only one that changes the sandbox; requests only write down what is wanted.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_domain::{
     ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
-    Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
+    Role, Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
     decide::{self, Manner, decide, tear_down},
     health,
     record::Ending,
@@ -22,7 +23,7 @@ use crate::{
     crash,
     execute::{Executor, Found},
     failures::{runtime_failure, shim_silent, store_failure},
-    ready::{exit_record, missing_ports},
+    ready::{exit_record, missing_ports, oom_kills},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
 };
@@ -104,6 +105,8 @@ pub(crate) struct SandboxTask<R, N> {
     pub(crate) view: watch::Sender<View>,
     /// The last time that the node was asked for all of it.
     pub(crate) looked_at: Option<Instant>,
+    /// What the kernel had killed for memory by then, in containers that went on.
+    pub(crate) oom_kills: BTreeMap<Role, u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,7 +388,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             None => ("exit", "", ""),
         };
         if !matches!(record.status, Status::Stopped | Status::Dead) {
+            let exit = self.exit_before(record).await?;
             let written = self.write(record, move |it, now| {
+                it.exit = exit;
                 it.enter(Status::Stopped, reason, message, now)
             });
             crash::around(&format!("{verb}/stopped"), written).await?;
@@ -412,6 +417,22 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             return Ok(Next::Over);
         }
         self.bury(verb, &record, None, None, vec![]).await
+    }
+
+    /// How it ended by itself before it was told to: the tear-down takes the cause along. A containerd that does not answer
+    /// holds up nobody who wants it to end.
+    async fn exit_before(&self, record: &SandboxRecord) -> Result<Option<ExitRecord>, Failure> {
+        let Ok(seen) = self.shared.node.observe(&self.id).await else {
+            return Ok(None);
+        };
+        match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
+            Health::Exited { role, code, at } => {
+                self.exit_record(record, role, code, at).await.map(Some)
+            }
+            Health::Stands | Health::Lost { .. } | Health::Unknown { .. } | Health::Gone => {
+                Ok(None)
+            }
+        }
     }
 
     /// Writes down that nothing is left but the record.
@@ -457,15 +478,14 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             return self.look_at_ports(record).await;
         }
         let seen = self.shared.node.observe(&self.id).await?;
-        let rebooted = !record.boot_id.is_empty() && record.boot_id != self.shared.boot_id;
-        match assess(&record.spec, &seen, rebooted) {
+        match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
             Health::Stands => {
                 self.looked_at = Some(Instant::now());
+                self.oom_kills = oom_kills(&self.shared.node, &self.id).await?;
                 return self.look_at_ports(record).await;
             }
             Health::Exited { role, code, at } => {
-                let sandbox = record.sandbox();
-                let exit = exit_record(&self.shared.node, &sandbox, role, code, at).await;
+                let exit = self.exit_record(record, role, code, at).await?;
                 let message = exit.describe();
                 let written = self.write(record, move |it, now| {
                     it.exit = Some(exit);
@@ -508,6 +528,24 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             },
         }
         Ok(Next::Again)
+    }
+
+    /// Where either boot has no name, none is told from another.
+    fn is_of_another_boot(&self, record: &SandboxRecord) -> bool {
+        let (of, now) = (&record.boot_id, &self.shared.boot_id);
+        !of.is_empty() && !now.is_empty() && of != now
+    }
+
+    async fn exit_record(
+        &self,
+        record: &SandboxRecord,
+        role: Role,
+        code: u32,
+        at: SystemTime,
+    ) -> Result<ExitRecord, Failure> {
+        let former = self.oom_kills.get(&role).copied().unwrap_or_default();
+        let sandbox = record.sandbox();
+        exit_record(&self.shared.node, &sandbox, role, code, at, former).await
     }
 
     /// RUNNING is a word about reachability: it is taken back while a port does not listen.

@@ -33,6 +33,11 @@ pub enum Health {
 /// Judges what is seen of a sandbox that should run. After a reboot whatever is left is a remnant: what the kernel held
 /// is gone.
 pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
+    // What somebody else put under its id is the audit's business: it harms no sandbox that runs.
+    let own: Vec<_> = roles(spec).collect();
+    let mut seen = seen.clone();
+    seen.containers.retain(|role, _| own.contains(role));
+    let seen = &seen;
     if stands(spec, seen) {
         return Health::Stands;
     }
@@ -119,6 +124,12 @@ mod tests {
         let spec = spec([container("web", &[80])]);
         let web = || Role::App(ContainerName::parse("web").unwrap());
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let with = |name: &str, task| {
+            let mut all = seen(true, true, Running, Running);
+            let role = Role::App(ContainerName::parse(name).unwrap());
+            all.containers.insert(role, ContainerSeen { stored: true, task });
+            all
+        };
         let exited = |seconds| TaskSeen::Exited { code: 3, at: at(seconds) };
         let cases = [
             ("all there",             seen(true,  true,  Running,   Running),   Health::Stands),
@@ -129,6 +140,8 @@ mod tests {
             ("one does not say",      seen(true,  true,  Running,   Unknown),   Health::Unknown { role: web() }),
             ("and another is gone",   seen(false, true,  Missing,   Unknown),   Health::Unknown { role: web() }),
             ("and another has ended", seen(true,  true,  exited(4), Unknown),   Health::Exited { role: Role::Pause, code: 3, at: at(4) }),
+            ("somebody else's is there", with("old", Running),                  Health::Stands),
+            ("and has ended",         with("old", exited(1)),                   Health::Stands),
             ("the link was removed",  seen(true,  false, Running,   Running),   Health::Lost { role: Role::Pause, what: "its network link is gone" }),
         ];
         for (case, seen, expected) in cases {

@@ -271,11 +271,12 @@ impl Network for NetnsNetwork {
     }
 
     fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
-        let instance = self.settings.names.instance.as_str();
-        vec![
-            (NetworkObjectKind::Table, table::name(instance)),
-            (NetworkObjectKind::Bridge, self.settings.bridge.clone()),
-        ]
+        let mut standing = vec![(NetworkObjectKind::Bridge, self.settings.bridge.clone())];
+        if self.masquerade == Masquerade::Installed {
+            let instance = self.settings.names.instance.as_str();
+            standing.push((NetworkObjectKind::Table, table::name(instance)));
+        }
+        standing
     }
 
     async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {

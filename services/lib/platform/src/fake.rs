@@ -135,6 +135,14 @@ impl FakeNode {
         self.state().exit(id, role, KILLED, 1);
     }
 
+    /// Has the kernel kill a process of a container for memory that is not its first: the task goes on.
+    pub fn lose_worker_for_memory(&self, id: &SandboxId, role: &Role) {
+        let mut state = self.state();
+        let held = state.sandboxes.get_mut(id);
+        let stored = held.and_then(|held| held.containers.get_mut(role));
+        stored.expect("a container").oom_kills += 1;
+    }
+
     /// Fails the next calls of `operation`; they change nothing.
     pub fn fail_next(&self, operation: &str, times: usize) {
         self.plan(operation, times, Fault::Failed);

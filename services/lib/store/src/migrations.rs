@@ -1,7 +1,7 @@
 //! How a store of an older version becomes one of this version. Each migration leads from one schema to the next; all
 //! that are needed run in one transaction, before anything else reads the store.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde_json::Value;
@@ -15,6 +15,9 @@ use crate::{
 pub(crate) const KNOWN_SCHEMA: u64 = 1 + MIGRATIONS.len() as u64;
 
 type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
+
+/// How long the store as it was before a migration is kept: long enough to notice, and for a night.
+const FORMER_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The first leads from schema 1 to 2, and so on. One that was released is never changed.
 const MIGRATIONS: &[Migration] = &[ends_and_boots];
@@ -32,14 +35,23 @@ pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
 /// Keeps the file as it is before its migration.
 pub(crate) fn keep_aside(path: &Path, schema: u64) -> Result<(), StoreError> {
     let copy = database::beside(path, "copy");
-    fs::copy(path, &copy)?;
+    if let Err(error) = fs::copy(path, &copy) {
+        database::remove_if_there(&copy)?;
+        return Err(error.into());
+    }
     database::put_in_place(&copy, &former(path, schema))
 }
 
-/// Removes what was kept aside: the store was opened with the schema that it was migrated to.
+/// Removes what was kept aside once nobody wants to go back any more. A manager that fails soon after its start is started
+/// again within seconds, and is what somebody wants to go back from.
 pub(crate) fn forget_former(path: &Path) -> Result<(), StoreError> {
     for schema in 1..KNOWN_SCHEMA {
-        database::remove_if_there(&former(path, schema))?;
+        let former = former(path, schema);
+        let made_at = fs::metadata(&former).and_then(|it| it.modified());
+        let age = made_at.ok().and_then(|it| it.elapsed().ok());
+        if age.is_some_and(|it| it >= FORMER_KEPT) {
+            database::remove_if_there(&former)?;
+        }
     }
     Ok(())
 }

@@ -572,6 +572,14 @@ impl Inner {
     /// Settings are nobody's record: they have no revision and no watch.
     fn set_drain(&self, why: Option<&str>) -> Result<(), StoreError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.try_set_drain(why);
+        if matches!(done, Err(StoreError::Full { .. })) && self.make_room(Purpose::GoOn) {
+            return self.try_set_drain(why);
+        }
+        done
+    }
+
+    fn try_set_drain(&self, why: Option<&str>) -> Result<(), StoreError> {
         let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else {

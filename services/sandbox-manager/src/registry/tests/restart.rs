@@ -233,6 +233,36 @@ async fn what_ended_or_vanished_while_no_manager_ran_is_seen_at_the_next_start()
 }
 
 #[tokio::test]
+async fn a_boot_without_a_name_is_told_from_no_other() {
+    let ground = Ground::new();
+    let first = ground.manager().await;
+    let record = first.create(web()).await.unwrap();
+    first.shut_down().await;
+    let former = |it: &mut SandboxRecord| it.boot_id = "former".into();
+    let (generation, now) = (record.generation, SystemTime::now());
+    ground
+        .store
+        .update(web(), generation, now, former)
+        .await
+        .unwrap();
+    ground.node.exit(web(), &app(), 3);
+    let _second = ground.manager().await;
+    let dead = ground.until_status(web(), Status::Dead).await;
+    assert_eq!(dead.exit.map(|it| it.code), Some(3));
+}
+
+#[tokio::test]
+async fn a_record_that_no_task_has_is_taken_up_again() {
+    let ground = Ground::new();
+    let _manager = ground.manager().await;
+    let admitted = ground
+        .store
+        .admit(web(), spec(), Arrival::default(), SystemTime::now());
+    admitted.await.unwrap();
+    ground.until_status(web(), Status::Running).await;
+}
+
+#[tokio::test]
 async fn one_record_that_cannot_be_looked_at_holds_up_no_other() {
     let ground = Ground::new();
     let first = ground.manager().await;
