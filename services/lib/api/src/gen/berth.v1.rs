@@ -1300,6 +1300,8 @@ pub mod node_service_client {
         /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
         /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
         /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
+        /// to raise what its library takes for an answer (4 MiB in most).
         /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
         pub async fn audit(
             &mut self,
@@ -1355,6 +1357,8 @@ pub mod node_service_server {
         /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
         /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
         /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
+        /// to raise what its library takes for an answer (4 MiB in most).
         /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
         async fn audit(
             &self,
