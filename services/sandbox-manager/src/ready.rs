@@ -103,7 +103,7 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
 ) -> Result<(), ReadyError> {
     let seen = node.observe(&sandbox.id).await?;
     match assess(&sandbox.spec, &seen, false) {
-        Health::Stands => Ok(()),
+        Health::Stands | Health::Unprepared => Ok(()),
         Health::Exited { role, code, at } => {
             let exit = exit_record(node, sandbox, role, code, at, 0).await?;
             Err(ReadyError {

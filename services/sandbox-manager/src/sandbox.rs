@@ -429,9 +429,11 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Health::Exited { role, code, at } => {
                 self.exit_record(record, role, code, at).await.map(Some)
             }
-            Health::Stands | Health::Lost { .. } | Health::Unknown { .. } | Health::Gone => {
-                Ok(None)
-            }
+            Health::Stands
+            | Health::Unprepared
+            | Health::Lost { .. }
+            | Health::Unknown { .. }
+            | Health::Gone => Ok(None),
         }
     }
 
@@ -483,6 +485,13 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 self.looked_at = Some(Instant::now());
                 self.oom_kills = oom_kills(&self.shared.node, &self.id).await?;
                 return self.look_at_ports(record).await;
+            }
+            Health::Unprepared => {
+                tracing::warn!(sandbox = %self.id, "making its lease, cgroup and files again");
+                let sandbox = record.sandbox();
+                let prepared = self.shared.node.runtime.prepare(&sandbox).await;
+                prepared.map_err(runtime_failure)?;
+                return Ok(Next::Again);
             }
             Health::Exited { role, code, at } => {
                 let exit = self.exit_record(record, role, code, at).await?;

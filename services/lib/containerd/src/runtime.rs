@@ -8,7 +8,9 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{ContainerName, ContainerSeen, Role, Sandbox, SandboxId, TaskSeen, names};
+use berth_domain::{
+    ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
+};
 use berth_platform::{
     ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
     RuntimeObject, RuntimeSeen, Usage,
@@ -723,9 +725,11 @@ impl Runtime for Containerd {
             self.lease_exists(id)
         );
         let mut seen = RuntimeSeen {
-            prepared: lease?
-                || self.0.cgroups.exists(&self.names().cgroup(id))
-                || self.names().files(id).exists(),
+            prepared: Extent::of(&[
+                lease?,
+                self.0.cgroups.exists(&self.names().cgroup(id)),
+                self.names().files(id).exists(),
+            ]),
             containers: BTreeMap::new(),
         };
         let containers = containers?;

@@ -26,4 +26,4 @@ pub use record::{ExitCause, ExitRecord, Phase, PortSighting, Sandbox, SandboxRec
 pub use spec::{
     ConfigFile, Container, Port, Protocol, Resources, RestartPolicy, Route, SandboxSpec, StaticHost,
 };
-pub use step::{ContainerSeen, Observed, Plan, Planned, Role, Step, TaskSeen};
+pub use step::{ContainerSeen, Extent, Observed, Plan, Planned, Role, Step, TaskSeen};

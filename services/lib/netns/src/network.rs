@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use berth_domain::{Names, Sandbox, SandboxId, ipam};
+use berth_domain::{Extent, Names, Sandbox, SandboxId, ipam};
 use berth_platform::{
     ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };
@@ -217,8 +217,9 @@ impl Network for NetnsNetwork {
     async fn observe(&self, id: &SandboxId) -> Result<NetworkSeen, NetworkError> {
         let names = &self.settings.names;
         let link = self.links.find(&names.link(id)).await?;
+        let dir = names.namespaces(id);
         Ok(NetworkSeen {
-            namespaces: names.namespaces(id).exists(),
+            namespaces: Extent::of(&[dir.exists(), namespaces::are_open(&dir)]),
             link: link.is_some(),
         })
     }

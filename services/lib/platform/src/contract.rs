@@ -14,8 +14,8 @@ use std::{
 };
 
 use berth_domain::{
-    Container, ContainerName, ContainerSeen, Generation, ImageRef, Port, Protocol, Resources, Role,
-    Sandbox, SandboxId, SandboxSpec, TaskSeen,
+    Container, ContainerName, ContainerSeen, Extent, Generation, ImageRef, Port, Protocol,
+    Resources, Role, Sandbox, SandboxId, SandboxSpec, TaskSeen,
 };
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -151,7 +151,7 @@ pub async fn the_steps_in_order_bring_a_sandbox_up_and_each_can_be_repeated<
     assert_eq!(
         network.observe(&sandbox.id).await.unwrap(),
         NetworkSeen {
-            namespaces: true,
+            namespaces: Extent::Whole,
             link: true
         }
     );
@@ -603,7 +603,7 @@ async fn task<R: Runtime>(runtime: &R, id: &SandboxId, role: &Role) -> TaskSeen 
 async fn assert_tasks<R: Runtime>(runtime: &R, id: &SandboxId, task: TaskSeen) {
     let seen = runtime.observe(id).await.unwrap();
     let expected = RuntimeSeen {
-        prepared: true,
+        prepared: Extent::Whole,
         containers: roles()
             .map(|role| (role, ContainerSeen { stored: true, task }))
             .collect(),

@@ -13,8 +13,8 @@ use std::{
 };
 
 use berth_domain::{
-    ContainerSeen, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox, SandboxId,
-    TaskSeen, names::container_id,
+    ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox,
+    SandboxId, TaskSeen, names::container_id,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -184,6 +184,13 @@ impl FakeNode {
         state.hint(None);
     }
 
+    /// Takes away the lease of a sandbox.
+    pub fn lose_lease(&self, id: &SandboxId) {
+        if let Some(held) = self.state().sandboxes.get_mut(id) {
+            held.lease = false;
+        }
+    }
+
     /// Puts an object on the node that no verb made.
     pub fn leave(&self, object: RuntimeObject) {
         self.state().strays.push(object);
@@ -319,7 +326,7 @@ impl Runtime for FakeNode {
                 (role.clone(), ContainerSeen { stored: true, task })
             });
             Ok(RuntimeSeen {
-                prepared: held.lease || held.files,
+                prepared: Extent::of(&[held.lease, held.files]),
                 containers: containers.collect(),
             })
         })
@@ -710,7 +717,7 @@ impl Network for FakeNode {
         self.call("observe_network", id.as_str(), |state| {
             let held = state.sandboxes.get(id);
             Ok(held.map_or_else(NetworkSeen::default, |held| NetworkSeen {
-                namespaces: held.namespaces,
+                namespaces: Extent::of(&[held.namespaces]),
                 link: held.link,
             }))
         })

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_domain::{ContainerSeen, Generation, Role, Sandbox, SandboxId};
+use berth_domain::{ContainerSeen, Extent, Generation, Role, Sandbox, SandboxId};
 use tokio::sync::mpsc;
 
 use crate::Source;
@@ -112,7 +112,7 @@ pub trait Runtime: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeSeen {
     /// Any of lease, cgroup and folder.
-    pub prepared: bool,
+    pub prepared: Extent,
     pub containers: BTreeMap<Role, ContainerSeen>,
 }
 

@@ -72,6 +72,18 @@ async fn a_worker_that_was_killed_for_memory_once_does_not_explain_a_later_kill(
 }
 
 #[tokio::test]
+async fn a_lease_that_was_lost_is_made_again_below_what_runs() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let running = manager.create(web()).await.unwrap();
+    ground.node.lose_lease(web());
+    assert!(!manager.stands(&running).await);
+    manager.registry.wake(web());
+    until("it is whole again", async || manager.stands(&running).await).await;
+    assert_eq!(ground.record(web()).await.as_ref(), Some(&*running));
+}
+
+#[tokio::test]
 async fn a_create_whose_sandbox_has_ended_meanwhile_is_told_how() {
     let ground = Ground::new();
     let manager = ground.manager().await;
