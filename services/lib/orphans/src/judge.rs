@@ -576,9 +576,11 @@ pub(crate) mod tests {
                 (missing[0].object.kind, &missing[0].object.role),
                 (gone.kind, &gone.role)
             );
-            let expected = match gone.kind {
-                Kind::Container | Kind::Snapshot | Kind::Address => Fix::Nothing,
-                _ => Fix::Wake(id("web")),
+            let bears = [Kind::Container, Kind::Snapshot, Kind::Address].contains(&gone.kind);
+            let expected = if bears {
+                Fix::Nothing
+            } else {
+                Fix::Wake(id("web"))
             };
             assert_eq!(missing[0].fix, expected, "without {gone:?}");
             assert!(!is_clean(&findings));
