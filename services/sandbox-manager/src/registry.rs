@@ -468,7 +468,8 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Err(StoreError::Unreadable(_))
                     if ending == Ending::Delete && expected.is_none() =>
                 {
-                    store.reclaim(id, SystemTime::now()).await
+                    let reclaimed = store.reclaim(id, SystemTime::now());
+                    crash::around("delete/reclaim", reclaimed).await
                 }
                 found => found,
             };

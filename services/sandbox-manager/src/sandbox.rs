@@ -8,8 +8,8 @@ use std::{
 };
 
 use berth_domain::{
-    ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
-    Role, Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
+    ContainerName, ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason,
+    RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
     decide::{self, Manner, decide, tear_down},
     health,
     record::Ending,
@@ -32,6 +32,8 @@ use crate::{
 const RESYNC: Duration = Duration::from_secs(60);
 /// The ports of one that runs are looked at this often: one look costs some 0.3 ms and asks nobody but the kernel.
 const PORT_LOOK: Duration = Duration::from_secs(5);
+/// Why a sandbox is PENDING again that was RUNNING.
+const RUNTIME_LOST: &str = "RUNTIME_LOST";
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -189,6 +191,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         });
         let over = record.ending.is_some() || record.status == Status::Stopped;
         match record.status {
+            // Whatever else is wanted of it by now.
+            Status::Pending if record.failure.is_some() => self.give_up(&record).await,
             _ if over => self.end(&record).await,
             Status::Pending => self.create(&record).await,
             Status::Running | Status::NotReady => self.look(&record, woken).await,
@@ -246,27 +250,85 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
             }
         };
-        let found = executor.into_found();
+        let mut found = executor.into_found();
         let Ran { ended, phases: ran } = ran;
         phases.extend(ran);
         match ended {
-            Ended::Done => self.succeed(record, found, phases).await,
-            Ended::Interrupted if self.shared.stop.is_cancelled() => Ok(Next::Again),
+            Ended::Done => {
+                self.complete(record, &mut found.images).await?;
+                self.succeed(record, found, phases).await
+            }
+            Ended::Interrupted if self.shared.stop.is_cancelled() => {
+                // The next manager goes on with it.
+                self.write(record, move |it, _| add_phases(it, phases))
+                    .await?;
+                Ok(Next::Again)
+            }
             Ended::Interrupted => {
                 self.undo(record, &seen, &plan).await?;
                 Ok(Next::Again)
             }
+            // Nobody asked for it just now who could ask again.
+            Ended::Failed { failure, .. }
+                if record.reason == RUNTIME_LOST && failure.retry_after.is_some() =>
+            {
+                self.undo(record, &seen, &plan).await?;
+                Err(failure)
+            }
             Ended::Failed { step, failure } => {
                 tracing::info!(sandbox = %self.id, %step, "undoing a failed Create");
+                self.condemn(record, failure, found.exit, phases).await?;
                 self.undo(record, &seen, &plan)
                     .await
                     .inspect_err(|trouble| {
                         tracing::warn!(sandbox = %self.id, %trouble, "the undo is not complete");
                     })?;
-                self.bury("create", record, Some(failure), found.exit, phases)
-                    .await
+                self.bury("create", record).await
             }
         }
+    }
+
+    /// Writes down why the Create failed, before anything is taken back: from here on it is only undone, whoever does that.
+    async fn condemn(
+        &self,
+        record: &SandboxRecord,
+        failure: Failure,
+        exit: Option<ExitRecord>,
+        phases: Vec<Phase>,
+    ) -> Result<(), Failure> {
+        let written = self.write(record, move |it, now| {
+            let (reason, message) = (failure.reason.as_str(), failure.message.clone());
+            it.enter(Status::Pending, reason, message, now);
+            it.failure = Some(failure);
+            it.exit = exit;
+            it.phases = phases;
+        });
+        crash::around("create/failed", written).await
+    }
+
+    /// Undoes a Create that is known to have failed, and of which a former manager may have undone a part.
+    async fn give_up(&self, record: &SandboxRecord) -> Result<Next, Failure> {
+        self.clear_patiently(record).await?;
+        self.bury("create", record).await
+    }
+
+    /// Asks for the digests that a plan did not come by: what stood before it tells them itself.
+    async fn complete(
+        &self,
+        record: &SandboxRecord,
+        images: &mut BTreeMap<ContainerName, String>,
+    ) -> Result<(), Failure> {
+        let known = |name| images.contains_key(name);
+        if record.spec.containers.iter().all(|it| known(&it.name)) {
+            return Ok(());
+        }
+        let seen = self.shared.node.runtime.observe(&self.id).await;
+        for (role, digest) in seen.map_err(runtime_failure)?.digests {
+            if let Role::App(name) = role {
+                images.entry(name).or_insert(digest);
+            }
+        }
+        Ok(())
     }
 
     async fn succeed(
@@ -283,7 +345,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             .update(&self.id, record.generation, now, move |record| {
                 record.boot_id = boot_id;
                 record.images = found.images;
-                record.phases = phases;
+                add_phases(record, phases);
                 for sighting in found.ports {
                     record
                         .ports
@@ -416,7 +478,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             self.view.send_modify(|view| view.leave(view.ticket));
             return Ok(Next::Over);
         }
-        self.bury(verb, &record, None, None, vec![]).await
+        self.bury(verb, &record).await
     }
 
     /// How it ended by itself before it was told to: the tear-down takes the cause along. A containerd that does not answer
@@ -438,33 +500,18 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     /// Writes down that nothing is left but the record.
-    async fn bury(
-        &self,
-        verb: &str,
-        record: &SandboxRecord,
-        failure: Option<Failure>,
-        exit: Option<ExitRecord>,
-        phases: Vec<Phase>,
-    ) -> Result<Next, Failure> {
+    async fn bury(&self, verb: &str, record: &SandboxRecord) -> Result<Next, Failure> {
         let now = SystemTime::now();
         let buried = self
             .shared
             .store
             .bury(&self.id, record.generation, now, move |record| {
-                let (reason, message) = match &failure {
-                    Some(it) => (it.reason.as_str().to_owned(), it.message.clone()),
-                    None => (record.reason.clone(), record.message.clone()),
-                };
-                record.exit = record.exit.take().or(exit);
-                if failure.is_some() {
-                    record.failure = failure;
-                    record.phases = phases;
-                }
                 record.ports.clear();
                 // A Delete that came meanwhile still wants the record gone.
                 if record.ending != Some(Ending::Delete) {
                     record.ending = None;
                 }
+                let (reason, message) = (record.reason.clone(), record.message.clone());
                 record.enter(Status::Dead, reason, message, now);
             });
         match crash::around(&format!("{verb}/bury"), buried).await {
@@ -509,30 +556,31 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             }
             Health::Lost { role, what } => {
                 let message = format!("container {role}: {what}");
-                self.write(record, move |it, now| {
+                let written = self.write(record, move |it, now| {
                     it.exit = Some(ExitRecord::lost(role, now));
-                    it.enter(Status::Stopped, "RUNTIME_LOST", message, now);
-                })
-                .await?;
+                    it.enter(Status::Stopped, RUNTIME_LOST, message, now);
+                });
+                crash::around("lost/stopped", written).await?;
             }
             Health::Unknown { role } => return Err(shim_silent(&role)),
             Health::Gone => match record.spec.restart_policy {
                 RestartPolicy::Always => {
                     let message = "the node lost it; it is being created again";
                     let boot_id = self.shared.boot_id.clone();
-                    self.write(record, move |it, now| {
+                    let written = self.write(record, move |it, now| {
                         it.boot_id = boot_id;
                         it.ports.clear();
-                        it.enter(Status::Pending, "RUNTIME_LOST", message, now);
-                    })
-                    .await?;
+                        it.phases.clear();
+                        it.enter(Status::Pending, RUNTIME_LOST, message, now);
+                    });
+                    crash::around("gone/pending", written).await?;
                 }
                 RestartPolicy::Never => {
                     let message = "the node lost it, and its restart policy is `never`";
-                    self.write(record, move |it, now| {
-                        it.enter(Status::Stopped, "RUNTIME_LOST", message, now);
-                    })
-                    .await?;
+                    let written = self.write(record, move |it, now| {
+                        it.enter(Status::Stopped, RUNTIME_LOST, message, now);
+                    });
+                    crash::around("gone/stopped", written).await?;
                 }
             },
         }
@@ -570,10 +618,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 "" => ("", String::new()),
                 ports => ("PORT_LOST", format!("port {ports} no longer listens")),
             };
-            self.write(record, move |it, now| {
+            let written = self.write(record, move |it, now| {
                 it.enter(status, reason, message, now)
-            })
-            .await?;
+            });
+            crash::around("ports/status", written).await?;
         }
         Ok(rest(record))
     }
@@ -633,6 +681,16 @@ fn rest(record: &SandboxRecord) -> Next {
         Some(_) => PORT_LOOK,
         None => RESYNC,
     })
+}
+
+/// Puts the phases of a plan in place of former ones of the same step: an earlier manager may have made a part.
+fn add_phases(record: &mut SandboxRecord, phases: Vec<Phase>) {
+    let anew = |it: &Phase| {
+        let mut all = phases.iter();
+        all.any(|of| (&of.name, &of.container) == (&it.name, &it.container))
+    };
+    record.phases.retain(|it| !anew(it));
+    record.phases.extend(phases);
 }
 
 fn phase(name: &str, start: Duration, took: Duration) -> Phase {

@@ -250,13 +250,10 @@ impl TestNode {
         let mut command = self.up_command();
         command.envs(environment.iter().copied());
         succeed(command)?;
-        let answers = || async {
-            self.node()
-                .get_status(v1::GetStatusRequest {})
-                .await
-                .is_ok()
-        };
-        eventually("the manager answers", Duration::from_secs(10), answers).await
+        let answers = || async { !self.manager_runs() || self.status().await.is_ok() };
+        eventually("the manager answers", Duration::from_secs(10), answers).await?;
+        ensure!(self.manager_runs(), "the manager has died");
+        Ok(())
     }
 
     pub(crate) fn up_command(&self) -> Command {

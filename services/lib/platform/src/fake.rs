@@ -325,9 +325,14 @@ impl Runtime for FakeNode {
                 let task = stored.task;
                 (role.clone(), ContainerSeen { stored: true, task })
             });
+            let apps = held.containers.iter();
+            let apps = apps.filter(|(role, _)| **role != Role::Pause);
             Ok(RuntimeSeen {
                 prepared: Extent::of(&[held.lease, held.files]),
                 containers: containers.collect(),
+                digests: apps
+                    .map(|(role, stored)| (role.clone(), stored.digest.clone()))
+                    .collect(),
             })
         })
         .await

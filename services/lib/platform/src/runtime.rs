@@ -114,6 +114,9 @@ pub struct RuntimeSeen {
     /// Any of lease, cgroup and folder.
     pub prepared: Extent,
     pub containers: BTreeMap<Role, ContainerSeen>,
+    /// Digest of the manifest that a container was made from, as `create_container` returned it. Only of apps, and of those
+    /// that tell.
+    pub digests: BTreeMap<Role, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
