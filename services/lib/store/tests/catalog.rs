@@ -228,37 +228,34 @@ async fn a_lease_tells_what_it_is_and_only_one_that_nobody_holds_is_made_free() 
 
 #[tokio::test]
 async fn a_subnet_that_is_used_up_is_free_again_when_all_is_deleted_and_released() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(&dir.path().join("s"));
-    for round in 0..2 {
-        for number in 0..13 {
-            begin(&store, &format!("s-{round}-{number}")).await;
-        }
-        let counts = store.lease_counts().await.unwrap();
-        assert_eq!((counts.capacity, counts.held), (13, 13), "round {round}");
-        let (id, now) = (SandboxId::parse("more").unwrap(), SystemTime::now());
-        let full = store.admit(&id, Arc::default(), Arrival::default(), now);
-        let full = full.await.unwrap_err();
-        let figures = matches!(
-            full,
-            AdmitError::Exhausted {
-                capacity: 13,
-                held: 13
+    for (subnet, all) in [("10.9.0.0/28", 13), ("10.9.0.0/24", 253)] {
+        let dir = tempfile::tempdir().unwrap();
+        let subnet = subnet.parse().unwrap();
+        let store = Store::open(&dir.path().join("s"), subnet, COOL_DOWN).unwrap();
+        for round in 0..2 {
+            for number in 0..all {
+                begin(&store, &format!("s-{round}-{number}")).await;
             }
-        );
-        assert!(figures, "{full}");
-        for record in store.all().await.unwrap() {
-            let now = SystemTime::now();
-            store
-                .remove(&record.id, record.generation, now)
-                .await
-                .unwrap();
+            let counts = store.lease_counts().await.unwrap();
+            assert_eq!((counts.capacity, counts.held), (all, all), "round {round}");
+            let (id, now) = (SandboxId::parse("more").unwrap(), SystemTime::now());
+            let full = store.admit(&id, Arc::default(), Arrival::default(), now);
+            match full.await.unwrap_err() {
+                AdmitError::Exhausted { capacity, held } => {
+                    assert_eq!((capacity, held), (all, all))
+                }
+                error @ (AdmitError::Refused(_) | AdmitError::Store(_)) => panic!("{error}"),
+            }
+            for record in store.all().await.unwrap() {
+                let removed = store.remove(&record.id, record.generation, now).await;
+                assert!(removed.unwrap());
+            }
+            assert_eq!(store.lease_counts().await.unwrap().cooling, all);
+            for it in store.leases().await.unwrap() {
+                let released = store.release_lease(it.address, it.owner, it.generation);
+                released.await.unwrap();
+            }
+            assert_eq!(store.leases().await.unwrap(), []);
         }
-        assert_eq!(store.lease_counts().await.unwrap().cooling, 13);
-        for it in store.leases().await.unwrap() {
-            let released = store.release_lease(it.address, it.owner, it.generation);
-            released.await.unwrap();
-        }
-        assert_eq!(store.leases().await.unwrap(), []);
     }
 }
