@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,11 +11,11 @@ use hickory_proto::{
     op::{Message, ResponseCode},
     rr::{DNSClass, RecordType},
 };
-use tokio::sync::Semaphore;
 
 use crate::{
     config::Config,
     message::{plain, refusal},
+    places::Places,
     upstream::{Transport, Upstreams, ask},
 };
 
@@ -29,7 +29,7 @@ pub(crate) struct Forwarder {
     timeout: Duration,
     /// The node's own address on the bridge.
     own: IpAddr,
-    places: Semaphore,
+    places: Arc<Places>,
     cache: Mutex<Cache>,
 }
 
@@ -44,13 +44,18 @@ impl Forwarder {
             port: config.upstream_port,
             timeout: config.upstream_timeout,
             own,
-            places: Semaphore::new(config.forwards_max),
+            places: Places::new(config.forwards_max),
             cache: Mutex::new(Cache::new(config.cache_entries, config.cache_ttl_max)),
         }
     }
 
-    /// The answer to `query`: kept, or asked for. SERVFAIL where nobody answers, or too many ask.
-    pub(crate) async fn answer(&self, query: &Message, transport: Transport) -> Message {
+    /// The answer to `query`: kept, or asked for. SERVFAIL where nobody answers, or too many ask, or the caller too much.
+    pub(crate) async fn answer(
+        &self,
+        caller: IpAddr,
+        query: &Message,
+        transport: Transport,
+    ) -> Message {
         let key = Key::of(query);
         let kept = key
             .as_ref()
@@ -60,7 +65,7 @@ impl Forwarder {
         }
         let failed = || refusal(query, ResponseCode::ServFail);
         // Who waits for a place would wait longer than its own patience.
-        let Ok(_place) = self.places.try_acquire() else {
+        let Some(_place) = self.places.take(caller) else {
             return failed();
         };
         for upstream in self.upstreams.current(self.own) {

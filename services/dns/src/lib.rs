@@ -7,6 +7,7 @@ mod follow;
 mod forward;
 mod known;
 mod message;
+mod places;
 mod serve;
 mod state_file;
 mod upstream;

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     forward::Forwarder,
     message::{Verdict, encode, judge, udp_limit},
+    places::Places,
     upstream::Transport,
     zone::Zone,
 };
@@ -113,7 +114,7 @@ async fn packets(socket: UdpSocket, answers: Answers) {
             Verdict::Forward(query) => {
                 let (socket, forwarder) = (socket.clone(), answers.forwarder.clone());
                 pending.spawn(async move {
-                    let reply = forwarder.answer(&query, Transport::Udp).await;
+                    let reply = forwarder.answer(caller.ip(), &query, Transport::Udp).await;
                     if let Some(bytes) = encode(&reply, limit) {
                         send(&socket, &bytes, caller).await;
                     }
@@ -131,12 +132,16 @@ async fn send(socket: &UdpSocket, bytes: &[u8], caller: SocketAddr) {
 
 async fn streams(listener: TcpListener, answers: Answers) {
     let mut open = JoinSet::new();
+    let places = Places::new(STREAMS_MAX);
     loop {
         tokio::select! {
             accepted = listener.accept(), if open.len() < STREAMS_MAX => match accepted {
                 Ok((stream, caller)) => {
+                    // Who has its part of the streams is hung up on.
+                    let Some(place) = places.take(caller.ip()) else { continue };
                     let answers = answers.clone();
                     open.spawn(async move {
+                        let _place = place;
                         if let Err(error) = converse(stream, caller, &answers).await {
                             tracing::debug!(%caller, %error, "a stream has ended");
                         }
@@ -171,7 +176,12 @@ async fn converse(
         let reply = match judge(&zone, caller.ip(), &packet) {
             Verdict::Ignore => return Ok(()),
             Verdict::Reply(reply) => *reply,
-            Verdict::Forward(query) => answers.forwarder.answer(&query, Transport::Tcp).await,
+            Verdict::Forward(query) => {
+                answers
+                    .forwarder
+                    .answer(caller.ip(), &query, Transport::Tcp)
+                    .await
+            }
         };
         let Some(bytes) = encode(&reply, None) else {
             return Ok(());

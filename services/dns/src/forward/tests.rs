@@ -17,6 +17,7 @@ use tokio::{
 
 use super::*;
 
+const CALLER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 9, 0, 2));
 const TIMEOUT: Duration = Duration::from_millis(200);
 
 fn query(name: &str) -> Message {
@@ -92,7 +93,7 @@ async fn an_answer_comes_back_with_the_number_and_the_spelling_of_its_question_a
     let forwarder = forwarder(&[[127, 0, 0, 1]], port, |_| ());
     for name in ["example.org.", "EXAMPLE.org."] {
         let query = query(name);
-        let answer = forwarder.answer(&query, Transport::Udp).await;
+        let answer = forwarder.answer(CALLER, &query, Transport::Udp).await;
         assert_eq!(answer.metadata.id, query.metadata.id);
         assert!(answer.metadata.recursion_available && !answer.metadata.authoritative);
         assert_eq!(answer.queries, query.queries);
@@ -112,7 +113,7 @@ async fn the_next_upstream_is_asked_when_one_is_silent_or_fails_and_none_is_serv
     let good = Scripted::serve([127, 0, 0, 3], port, |it| vec![answer_to(&it, 0)]).await;
     let all = [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 0, 3]];
     let answer = forwarder(&all, port, |_| ())
-        .answer(&query("a."), Transport::Udp)
+        .answer(CALLER, &query("a."), Transport::Udp)
         .await;
     assert_eq!(answer.answers.len(), 1);
     assert_eq!(silent.0.asked() + failing.0.asked() + good.0.asked(), 3);
@@ -120,7 +121,7 @@ async fn the_next_upstream_is_asked_when_one_is_silent_or_fails_and_none_is_serv
         let answer = forwarder(upstreams, port, |it| {
             it.resolv_conf = "/no/such/file".into();
         })
-        .answer(&query("a."), Transport::Udp)
+        .answer(CALLER, &query("a."), Transport::Udp)
         .await;
         assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
     }
@@ -139,7 +140,7 @@ async fn an_answer_to_another_question_is_not_taken() {
     })
     .await;
     let answer = forwarder(&[[127, 0, 0, 1]], port, |_| ())
-        .answer(&query("a."), Transport::Udp)
+        .answer(CALLER, &query("a."), Transport::Udp)
         .await;
     assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
     assert!(answer.answers.is_empty(), "{answer:?}");
@@ -153,12 +154,12 @@ async fn so_many_are_asked_at_a_time_and_one_more_is_told_at_once() {
         it.upstream_timeout = Duration::from_secs(60);
     });
     let (first, second) = (query("a."), query("b."));
-    let waiting = forwarder.answer(&first, Transport::Udp);
+    let waiting = forwarder.answer(CALLER, &first, Transport::Udp);
     let told = async {
         while upstream.asked() == 0 {
             tokio::task::yield_now().await;
         }
-        forwarder.answer(&second, Transport::Udp).await
+        forwarder.answer(CALLER, &second, Transport::Udp).await
     };
     tokio::select! {
         biased;
@@ -186,9 +187,9 @@ async fn what_is_too_long_for_udp_is_fetched_over_tcp_for_a_caller_over_tcp() {
         stream.write_all(&answer).await.unwrap();
     });
     let forwarder = forwarder(&[[127, 0, 0, 1]], port, |_| ());
-    let cut = forwarder.answer(&query("a."), Transport::Udp).await;
+    let cut = forwarder.answer(CALLER, &query("a."), Transport::Udp).await;
     assert!(cut.metadata.truncation && cut.answers.is_empty());
-    let whole = forwarder.answer(&query("a."), Transport::Tcp).await;
+    let whole = forwarder.answer(CALLER, &query("a."), Transport::Tcp).await;
     assert_eq!(whole.answers.len(), 1);
 }
 
