@@ -13,7 +13,8 @@ use anyhow::{Context as _, bail};
 use berth_api::{
     Place,
     v1::{
-        image_service_server::ImageServiceServer, node_service_server::NodeServiceServer,
+        catalog_service_server::CatalogServiceServer, image_service_server::ImageServiceServer,
+        network_service_server::NetworkServiceServer, node_service_server::NodeServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
 };
@@ -33,7 +34,10 @@ use crate::{
     crash,
     node::Node,
     registry::{Limits, Registry},
-    rpc::{About, ImageRpc, Imports, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
+    rpc::{
+        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
+        deadline::DeadlineLayer,
+    },
 };
 
 /// How long the last answers may take on their way, once every plan is at rest.
@@ -172,6 +176,12 @@ impl App {
         health
             .set_serving::<NodeServiceServer<NodeRpc<Containerd, NetnsNetwork>>>()
             .await;
+        health
+            .set_serving::<CatalogServiceServer<CatalogRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<NetworkServiceServer<NetworkRpc<Containerd, NetnsNetwork>>>()
+            .await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
@@ -195,6 +205,13 @@ impl App {
             .add_service(ImageServiceServer::new(ImageRpc {
                 registry: registry.clone(),
                 imports,
+            }))
+            .add_service(CatalogServiceServer::new(CatalogRpc {
+                registry: registry.clone(),
+            }))
+            .add_service(NetworkServiceServer::new(NetworkRpc {
+                registry: registry.clone(),
+                bridge: about.bridge.clone(),
             }))
             .add_service(NodeServiceServer::new(NodeRpc {
                 registry: registry.clone(),

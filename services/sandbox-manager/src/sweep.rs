@@ -99,6 +99,7 @@ async fn follow<R: Runtime + Images, N: Network>(
         match changed {
             Ok((_, Change::Upserted(record))) => ends.note(&record),
             Ok((_, Change::Removed { id, .. })) => ends.forget(&id),
+            Ok((_, Change::EntryPut(_) | Change::EntryRemoved(_))) => {}
             Err(WatchEnded::Lagged | WatchEnded::Closed) => return,
         }
     }

@@ -1,6 +1,7 @@
 //! The vocabulary of Berth and every decision about a sandbox: no I/O, no clock, no wire type.
 
 pub mod admit;
+pub mod catalog;
 pub mod decide;
 pub mod failure;
 pub mod files;

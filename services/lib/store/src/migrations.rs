@@ -7,7 +7,7 @@ use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
+    database::{self, CATALOG, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
     error::StoreError,
 };
 
@@ -20,7 +20,7 @@ type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
 const FORMER_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The first leads from schema 1 to 2, and so on. One that was released is never changed.
-const MIGRATIONS: &[Migration] = &[ends_and_boots];
+const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog];
 
 /// Brings a store from schema `from` to the known one.
 pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
@@ -71,6 +71,12 @@ fn ends_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
             exit.insert("oom_cgroup".to_owned(), Value::from(""));
         }
     })
+}
+
+/// 2 to 3: there is a catalog.
+fn catalog(txn: &WriteTransaction) -> Result<(), StoreError> {
+    txn.open_table(CATALOG)?;
+    Ok(())
 }
 
 type Fields = serde_json::Map<String, Value>;

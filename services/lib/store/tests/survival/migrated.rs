@@ -77,7 +77,7 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     }
     drop(store);
 
-    assert_eq!(schema(&path), 2);
+    assert_eq!(schema(&path), 3);
     let stored = stored(&path);
     assert!(stored.len() > records.len());
     let mut exits = 0;
@@ -138,7 +138,7 @@ async fn a_store_of_a_newer_version_is_refused_with_both_schemas_and_what_to_do(
         "{error:?}"
     );
     let said = error.to_string();
-    for part in [path.to_str().unwrap(), "schema 3", "up to 2", "newer"] {
+    for part in [path.to_str().unwrap(), "schema 4", "up to 3", "newer"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(schema(&path), known + 1, "it is left as it was");
