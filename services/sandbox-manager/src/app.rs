@@ -165,6 +165,8 @@ impl App {
             stop.clone(),
         );
         registry.spawn(pause);
+        let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
+        registry.spawn(former);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -276,9 +278,29 @@ fn archive_limits(config: &Config) -> ArchiveLimits {
     }
 }
 
+/// How often containerd is asked for what a start needs of it and no request waits for.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Lets go of what pulls of a former process hold, however long containerd takes to answer.
+async fn forget_former_imports(runtime: Arc<Containerd>, stop: CancellationToken) {
+    loop {
+        match crash::around("start/imports", runtime.forget_former_imports()).await {
+            Ok(0) => return,
+            Ok(leases) => {
+                tracing::info!(leases, "let go of pulls and imports that were cut off");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "what was cut off is not let go of yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 /// Imports and pins the pause image, however long containerd takes to answer.
 async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: CancellationToken) {
-    const RETRY: Duration = Duration::from_secs(5);
     let archive = spool_dir.join("pause.tar");
     loop {
         let written = fs::create_dir_all(&spool_dir)

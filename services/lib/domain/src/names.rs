@@ -102,6 +102,11 @@ impl Names {
         format!("berth.{}.{id}", self.instance)
     }
 
+    /// What the leases of pulls and imports begin with. A sandbox's never does.
+    pub fn import_lease_prefix(&self) -> String {
+        format!("berth-import.{}.", self.instance)
+    }
+
     /// Host end of the veth pair: 14 bytes of the 15 that the kernel allows.
     pub fn link(&self, id: &SandboxId) -> String {
         let digest = Blake2b::<U6>::new()

@@ -85,6 +85,13 @@ impl<'a> Bench<'a> {
                 Fix::AskAgain,
             );
         }
+        if object.kind == Kind::Lease && !object.strange {
+            return Judgement(
+                Verdict::InProgress,
+                "an image is being pulled or imported, or was when a manager died".to_owned(),
+                Fix::Nothing,
+            );
+        }
         // A link gets the alias that names its sandbox a moment after it is made.
         if object.kind == Kind::Link && self.look.promises.iter().any(|it| it.busy) {
             return Judgement(
@@ -443,13 +450,34 @@ pub(crate) mod tests {
     #[test]
     fn every_kind_that_names_no_sandbox_is_an_orphan_of_its_own() {
         for kind in held() {
-            let found = verdict(&promise(Status::Running, false), &object(kind, "", None)).unwrap();
+            // A lease that is not strange is of a pull.
+            let object = Object {
+                strange: kind == Kind::Lease,
+                ..object(kind, "", None)
+            };
+            let found = verdict(&promise(Status::Running, false), &object).unwrap();
             assert_eq!(
                 (found.verdict, found.fix),
                 (Verdict::Orphan, Fix::Remove),
                 "{kind}"
             );
         }
+    }
+
+    #[test]
+    fn a_lease_without_a_sandbox_is_in_progress_until_it_outlives_its_pull() {
+        let lease = object(Kind::Lease, "", None);
+        let found = verdict(&promise(Status::Running, false), &lease).unwrap();
+        assert_eq!(
+            (found.verdict, found.fix),
+            (Verdict::InProgress, Fix::Nothing)
+        );
+        let old = Object {
+            strange: true,
+            ..lease
+        };
+        let found = verdict(&promise(Status::Running, false), &old).unwrap();
+        assert_eq!((found.verdict, found.fix), (Verdict::Orphan, Fix::Remove));
     }
 
     #[test]

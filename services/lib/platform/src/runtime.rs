@@ -152,7 +152,8 @@ pub struct RuntimeObject {
     pub made_at: Option<SystemTime>,
     /// What tells it from a later object of its name: a process id, an inode, the number of a mount.
     pub serial: Option<u64>,
-    /// It carries the marks of its sandbox, and no verb looks for it under its name.
+    /// It carries the marks of its sandbox, and no verb looks for it under its name; or it outlived what it was made for. A
+    /// lease that is neither and names no sandbox is of a pull or an import.
     pub strange: bool,
     /// Whoever runs it did not answer.
     pub silent: bool,
