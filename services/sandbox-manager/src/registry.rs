@@ -22,6 +22,7 @@ use crate::{
     crash,
     failures::{exited, internal, store_failure},
     node::Node,
+    oom::FormerKills,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
     sweep,
 };
@@ -255,7 +256,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 exits: exits.clone(),
                 view: sender,
                 looked_at: None,
-                oom_kills: BTreeMap::new(),
+                former_kills: FormerKills::default(),
             };
             let guard = Forget {
                 shared: self.0.clone(),

@@ -23,6 +23,7 @@ use crate::{
     crash,
     execute::{Executor, Found},
     failures::{runtime_failure, shim_silent, store_failure},
+    oom::FormerKills,
     ready::{exit_record, missing_ports, oom_kills},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
@@ -108,7 +109,7 @@ pub(crate) struct SandboxTask<R, N> {
     /// The last time that the node was asked for all of it.
     pub(crate) looked_at: Option<Instant>,
     /// What the kernel had killed for memory by then, in containers that went on.
-    pub(crate) oom_kills: BTreeMap<Role, u64>,
+    pub(crate) former_kills: FormerKills,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -530,7 +531,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
             Health::Stands => {
                 self.looked_at = Some(Instant::now());
-                self.oom_kills = oom_kills(&self.shared.node, &self.id).await?;
+                let kills = oom_kills(&self.shared.node, &self.id).await?;
+                self.former_kills.note(SystemTime::now(), kills);
                 return self.look_at_ports(record).await;
             }
             Health::Unprepared => {
@@ -600,7 +602,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         code: u32,
         at: SystemTime,
     ) -> Result<ExitRecord, Failure> {
-        let former = self.oom_kills.get(&role).copied().unwrap_or_default();
+        let former = self.former_kills.of(&role, at);
         let sandbox = record.sandbox();
         exit_record(&self.shared.node, &sandbox, role, code, at, former).await
     }

@@ -127,12 +127,17 @@ impl FakeNode {
 
     /// Ends a task that runs. Panics where none does.
     pub fn exit(&self, id: &SandboxId, role: &Role, code: u32) {
-        self.state().exit(id, role, code, 0);
+        self.state().exit(id, role, code, 0, SystemTime::now());
+    }
+
+    /// As `exit`, at this time.
+    pub fn exit_at(&self, id: &SandboxId, role: &Role, code: u32, at: SystemTime) {
+        self.state().exit(id, role, code, 0, at);
     }
 
     /// Ends a task that runs as the kernel does it when memory is short. Panics where none does.
     pub fn exit_for_memory(&self, id: &SandboxId, role: &Role) {
-        self.state().exit(id, role, KILLED, 1);
+        self.state().exit(id, role, KILLED, 1, SystemTime::now());
     }
 
     /// Has the kernel kill a process of a container for memory that is not its first: the task goes on.
@@ -854,7 +859,7 @@ impl State {
         Some(&mut stored.task)
     }
 
-    fn exit(&mut self, id: &SandboxId, role: &Role, code: u32, oom_kills: u64) {
+    fn exit(&mut self, id: &SandboxId, role: &Role, code: u32, oom_kills: u64, at: SystemTime) {
         let stored = self
             .sandboxes
             .get_mut(id)
@@ -863,7 +868,7 @@ impl State {
         let Some(stored) = stored else {
             panic!("no task of {id} {role} runs");
         };
-        stored.task = exited(code);
+        stored.task = TaskSeen::Exited { code, at };
         stored.oom_kills += oom_kills;
         self.hint(Some(id));
     }

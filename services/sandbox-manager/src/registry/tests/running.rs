@@ -66,7 +66,8 @@ async fn a_worker_that_was_killed_for_memory_once_does_not_explain_a_later_kill(
     let troubled = || !manager.registry.troubles().is_empty();
     until("it cannot be looked at", async || troubled()).await;
     until("it was looked at", async || !troubled()).await;
-    ground.node.exit(web(), &app(), 137);
+    let later = SystemTime::now() + Duration::from_secs(60);
+    ground.node.exit_at(web(), &app(), 137, later);
     let dead = ground.until_status(web(), Status::Dead).await;
     assert_eq!(dead.exit.unwrap().cause, ExitCause::Signal);
 }
