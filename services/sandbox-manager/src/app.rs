@@ -21,7 +21,7 @@ use berth_api::{
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, ipam};
 use berth_netns::NetnsNetwork;
-use berth_platform::{ArchiveLimits, Images as _};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -299,30 +299,38 @@ async fn forget_former_imports(runtime: Arc<Containerd>, stop: CancellationToken
     }
 }
 
-/// Imports and pins the pause image, however long containerd takes to answer.
+/// Has the pause image on the node, pinned, however long containerd takes to answer.
 async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: CancellationToken) {
-    let archive = spool_dir.join("pause.tar");
     loop {
-        let written = fs::create_dir_all(&spool_dir)
-            .and_then(|()| fs::write(&archive, berth_pause::image_archive()));
-        match written {
-            Ok(()) => {
-                match crash::around("start/pause-image", runtime.import(&archive, None, true)).await
-                {
-                    Ok(_) => {
-                        let _ = fs::remove_file(&archive);
-                        return;
-                    }
-                    Err(error) => tracing::warn!(%error, "the pause image is not imported yet"),
-                }
-            }
-            Err(error) => tracing::warn!(%error, "the pause image cannot be written"),
+        let ensured = ensure_pause_image(&runtime, &spool_dir);
+        match crash::around("start/pause-image", ensured).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "no pause image yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
             () = stop.cancelled() => return,
         }
     }
+}
+
+async fn ensure_pause_image(runtime: &Containerd, spool_dir: &Path) -> anyhow::Result<()> {
+    let digest = berth_pause::image_digest();
+    let same = |it: &ImageInfo| it.name == berth_pause::IMAGE_NAME && it.digest == digest;
+    let images = runtime.list_images().await?;
+    if images.iter().any(|it| same(it) && it.pinned) {
+        return Ok(());
+    }
+    let archive = spool_dir.join("pause.tar");
+    fs::create_dir_all(spool_dir)
+        .and_then(|()| fs::write(&archive, berth_pause::image_archive()))
+        .context("writing it")?;
+    runtime
+        .import(&archive, None, true)
+        .await
+        .context("importing it")?;
+    let _ = fs::remove_file(&archive);
+    Ok(())
 }
 
 /// The instance id, which the state directory keeps from here on.
