@@ -89,6 +89,12 @@ pub(crate) enum Command {
     /// The images of the node
     #[command(subcommand)]
     Images(Images),
+    /// Apps, versions, services and hosts: what sandboxes belong to and are found by
+    #[command(subcommand)]
+    Catalog(Catalog),
+    /// The addresses of the node
+    #[command(subcommand)]
+    Net(Net),
     /// Check that every object on the node is explained by a record; exit code 1 when not
     Audit(Audit),
     /// The node and its manager
@@ -281,6 +287,108 @@ pub(crate) enum Images {
         /// Image reference
         image: String,
     },
+}
+
+/// Commands of `catalog`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Catalog {
+    /// Put the entries of a file, one after another; each replaces the one of its kind and id
+    Put {
+        /// YAML or JSON (when it begins with `{`) with a list `entries`, as `catalog ls -o yaml` prints it; `-` is
+        /// standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// List entries by kind and id
+    Ls {
+        /// Only this kind. Default: all
+        #[arg(long, value_enum)]
+        kind: Option<EntryKindArg>,
+    },
+    /// List the sandboxes that answer for services
+    Endpoints {
+        /// Only those of this app. Default: all
+        #[arg(long)]
+        app: Option<String>,
+        /// Only those of this service, by its id. Default: all
+        #[arg(long)]
+        service: Option<String>,
+    },
+    /// Remove an entry
+    Rm {
+        /// Kind of the entry
+        #[arg(value_enum)]
+        kind: EntryKindArg,
+        /// Id of the entry
+        id: String,
+    },
+}
+
+/// What an entry of the catalog is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EntryKindArg {
+    /// An app
+    App,
+    /// A name for addresses that are no sandbox
+    Host,
+    /// A name by which sandboxes of an app are found
+    Service,
+    /// A version of an app
+    Version,
+}
+
+impl From<EntryKindArg> for v1::EntryKind {
+    fn from(kind: EntryKindArg) -> Self {
+        match kind {
+            EntryKindArg::App => Self::App,
+            EntryKindArg::Host => Self::Host,
+            EntryKindArg::Service => Self::Service,
+            EntryKindArg::Version => Self::Version,
+        }
+    }
+}
+
+/// Commands of `net`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Net {
+    /// Show the subnet and how many of its addresses are held, rest and are free
+    Ls,
+    /// List the addresses that are held or were
+    Leases {
+        /// Only those in this state. Default: all
+        #[arg(long, value_enum)]
+        state: Option<LeaseStateArg>,
+    },
+    /// Make an address free that rests, or whose owner has no record
+    Release {
+        /// IPv4 address
+        #[arg(value_name = "ADDRESS")]
+        ip: String,
+    },
+}
+
+/// A state of a lease to filter by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LeaseStateArg {
+    /// A record holds it
+    Held,
+    /// It was given back less than the cool-down ago
+    Resting,
+    /// It was given back, and its rest is over
+    Free,
+    /// It is held for an owner that has no record
+    Unexplained,
+}
+
+impl From<LeaseStateArg> for v1::LeaseState {
+    fn from(state: LeaseStateArg) -> Self {
+        match state {
+            LeaseStateArg::Held => Self::Held,
+            LeaseStateArg::Resting => Self::Resting,
+            LeaseStateArg::Free => Self::Free,
+            LeaseStateArg::Unexplained => Self::Unexplained,
+        }
+    }
 }
 
 /// Arguments of `audit`.

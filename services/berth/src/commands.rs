@@ -1,8 +1,10 @@
 //! Runs a command: which calls it makes and what it prints. One file per group.
 //! It does not know how text is laid out or how a failure is told.
 
+mod catalog;
 mod events;
 mod images;
+mod network;
 mod node;
 mod sandboxes;
 
@@ -79,6 +81,8 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
         Command::Stats(args) => sandboxes::stats(session, args).await,
         Command::Events(args) => events::watch(session, args).await,
         Command::Images(command) => images::run(session, command).await,
+        Command::Catalog(command) => catalog::run(session, command).await,
+        Command::Net(command) => network::run(session, command).await,
         Command::Audit(args) => node::audit(session, args).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Version => node::version(session).await,

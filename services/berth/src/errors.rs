@@ -33,6 +33,10 @@ pub(crate) enum Failure {
     File { path: PathBuf, source: io::Error },
     #[error("{} is not a CreateRequest", shown(path))]
     NotARequest { path: PathBuf, source: ReadError },
+    #[error("{} is no list of entries", shown(path))]
+    NotACatalog { path: PathBuf, source: ReadError },
+    #[error("{0} was never given out")]
+    NoLease(String),
     #[error("the manager's answer lacks the field `{0}`")]
     Incomplete(&'static str),
     #[error("the manager ended the stream")]
@@ -83,7 +87,9 @@ fn reader_is_gone(failure: &Failure) -> bool {
 fn exit_code(failure: &Failure) -> u8 {
     match failure {
         Failure::Call(status) if status.code() == Code::InvalidArgument => EXIT_USAGE,
-        Failure::NotARequest { .. } | Failure::Address(_) => EXIT_USAGE,
+        Failure::NotARequest { .. } | Failure::NotACatalog { .. } | Failure::Address(_) => {
+            EXIT_USAGE
+        }
         Failure::Several(failures) => {
             // 2 says that no repetition helps: it must be true of all.
             failures.iter().map(exit_code).min().unwrap_or(EXIT_FAILED)
@@ -93,6 +99,7 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::File { .. }
         | Failure::Incomplete(_)
         | Failure::StreamEnded
+        | Failure::NoLease(_)
         | Failure::NotClean(_)
         | Failure::Output(_) => EXIT_FAILED,
     }
@@ -112,6 +119,15 @@ fn lines(failure: &Failure) -> Vec<String> {
             "hint: the fields are those of CreateRequest: `id`, `spec`, `wait`; `berth get ID -o yaml` \
              shows the spec of a sandbox that stands"
                 .to_owned(),
+        ],
+        Failure::NotACatalog { .. } => vec![
+            chain(failure),
+            "hint: it is an object with the list `entries`, as `berth catalog ls -o yaml` prints it"
+                .to_owned(),
+        ],
+        Failure::NoLease(_) => vec![
+            chain(failure),
+            "hint: see all with `berth net leases`".to_owned(),
         ],
         Failure::NotClean(_) => vec![
             chain(failure),
@@ -300,6 +316,14 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::ImportStalled => {
             "the archive came too slowly: copy it near the node and import it from a file"
         }
+        ErrorReason::RevisionConflict => {
+            "somebody changed the entry meanwhile; look with `berth catalog ls` and decide again"
+        }
+        ErrorReason::CatalogFull => {
+            "remove entries that nobody needs with `berth catalog rm KIND ID`"
+        }
+        ErrorReason::LeaseNotFound => "see all leases with `berth net leases`",
+        ErrorReason::LeaseHeld => "delete the sandbox that holds it with `berth rm ID`",
     }
 }
 

@@ -32,11 +32,18 @@ macro_rules! named {
 }
 
 named!(
+    AddressLease,
     AuditResponse,
-    DrainResponse,
+    CountLeasesResponse,
     CreateRequest,
+    DeleteEntryResponse,
+    DrainResponse,
+    Endpoint,
+    Entry,
     GetStatusResponse,
     Image,
+    ListEntriesResponse,
+    ReleaseLeaseResponse,
     Sandbox,
     SnapshotResponse,
     WatchResponse,

@@ -13,30 +13,54 @@ pub const PROGRAM_PATH: &str = "/pause";
 
 /// The image as an OCI layout in a tar. The same program gives the same bytes.
 pub fn image_archive() -> Vec<u8> {
-    let layer = archive(&[("pause", PROGRAM, 0o755)]);
-    let config = serde_json::json!({
-        "architecture": architecture(), "os": "linux",
-        "config": { "Entrypoint": [PROGRAM_PATH] },
-        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
-    });
-    let config = config.to_string().into_bytes();
-    let manifest = serde_json::json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
-        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
-    });
-    let manifest = manifest.to_string().into_bytes();
-    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    let blobs = Blobs::make();
+    let mut entry = descriptor(
+        "application/vnd.oci.image.manifest.v1+json",
+        &blobs.manifest,
+    );
     entry["annotations"] = serde_json::json!({ "io.containerd.image.name": IMAGE_NAME });
     let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry] });
-    let blob = |bytes: &[u8]| format!("blobs/{}", digest(bytes).replace(':', "/"));
+    let place = |bytes: &[u8]| format!("blobs/{}", digest(bytes).replace(':', "/"));
     archive(&[
         ("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644),
         ("index.json", index.to_string().as_bytes(), 0o644),
-        (&blob(&layer), &layer, 0o644),
-        (&blob(&config), &config, 0o644),
-        (&blob(&manifest), &manifest, 0o644),
+        (&place(&blobs.layer), &blobs.layer, 0o644),
+        (&place(&blobs.config), &blobs.config, 0o644),
+        (&place(&blobs.manifest), &blobs.manifest, 0o644),
     ])
+}
+
+/// What tells the image from that of another version.
+pub fn image_digest() -> String {
+    digest(&Blobs::make().manifest)
+}
+
+struct Blobs {
+    layer: Vec<u8>,
+    config: Vec<u8>,
+    manifest: Vec<u8>,
+}
+
+impl Blobs {
+    fn make() -> Self {
+        let layer = archive(&[("pause", PROGRAM, 0o755)]);
+        let config = serde_json::json!({
+            "architecture": architecture(), "os": "linux",
+            "config": { "Entrypoint": [PROGRAM_PATH] },
+            "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+        });
+        let config = config.to_string().into_bytes();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+            "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+        });
+        Self {
+            manifest: manifest.to_string().into_bytes(),
+            config,
+            layer,
+        }
+    }
 }
 
 fn archive(files: &[(&str, &[u8], u32)]) -> Vec<u8> {
@@ -85,6 +109,20 @@ mod tests {
         assert!(PROGRAM.len() < 8 << 10, "{} bytes", PROGRAM.len());
         let names_an_interpreter = PROGRAM.windows(7).any(|it| it == b"/ld-lin");
         assert!(!names_an_interpreter);
+    }
+
+    #[test]
+    fn the_digest_is_that_of_the_manifest_in_the_archive() {
+        let place = format!("blobs/{}", image_digest().replace(':', "/"));
+        let bytes = image_archive();
+        let mut tar = tar::Archive::new(bytes.as_slice());
+        let mut entries = tar.entries().unwrap().map(Result::unwrap);
+        let mut manifest = entries
+            .find(|it| it.path().unwrap().to_str() == Some(&place))
+            .unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut manifest, &mut text).unwrap();
+        assert!(text.contains("\"layers\""), "{text}");
     }
 
     #[test]

@@ -13,14 +13,15 @@ use anyhow::{Context as _, bail};
 use berth_api::{
     Place,
     v1::{
-        image_service_server::ImageServiceServer, node_service_server::NodeServiceServer,
+        catalog_service_server::CatalogServiceServer, image_service_server::ImageServiceServer,
+        network_service_server::NetworkServiceServer, node_service_server::NodeServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
 };
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, ipam};
 use berth_netns::NetnsNetwork;
-use berth_platform::{ArchiveLimits, Images as _};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -33,7 +34,10 @@ use crate::{
     crash,
     node::Node,
     registry::{Limits, Registry},
-    rpc::{About, ImageRpc, Imports, NodeRpc, SandboxRpc, deadline::DeadlineLayer},
+    rpc::{
+        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
+        deadline::DeadlineLayer,
+    },
 };
 
 /// How long the last answers may take on their way, once every plan is at rest.
@@ -158,6 +162,8 @@ impl App {
                 () = stopping => {}
             }
         });
+        let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
+        registry.spawn(former);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -168,6 +174,12 @@ impl App {
             .await;
         health
             .set_serving::<NodeServiceServer<NodeRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<CatalogServiceServer<CatalogRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<NetworkServiceServer<NetworkRpc<Containerd, NetnsNetwork>>>()
             .await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -192,6 +204,13 @@ impl App {
             .add_service(ImageServiceServer::new(ImageRpc {
                 registry: registry.clone(),
                 imports,
+            }))
+            .add_service(CatalogServiceServer::new(CatalogRpc {
+                registry: registry.clone(),
+            }))
+            .add_service(NetworkServiceServer::new(NetworkRpc {
+                registry: registry.clone(),
+                bridge: about.bridge.clone(),
             }))
             .add_service(NodeServiceServer::new(NodeRpc {
                 registry: registry.clone(),
@@ -245,10 +264,8 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
 
 fn names(config: &Config, instance: InstanceId) -> Names {
     Names {
-        cgroup_parent: match config.cgroup.parent.trim_matches('/') {
-            "" => format!("berth/{instance}"),
-            parent => parent.to_owned(),
-        },
+        // With the instance in it: what lies below is judged, and removed, by its name alone.
+        cgroup_parent: format!("{}/{instance}", config.cgroup.parent.trim_matches('/')),
         run_dir: config.run_dir.clone(),
         log_dir: config.log_dir.clone(),
         instance,
@@ -297,25 +314,19 @@ fn archive_limits(config: &Config) -> ArchiveLimits {
     }
 }
 
-/// Imports and pins the pause image, however long containerd takes to answer.
-async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: CancellationToken) {
-    const RETRY: Duration = Duration::from_secs(5);
-    let archive = spool_dir.join("pause.tar");
+/// How often containerd is asked for what a start needs of it and no request waits for.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Lets go of what pulls of a former process hold, however long containerd takes to answer.
+async fn forget_former_imports(runtime: Arc<Containerd>, stop: CancellationToken) {
     loop {
-        let written = fs::create_dir_all(&spool_dir)
-            .and_then(|()| fs::write(&archive, berth_pause::image_archive()));
-        match written {
-            Ok(()) => {
-                match crash::around("start/pause-image", runtime.import(&archive, None, true)).await
-                {
-                    Ok(_) => {
-                        let _ = fs::remove_file(&archive);
-                        return;
-                    }
-                    Err(error) => tracing::warn!(%error, "the pause image is not imported yet"),
-                }
+        match crash::around("start/imports", runtime.forget_former_imports()).await {
+            Ok(0) => return,
+            Ok(leases) => {
+                tracing::info!(leases, "let go of pulls and imports that were cut off");
+                return;
             }
-            Err(error) => tracing::warn!(%error, "the pause image cannot be written"),
+            Err(error) => tracing::warn!(%error, "what was cut off is not let go of yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}
@@ -324,12 +335,51 @@ async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: Can
     }
 }
 
+/// Has the pause image on the node, pinned, however long containerd takes to answer.
+async fn pin_pause_image(runtime: Arc<Containerd>, spool_dir: PathBuf, stop: CancellationToken) {
+    loop {
+        let ensured = ensure_pause_image(&runtime, &spool_dir);
+        match crash::around("start/pause-image", ensured).await {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "no pause image yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn ensure_pause_image(runtime: &Containerd, spool_dir: &Path) -> anyhow::Result<()> {
+    let digest = berth_pause::image_digest();
+    let same = |it: &ImageInfo| it.name == berth_pause::IMAGE_NAME && it.digest == digest;
+    let images = runtime.list_images().await?;
+    if images.iter().any(|it| same(it) && it.pinned) {
+        return Ok(());
+    }
+    let archive = spool_dir.join("pause.tar");
+    fs::create_dir_all(spool_dir)
+        .and_then(|()| fs::write(&archive, berth_pause::image_archive()))
+        .context("writing it")?;
+    runtime
+        .import(&archive, None, true)
+        .await
+        .context("importing it")?;
+    let _ = fs::remove_file(&archive);
+    Ok(())
+}
+
 /// The instance id, which the state directory keeps from here on.
 fn instance_id(config: &Config) -> anyhow::Result<InstanceId> {
     let instance = config.instance()?;
     let file = config.instance_file();
-    if !file.exists() {
-        fs::write(&file, format!("{instance}\n"))
+    let line = format!("{instance}\n");
+    if fs::read_to_string(&file).ok().as_ref() != Some(&line) {
+        // Whole or not at all, also after a power cut.
+        let fresh = file.with_extension("new");
+        fs::write(&fresh, line)
+            .and_then(|()| fs::File::open(&fresh)?.sync_all())
+            .and_then(|()| fs::rename(&fresh, &file))
             .with_context(|| format!("writing {}", file.display()))?;
     }
     Ok(instance)
@@ -410,6 +460,8 @@ mod tests {
         assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
         assert_eq!(instance_id(&config("")).unwrap().as_str(), "mine");
         instance_id(&config("other")).unwrap_err();
+        fs::write(config("").instance_file(), "").unwrap();
+        assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
     }
 
     #[tokio::test]

@@ -137,7 +137,7 @@ pub enum PauseRootfs {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cgroup {
-    /// Parent of all sandboxes. Empty: `/berth/<instance>`.
+    /// The instance has a cgroup of its own below it.
     pub parent: String,
 }
 
@@ -183,7 +183,7 @@ impl Default for Config {
                 call_timeout: Duration::from_secs(30),
             },
             cgroup: Cgroup {
-                parent: String::new(),
+                parent: "/berth".to_owned(),
             },
             network: Network {
                 bridge: "berth0".into(),
@@ -240,7 +240,8 @@ impl Config {
     pub(crate) fn instance(&self) -> anyhow::Result<InstanceId> {
         let file = self.instance_file();
         let stored = fs::read_to_string(&file).ok();
-        let stored = stored.as_deref().map(str::trim);
+        // Empty is what a power cut leaves of its first start.
+        let stored = stored.as_deref().map(str::trim).filter(|it| !it.is_empty());
         let wanted = match (stored, self.instance_id.as_str()) {
             (Some(stored), "") => stored.to_owned(),
             (Some(stored), wanted) if stored != wanted => bail!(
@@ -324,11 +325,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
     );
     let parent = config.cgroup.parent.trim_matches('/');
     ensure!(
-        config.cgroup.parent.is_empty()
-            || parent
-                .split('/')
-                .all(|it| !it.is_empty() && it != "." && it != ".."),
-        "cgroup.parent: `{}` must be a path like `/berth/a1`",
+        parent
+            .split('/')
+            .all(|it| !it.is_empty() && it != "." && it != ".."),
+        "cgroup.parent: `{}` must be a path like `/berth`",
         config.cgroup.parent
     );
     let bridge = &config.network.bridge;
@@ -439,6 +439,7 @@ mod tests {
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.1/16".parse().unwrap()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/30".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
+            ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),
             ("import.max_bytes",                 |it| it.import.max_bytes = 0),

@@ -2,9 +2,9 @@
 
 use std::{error::Error, time::Duration};
 
-use berth_domain::{Failure, Reason, Role};
+use berth_domain::{ExitRecord, Failure, Reason, Role};
 use berth_platform::{ImageError, NetworkError, RuntimeError};
-use berth_store::StoreError;
+use berth_store::{CatalogError, ReleaseError, StoreError};
 
 /// containerd is usually back within seconds of a restart.
 pub(crate) const RETRY_RUNTIME: Duration = Duration::from_secs(2);
@@ -32,6 +32,18 @@ pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
 pub(crate) fn shim_silent(role: &Role) -> Failure {
     let message = format!("the shim of container {role} does not answer");
     Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
+}
+
+/// A container has ended `when` the sandbox was RUNNING, or before.
+pub(crate) fn exited(exit: &ExitRecord, when: &str) -> Failure {
+    let message = format!("{} {when} the sandbox was RUNNING", exit.describe());
+    let failure = Failure::new(Reason::ContainerExited, message)
+        .with("container", &exit.role)
+        .with("exit_code", exit.code);
+    match exit.signal {
+        Some(signal) => failure.with("signal", signal),
+        None => failure,
+    }
 }
 
 pub(crate) fn image_failure(error: ImageError) -> Failure {
@@ -98,6 +110,37 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
         | StoreError::NewerSchema { .. }
         | StoreError::ForeignAddress { .. }
         | StoreError::Failed { .. } => internal("the store failed"),
+    }
+}
+
+pub(crate) fn catalog_failure(error: CatalogError) -> Failure {
+    let message = error.to_string();
+    match error {
+        CatalogError::Conflict { expected, actual } => {
+            Failure::new(Reason::RevisionConflict, message)
+                .with("expected", expected)
+                .with("actual", actual)
+        }
+        CatalogError::Full { limit } => {
+            Failure::new(Reason::CatalogFull, message).with("limit", limit)
+        }
+        CatalogError::Store(error) => store_failure(error),
+    }
+}
+
+pub(crate) fn release_failure(error: ReleaseError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ReleaseError::NotFound { address } => {
+            Failure::new(Reason::LeaseNotFound, message).with("address", address)
+        }
+        ReleaseError::Held(lease) => Failure::new(Reason::LeaseHeld, message)
+            .with("owner", lease.owner)
+            .with("generation", lease.generation),
+        ReleaseError::Conflict(lease) => Failure::new(Reason::GenerationConflict, message)
+            .with("owner", lease.owner)
+            .with("actual", lease.generation),
+        ReleaseError::Store(error) => store_failure(error),
     }
 }
 

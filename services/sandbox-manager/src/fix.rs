@@ -9,11 +9,12 @@ use std::{
 
 use berth_domain::{Failure, Generation, SandboxId, spec::STOP_GRACE_DEFAULT};
 use berth_orphans::{Finding, Fix, Kind, Look, Object, Verdict, confirmed, is_clean, judge};
-use berth_platform::{Images, Network, Runtime};
+use berth_platform::{Images, Network, Runtime, RuntimeObjectKind};
 use futures::{StreamExt as _, stream};
 
 use crate::{
     audit::{audit, promise, to_network, to_runtime},
+    crash,
     failures::{internal, network_failure, runtime_failure, store_failure},
     registry::{Registry, shutting_down},
 };
@@ -135,8 +136,14 @@ async fn end<R: Runtime + Images, N: Network>(
     }
     let ends = objects.into_iter().map(|object| async move {
         let runtime = &registry.node().runtime;
+        let name = match (object.kind, &object.role) {
+            (RuntimeObjectKind::Task, Some(role)) => format!("fix/end-task {role}"),
+            (RuntimeObjectKind::Task, None) => "fix/end-task".to_owned(),
+            _ => "fix/end-shim".to_owned(),
+        };
+        let ended = runtime.end_object(&object, STOP_GRACE_DEFAULT);
         // Whoever does not hear it is killed afterwards, if that is still right.
-        if let Err(error) = runtime.end_object(&object, STOP_GRACE_DEFAULT).await {
+        if let Err(error) = crash::around(&name, ended).await {
             drop(runtime_failure(error));
         }
     });
@@ -173,7 +180,12 @@ async fn remove<R: Runtime + Images, N: Network>(
         let object = &finding.object;
         match unexplained(registry, object).await? {
             Err(explanation) => kept.push((object.clone(), Outcome::Left(explanation))),
-            Ok(()) => match remove_one(registry, object).await {
+            Ok(()) => match crash::around(
+                &format!("fix/remove {}", object.kind),
+                remove_one(registry, object),
+            )
+            .await
+            {
                 Ok(()) => removed = true,
                 Err(failure) => kept.push((object.clone(), Outcome::Failed(failure.to_string()))),
             },

@@ -10,6 +10,7 @@ mod failures;
 mod fix;
 mod image_users;
 mod node;
+mod oom;
 mod ready;
 mod registry;
 mod rpc;

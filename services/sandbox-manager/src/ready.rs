@@ -8,13 +8,13 @@ use std::{
 
 use berth_domain::{
     ContainerName, ExitRecord, Failure, Health, PortSighting, Protocol, Reason, Role, Sandbox,
-    SandboxRecord, SandboxSpec, assess,
+    SandboxId, SandboxRecord, SandboxSpec, assess,
 };
 use berth_platform::{Images, ListeningSocket, Network, Runtime};
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    failures::{network_failure, shim_silent},
+    failures::{exited, network_failure, runtime_failure, shim_silent},
     node::Node,
     sandbox::View,
 };
@@ -103,20 +103,11 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
 ) -> Result<(), ReadyError> {
     let seen = node.observe(&sandbox.id).await?;
     match assess(&sandbox.spec, &seen, false) {
-        Health::Stands => Ok(()),
+        Health::Stands | Health::Unprepared => Ok(()),
         Health::Exited { role, code, at } => {
-            let exit = exit_record(node, sandbox, role, code, at).await;
-            let mut failure = Failure::new(
-                Reason::ContainerExited,
-                format!("{} before the sandbox was RUNNING", exit.describe()),
-            )
-            .with("container", &exit.role)
-            .with("exit_code", exit.code);
-            if let Some(signal) = exit.signal {
-                failure = failure.with("signal", signal);
-            }
+            let exit = exit_record(node, sandbox, role, code, at, 0).await?;
             Err(ReadyError {
-                failure: Box::new(failure),
+                failure: Box::new(exited(&exit, "before")),
                 exit: Some(exit),
             })
         }
@@ -130,18 +121,38 @@ async fn check_tasks<R: Runtime + Images, N: Network>(
     }
 }
 
-/// Completes an exit with its cause, while the cgroup that knows it is there.
+/// Completes an exit with its cause, while the cgroup that knows it is there. Of the kernel's kills for memory in it,
+/// `former` were there before and did not end it.
 pub(crate) async fn exit_record<R: Runtime + Images, N: Network>(
     node: &Node<R, N>,
     sandbox: &Sandbox,
     role: Role,
     code: u32,
     at: SystemTime,
-) -> ExitRecord {
-    let oom = node.runtime.oom_cgroup(&sandbox.id, &role).await;
+    former: u64,
+) -> Result<ExitRecord, Failure> {
+    let kills = oom_kills(node, &sandbox.id).await?;
+    let oom = match kills.get(&role) {
+        Some(kills) if *kills > former => {
+            let culprit = node.runtime.oom_cgroup(&sandbox.id, &role).await;
+            culprit.map_err(runtime_failure)?
+        }
+        Some(_) | None => None,
+    };
     // A task that nobody waited for has no time.
     let at = (at != SystemTime::UNIX_EPOCH).then_some(at);
-    ExitRecord::from_status(role, code, at, oom.unwrap_or_default(), SystemTime::now())
+    let now = SystemTime::now();
+    Ok(ExitRecord::from_status(role, code, at, oom, now))
+}
+
+/// How many processes the kernel has killed for memory in each container.
+pub(crate) async fn oom_kills<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    id: &SandboxId,
+) -> Result<BTreeMap<Role, u64>, Failure> {
+    let readings = node.runtime.usage(id).await.map_err(runtime_failure)?;
+    let kills = readings.into_iter().map(|it| (it.role, it.usage.oom_kills));
+    Ok(kills.collect())
 }
 
 /// The declared TCP ports of a sandbox that runs on which nothing listens, in words; empty when all do.

@@ -21,8 +21,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     crash,
-    failures::{internal, network_failure, store_failure},
+    failures::{exited, internal, network_failure, store_failure},
     node::Node,
+    oom::FormerKills,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
     sweep,
 };
@@ -266,6 +267,16 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         self.0.tracker.spawn(work);
     }
 
+    /// Does what a request has begun to its end, whether or not its caller waits to hear of it: a promise that was written
+    /// down and that no task was told of would be nobody's.
+    async fn see_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let done = self.0.tracker.spawn(work).await;
+        done.unwrap_or_else(|_| Err(internal("the work on this call broke off")))
+    }
+
     /// Wakes the task of `id`, making it where there is none, and returns the poke's number and the view to watch.
     fn poke(&self, id: &SandboxId, admitted: Option<Admitted>) -> (u64, watch::Receiver<View>) {
         let mut tasks = self.0.tasks();
@@ -280,6 +291,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 exits: exits.clone(),
                 view: sender,
                 looked_at: None,
+                former_kills: FormerKills::default(),
             };
             let guard = Forget {
                 shared: self.0.clone(),
@@ -313,10 +325,21 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         spec: Arc<SandboxSpec>,
         terms: CreateTerms,
     ) -> Result<SandboxRecord, Failure> {
-        let at = Instant::now();
         if self.0.stop.is_cancelled() {
             return Err(shutting_down());
         }
+        let (registry, id) = (self.clone(), id.clone());
+        self.see_through(async move { registry.promise_create(&id, spec, terms).await })
+            .await
+    }
+
+    async fn promise_create(
+        &self,
+        id: &SandboxId,
+        spec: Arc<SandboxSpec>,
+        terms: CreateTerms,
+    ) -> Result<SandboxRecord, Failure> {
+        let at = Instant::now();
         let now = SystemTime::now();
         let arrival = Arrival {
             node_listens: self.node_listens(&spec).await?,
@@ -384,12 +407,21 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Some(it) if it.generation < generation => None,
                 Some(it) if it.generation > generation => Some(Err(cancelled(id))),
                 Some(it) => match it.status {
-                    Status::Dead => Some(Err(it.failure.clone().unwrap_or_else(|| cancelled(id)))),
-                    _ if it.ending.is_some() => Some(Err(cancelled(id))),
+                    Status::Dead if it.failure.is_some() => it.failure.clone().map(Err),
                     // It was RUNNING: what has become of it since is not the Create's to say.
-                    Status::Running | Status::NotReady => Some(Ok(it.clone())),
-                    Status::Stopped => Some(Err(cancelled(id))),
-                    Status::Pending => unreachable(),
+                    Status::Running | Status::NotReady if it.ending.is_none() => {
+                        Some(Ok(it.clone()))
+                    }
+                    // It was so short that nobody saw it: its end tells more than that it was.
+                    Status::Stopped | Status::Dead if it.exit.is_some() => {
+                        it.exit.as_ref().map(|exit| Err(exited(exit, "as soon as")))
+                    }
+                    Status::Pending if it.ending.is_none() => unreachable(),
+                    Status::Pending
+                    | Status::Running
+                    | Status::NotReady
+                    | Status::Stopped
+                    | Status::Dead => Some(Err(cancelled(id))),
                 },
             }
         })
@@ -412,7 +444,17 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         }
         let generation = record.generation;
         let ended = self.watch(id, |ticket, view| match &view.record {
-            Some(it) if it.generation > generation => Some(Err(cancelled(id))),
+            // What was to be stopped is over when there is another in its place.
+            Some(it) if it.generation > generation => {
+                let mut over = record.clone();
+                over.enter(
+                    Status::Dead,
+                    "STOP_REQUESTED",
+                    "it was told to stop",
+                    it.since,
+                );
+                Some(Ok(Arc::new(over)))
+            }
             Some(it) if it.generation == generation && it.status == Status::Dead => {
                 Some(Ok(it.clone()))
             }
@@ -442,8 +484,24 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         Ok(record.is_some())
     }
 
-    /// Writes down that the sandbox shall end. A Delete outranks a Stop; a DEAD record has nothing to stop.
+    /// Writes down that the sandbox shall end, and tells its task. A Delete outranks a Stop; a DEAD record has nothing to
+    /// stop.
     pub(crate) async fn promise_end(
+        &self,
+        id: &SandboxId,
+        expected: Option<Generation>,
+        ending: Ending,
+    ) -> Result<Option<SandboxRecord>, Failure> {
+        let (registry, id) = (self.clone(), id.clone());
+        self.see_through(async move {
+            let promised = registry.write_ending(&id, expected, ending).await?;
+            registry.wake(&id);
+            Ok(promised)
+        })
+        .await
+    }
+
+    async fn write_ending(
         &self,
         id: &SandboxId,
         expected: Option<Generation>,
@@ -457,7 +515,8 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Err(StoreError::Unreadable(_))
                     if ending == Ending::Delete && expected.is_none() =>
                 {
-                    store.reclaim(id, SystemTime::now()).await
+                    let reclaimed = store.reclaim(id, SystemTime::now());
+                    crash::around("delete/reclaim", reclaimed).await
                 }
                 found => found,
             };

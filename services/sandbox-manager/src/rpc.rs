@@ -1,16 +1,32 @@
 //! The gRPC face: requests in, domain calls, answers out. Decides nothing about a sandbox.
 
+mod catalog;
 pub(crate) mod deadline;
 mod images;
+mod network;
 mod node;
 mod sandboxes;
+mod watches;
 
+pub(crate) use catalog::CatalogRpc;
 pub(crate) use images::{ImageRpc, Imports};
+pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
 pub(crate) use sandboxes::SandboxRpc;
 
 use berth_domain::{Failure, Generation, SandboxId};
 use tonic::Status;
+
+const PAGE_DEFAULT: usize = 100;
+const PAGE_MAX: usize = 1000;
+
+/// How many objects a page has at most; 0 asks for the default.
+fn page_size(asked: u32) -> usize {
+    match asked {
+        0 => PAGE_DEFAULT,
+        size => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
+    }
+}
 
 fn parse_id(field: &str, text: &str) -> Result<SandboxId, Status> {
     SandboxId::parse(text).map_err(|error| refuse(Failure::invalid(field, error)))

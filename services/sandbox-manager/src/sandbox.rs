@@ -2,13 +2,14 @@
 //! look again. It is the only one that changes the sandbox; requests only write down what is wanted.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_domain::{
-    ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason, RestartPolicy,
-    Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
+    ContainerName, ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason,
+    RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
     decide::{self, Manner, decide, tear_down},
     health,
     record::Ending,
@@ -22,7 +23,8 @@ use crate::{
     crash,
     execute::{Executor, Found},
     failures::{runtime_failure, shim_silent, store_failure},
-    ready::{exit_record, missing_ports},
+    oom::FormerKills,
+    ready::{exit_record, missing_ports, oom_kills},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
 };
@@ -31,6 +33,8 @@ use crate::{
 const RESYNC: Duration = Duration::from_secs(60);
 /// The ports of one that runs are looked at this often: one look costs some 0.3 ms and asks nobody but the kernel.
 const PORT_LOOK: Duration = Duration::from_secs(5);
+/// Why a sandbox is PENDING again that was RUNNING.
+const RUNTIME_LOST: &str = "RUNTIME_LOST";
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -104,6 +108,8 @@ pub(crate) struct SandboxTask<R, N> {
     pub(crate) view: watch::Sender<View>,
     /// The last time that the node was asked for all of it.
     pub(crate) looked_at: Option<Instant>,
+    /// What the kernel had killed for memory by then, in containers that went on.
+    pub(crate) former_kills: FormerKills,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,6 +192,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         });
         let over = record.ending.is_some() || record.status == Status::Stopped;
         match record.status {
+            // Whatever else is wanted of it by now.
+            Status::Pending if record.failure.is_some() => self.give_up(&record).await,
             _ if over => self.end(&record).await,
             Status::Pending => self.create(&record).await,
             Status::Running | Status::NotReady => self.look(&record, woken).await,
@@ -243,27 +251,85 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
             }
         };
-        let found = executor.into_found();
+        let mut found = executor.into_found();
         let Ran { ended, phases: ran } = ran;
         phases.extend(ran);
         match ended {
-            Ended::Done => self.succeed(record, found, phases).await,
-            Ended::Interrupted if self.shared.stop.is_cancelled() => Ok(Next::Again),
+            Ended::Done => {
+                self.complete(record, &mut found.images).await?;
+                self.succeed(record, found, phases).await
+            }
+            Ended::Interrupted if self.shared.stop.is_cancelled() => {
+                // The next manager goes on with it.
+                self.write(record, move |it, _| add_phases(it, phases))
+                    .await?;
+                Ok(Next::Again)
+            }
             Ended::Interrupted => {
                 self.undo(record, &seen, &plan).await?;
                 Ok(Next::Again)
             }
+            // Nobody asked for it just now who could ask again.
+            Ended::Failed { failure, .. }
+                if record.reason == RUNTIME_LOST && failure.retry_after.is_some() =>
+            {
+                self.undo(record, &seen, &plan).await?;
+                Err(failure)
+            }
             Ended::Failed { step, failure } => {
                 tracing::info!(sandbox = %self.id, %step, "undoing a failed Create");
+                self.condemn(record, failure, found.exit, phases).await?;
                 self.undo(record, &seen, &plan)
                     .await
                     .inspect_err(|trouble| {
                         tracing::warn!(sandbox = %self.id, %trouble, "the undo is not complete");
                     })?;
-                self.bury("create", record, Some(failure), found.exit, phases)
-                    .await
+                self.bury("create", record).await
             }
         }
+    }
+
+    /// Writes down why the Create failed, before anything is taken back: from here on it is only undone, whoever does that.
+    async fn condemn(
+        &self,
+        record: &SandboxRecord,
+        failure: Failure,
+        exit: Option<ExitRecord>,
+        phases: Vec<Phase>,
+    ) -> Result<(), Failure> {
+        let written = self.write(record, move |it, now| {
+            let (reason, message) = (failure.reason.as_str(), failure.message.clone());
+            it.enter(Status::Pending, reason, message, now);
+            it.failure = Some(failure);
+            it.exit = exit;
+            it.phases = phases;
+        });
+        crash::around("create/failed", written).await
+    }
+
+    /// Undoes a Create that is known to have failed, and of which a former manager may have undone a part.
+    async fn give_up(&self, record: &SandboxRecord) -> Result<Next, Failure> {
+        self.clear_patiently(record).await?;
+        self.bury("create", record).await
+    }
+
+    /// Asks for the digests that a plan did not come by: what stood before it tells them itself.
+    async fn complete(
+        &self,
+        record: &SandboxRecord,
+        images: &mut BTreeMap<ContainerName, String>,
+    ) -> Result<(), Failure> {
+        let known = |name| images.contains_key(name);
+        if record.spec.containers.iter().all(|it| known(&it.name)) {
+            return Ok(());
+        }
+        let seen = self.shared.node.runtime.observe(&self.id).await;
+        for (role, digest) in seen.map_err(runtime_failure)?.digests {
+            if let Role::App(name) = role {
+                images.entry(name).or_insert(digest);
+            }
+        }
+        Ok(())
     }
 
     async fn succeed(
@@ -280,7 +346,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             .update(&self.id, record.generation, now, move |record| {
                 record.boot_id = boot_id;
                 record.images = found.images;
-                record.phases = phases;
+                add_phases(record, phases);
                 for sighting in found.ports {
                     record
                         .ports
@@ -385,7 +451,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             None => ("exit", "", ""),
         };
         if !matches!(record.status, Status::Stopped | Status::Dead) {
+            let exit = self.exit_before(record).await?;
             let written = self.write(record, move |it, now| {
+                it.exit = exit;
                 it.enter(Status::Stopped, reason, message, now)
             });
             crash::around(&format!("{verb}/stopped"), written).await?;
@@ -411,37 +479,40 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             self.view.send_modify(|view| view.leave(view.ticket));
             return Ok(Next::Over);
         }
-        self.bury(verb, &record, None, None, vec![]).await
+        self.bury(verb, &record).await
+    }
+
+    /// How it ended by itself before it was told to: the tear-down takes the cause along. A containerd that does not answer
+    /// holds up nobody who wants it to end.
+    async fn exit_before(&self, record: &SandboxRecord) -> Result<Option<ExitRecord>, Failure> {
+        let Ok(seen) = self.shared.node.observe(&self.id).await else {
+            return Ok(None);
+        };
+        match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
+            Health::Exited { role, code, at } => {
+                self.exit_record(record, role, code, at).await.map(Some)
+            }
+            Health::Stands
+            | Health::Unprepared
+            | Health::Lost { .. }
+            | Health::Unknown { .. }
+            | Health::Gone => Ok(None),
+        }
     }
 
     /// Writes down that nothing is left but the record.
-    async fn bury(
-        &self,
-        verb: &str,
-        record: &SandboxRecord,
-        failure: Option<Failure>,
-        exit: Option<ExitRecord>,
-        phases: Vec<Phase>,
-    ) -> Result<Next, Failure> {
+    async fn bury(&self, verb: &str, record: &SandboxRecord) -> Result<Next, Failure> {
         let now = SystemTime::now();
         let buried = self
             .shared
             .store
             .bury(&self.id, record.generation, now, move |record| {
-                let (reason, message) = match &failure {
-                    Some(it) => (it.reason.as_str().to_owned(), it.message.clone()),
-                    None => (record.reason.clone(), record.message.clone()),
-                };
-                record.exit = record.exit.take().or(exit);
-                if failure.is_some() {
-                    record.failure = failure;
-                    record.phases = phases;
-                }
                 record.ports.clear();
                 // A Delete that came meanwhile still wants the record gone.
                 if record.ending != Some(Ending::Delete) {
                     record.ending = None;
                 }
+                let (reason, message) = (record.reason.clone(), record.message.clone());
                 record.enter(Status::Dead, reason, message, now);
             });
         match crash::around(&format!("{verb}/bury"), buried).await {
@@ -457,15 +528,22 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             return self.look_at_ports(record).await;
         }
         let seen = self.shared.node.observe(&self.id).await?;
-        let rebooted = !record.boot_id.is_empty() && record.boot_id != self.shared.boot_id;
-        match assess(&record.spec, &seen, rebooted) {
+        match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
             Health::Stands => {
                 self.looked_at = Some(Instant::now());
+                let kills = oom_kills(&self.shared.node, &self.id).await?;
+                self.former_kills.note(SystemTime::now(), kills);
                 return self.look_at_ports(record).await;
             }
-            Health::Exited { role, code, at } => {
+            Health::Unprepared => {
+                tracing::warn!(sandbox = %self.id, "making its lease, cgroup and files again");
                 let sandbox = record.sandbox();
-                let exit = exit_record(&self.shared.node, &sandbox, role, code, at).await;
+                let prepared = self.shared.node.runtime.prepare(&sandbox).await;
+                prepared.map_err(runtime_failure)?;
+                return Ok(Next::Again);
+            }
+            Health::Exited { role, code, at } => {
+                let exit = self.exit_record(record, role, code, at).await?;
                 let message = exit.describe();
                 let written = self.write(record, move |it, now| {
                     it.exit = Some(exit);
@@ -480,34 +558,53 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             }
             Health::Lost { role, what } => {
                 let message = format!("container {role}: {what}");
-                self.write(record, move |it, now| {
+                let written = self.write(record, move |it, now| {
                     it.exit = Some(ExitRecord::lost(role, now));
-                    it.enter(Status::Stopped, "RUNTIME_LOST", message, now);
-                })
-                .await?;
+                    it.enter(Status::Stopped, RUNTIME_LOST, message, now);
+                });
+                crash::around("lost/stopped", written).await?;
             }
             Health::Unknown { role } => return Err(shim_silent(&role)),
             Health::Gone => match record.spec.restart_policy {
                 RestartPolicy::Always => {
                     let message = "the node lost it; it is being created again";
                     let boot_id = self.shared.boot_id.clone();
-                    self.write(record, move |it, now| {
+                    let written = self.write(record, move |it, now| {
                         it.boot_id = boot_id;
                         it.ports.clear();
-                        it.enter(Status::Pending, "RUNTIME_LOST", message, now);
-                    })
-                    .await?;
+                        it.phases.clear();
+                        it.enter(Status::Pending, RUNTIME_LOST, message, now);
+                    });
+                    crash::around("gone/pending", written).await?;
                 }
                 RestartPolicy::Never => {
                     let message = "the node lost it, and its restart policy is `never`";
-                    self.write(record, move |it, now| {
-                        it.enter(Status::Stopped, "RUNTIME_LOST", message, now);
-                    })
-                    .await?;
+                    let written = self.write(record, move |it, now| {
+                        it.enter(Status::Stopped, RUNTIME_LOST, message, now);
+                    });
+                    crash::around("gone/stopped", written).await?;
                 }
             },
         }
         Ok(Next::Again)
+    }
+
+    /// Where either boot has no name, none is told from another.
+    fn is_of_another_boot(&self, record: &SandboxRecord) -> bool {
+        let (of, now) = (&record.boot_id, &self.shared.boot_id);
+        !of.is_empty() && !now.is_empty() && of != now
+    }
+
+    async fn exit_record(
+        &self,
+        record: &SandboxRecord,
+        role: Role,
+        code: u32,
+        at: SystemTime,
+    ) -> Result<ExitRecord, Failure> {
+        let former = self.former_kills.of(&role, at);
+        let sandbox = record.sandbox();
+        exit_record(&self.shared.node, &sandbox, role, code, at, former).await
     }
 
     /// RUNNING is a word about reachability: it is taken back while a port does not listen.
@@ -523,10 +620,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 "" => ("", String::new()),
                 ports => ("PORT_LOST", format!("port {ports} no longer listens")),
             };
-            self.write(record, move |it, now| {
+            let written = self.write(record, move |it, now| {
                 it.enter(status, reason, message, now)
-            })
-            .await?;
+            });
+            crash::around("ports/status", written).await?;
         }
         Ok(rest(record))
     }
@@ -586,6 +683,16 @@ fn rest(record: &SandboxRecord) -> Next {
         Some(_) => PORT_LOOK,
         None => RESYNC,
     })
+}
+
+/// Puts the phases of a plan in place of former ones of the same step: an earlier manager may have made a part.
+fn add_phases(record: &mut SandboxRecord, phases: Vec<Phase>) {
+    let anew = |it: &Phase| {
+        let mut all = phases.iter();
+        all.any(|of| (&of.name, &of.container) == (&it.name, &it.container))
+    };
+    record.phases.retain(|it| !anew(it));
+    record.phases.extend(phases);
 }
 
 fn phase(name: &str, start: Duration, took: Duration) -> Phase {

@@ -58,12 +58,14 @@ fn check(store: &Path) -> anyhow::Result<Outcome> {
         revision,
         records,
         leases,
+        entries,
         changes,
         last_change_incomplete,
         unreadable,
     } = berth_store::check(store)?;
     say(&format!(
-        "{}: {bytes} bytes, schema {schema}, revision {revision}, {records} records, {leases} leases, {changes} changes",
+        "{}: {bytes} bytes, schema {schema}, revision {revision}, {records} records, {leases} leases, \
+         {entries} entries of the catalog, {changes} changes",
         store.display()
     ));
     if last_change_incomplete {
@@ -128,6 +130,7 @@ fn import(store: &Path, file: &Path, replace: bool) -> anyhow::Result<Outcome> {
     let Imported {
         records,
         leases,
+        entries,
         left_out,
         former,
     } = imported
@@ -139,7 +142,7 @@ fn import(store: &Path, file: &Path, replace: bool) -> anyhow::Result<Outcome> {
         })
         .with_context(|| format!("importing {}", file.display()))?;
     say(&format!(
-        "{records} records and {leases} leases are in {}",
+        "{records} records, {leases} leases and {entries} entries of the catalog are in {}",
         store.display()
     ));
     if left_out > 0 {

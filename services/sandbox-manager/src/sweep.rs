@@ -99,6 +99,7 @@ async fn follow<R: Runtime + Images, N: Network>(
         match changed {
             Ok((_, Change::Upserted(record))) => ends.note(&record),
             Ok((_, Change::Removed { id, .. })) => ends.forget(&id),
+            Ok((_, Change::EntryPut(_) | Change::EntryRemoved(_))) => {}
             Err(WatchEnded::Lagged | WatchEnded::Closed) => return,
         }
     }
@@ -137,7 +138,7 @@ async fn expire_one<R: Runtime + Images, N: Network>(
     }
 }
 
-/// Removes records that have been DEAD for the horizon.
+/// Removes records that have been DEAD for the horizon, and takes up what no task has: one that panicked has left it.
 pub(crate) async fn purge<R: Runtime + Images, N: Network>(
     registry: Registry<R, N>,
     every: Duration,
@@ -153,13 +154,16 @@ pub(crate) async fn purge<R: Runtime + Images, N: Network>(
         };
         let now = SystemTime::now();
         for record in records {
+            let at_rest = record.status == Status::Dead && record.ending.is_none();
+            if !at_rest && !registry.is_at_work(&record.id) {
+                registry.wake(&record.id);
+            }
             let rested = now.duration_since(record.updated_at).unwrap_or_default();
-            if record.status == Status::Dead && record.ending.is_none() && rested >= horizon {
+            if at_rest && rested >= horizon {
                 let purged =
                     registry.promise_end(&record.id, Some(record.generation), Ending::Delete);
-                if crash::around("sweep/purge", purged).await.is_ok() {
-                    registry.wake(&record.id);
-                }
+                // What keeps it from being written is in the log, and the next round tries again.
+                let _ = crash::around("sweep/purge", purged).await;
             }
         }
     }

@@ -1,16 +1,32 @@
 //! Ends the manager by SIGKILL at each of its named points, starts it again, repeats the call, and looks whether anything
-//! is lost, doubled or left. What a point is belongs to the manager; what must hold after it is said in `scenario`.
+//! is lost, doubled or left. What a point is belongs to the manager; what must hold after it is said in `verdict`.
 
 pub mod matrix;
 mod scenario;
+mod stored;
+mod verdict;
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
-use anyhow::{Context as _, ensure};
-use berth_api::v1::SandboxStatus;
-use berth_e2e::{TestNode, node::eventually, specs::idle};
+use anyhow::{Context as _, bail, ensure};
+use berth_api::v1::{ListImagesRequest, SandboxStatus};
+use berth_e2e::{
+    TestNode,
+    images::{BUSYBOX, ImageParts, busybox_layer, layer},
+    node::eventually,
+    registry::Registry,
+    specs::idle,
+};
 
+use scenario::ID;
 pub use scenario::Scenario;
+use stored::Stored;
 
 const LONG: Duration = Duration::from_secs(30);
 /// It stands beside whatever is tried, and must never notice.
@@ -29,15 +45,59 @@ pub struct Row {
 #[derive(Debug)]
 pub struct Ground {
     pub(crate) node: TestNode,
-    bystander: String,
+    /// Process of the bystander.
+    bystander: Mutex<String>,
+    /// Of the image that the sandboxes are made of.
+    pub(crate) digest: String,
+    pub(crate) pulled: Pulled,
+}
+
+/// An image that only a registry has.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+    _registry: Registry,
+}
+
+impl Pulled {
+    async fn publish() -> anyhow::Result<Self> {
+        let registry = Registry::start().await?;
+        let layers = [busybox_layer(), layer(&[("etc/pulled", "")])];
+        let image = ImageParts::plain(&layers, serde_json::json!({ "Env": ["PATH=/bin"] }));
+        Ok(Self {
+            name: registry.publish("pulled", "1", &image),
+            digest: image.digest().to_owned(),
+            _registry: registry,
+        })
+    }
 }
 
 impl Ground {
     pub async fn start() -> anyhow::Result<Self> {
         let node = TestNode::start_with(CONFIGURATION, &[]).await?;
-        node.create(BYSTANDER, idle()).await?;
-        let bystander = pid(&node, BYSTANDER, "app")?;
-        Ok(Self { node, bystander })
+        let request = ListImagesRequest::default();
+        let images = node.images().list_images(request).await?;
+        let images = images.into_inner().images;
+        let own = images.into_iter().find(|it| it.name == BUSYBOX);
+        let ground = Self {
+            node,
+            bystander: Mutex::default(),
+            digest: own.context("the image of the tests")?.digest,
+            pulled: Pulled::publish().await?,
+        };
+        ground.place_bystander().await?;
+        Ok(ground)
+    }
+
+    pub(crate) async fn place_bystander(&self) -> anyhow::Result<()> {
+        self.node.create(BYSTANDER, idle()).await?;
+        let pid = pid(&self.node, BYSTANDER, "app")?;
+        *self
+            .bystander
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = pid;
+        Ok(())
     }
 
     /// The points that `scenario` passes when nothing happens, in the order of a table.
@@ -47,7 +107,7 @@ impl Ground {
         scenario.arrange(self).await?;
         self.restart(scenario, &[("BERTH_CRASH_TRACE", &trace)])
             .await?;
-        if scenario != Scenario::Start {
+        if !scenario.is_found_at_the_start() {
             fs::write(&*trace, "")?;
         }
         scenario.act(self).await?;
@@ -84,9 +144,11 @@ impl Ground {
     }
 
     async fn try_crash(&self, scenario: Scenario, point: &str) -> anyhow::Result<&'static str> {
-        scenario.arrange(self).await?;
+        let former = scenario.arrange(self).await?;
+        let former = former.as_ref();
+        let process = self.process("web");
         let started = self.restart(scenario, &[("BERTH_CRASH_AT", point)]).await;
-        if scenario == Scenario::Start {
+        if scenario.is_found_at_the_start() {
             // It dies while it starts, or just after.
             drop(started);
         } else {
@@ -94,32 +156,40 @@ impl Ground {
             // Its answer may be lost.
             drop(scenario.act(self).await);
         }
-        let dead = || async { !self.node.manager_runs() };
-        eventually("the manager dies at the point", LONG, dead).await?;
+        self.until_dead().await?;
+        let stored = Stored::of(self, ID).await?;
 
         self.restart(scenario, &[]).await?;
-        let before = scenario.look(self).await?;
-        scenario.repeat(self).await?;
+        let seen = scenario.look(self, point, former, &stored).await?;
+        if scenario.leaves_processes_alone() {
+            let there = self.process("web");
+            ensure!(there == process, "process {process} became {there}");
+        }
+        let answer = scenario.repeat(self).await?;
+        scenario.compare(self, former, &seen, &answer)?;
         scenario.settled(self).await?;
         self.node.assert_clean().await?;
         self.assert_one_owner().await?;
         scenario.clear(self).await?;
-        let audit = self.node.audit().await?;
-        let strangers: Vec<_> = audit
-            .objects
-            .iter()
-            .filter(|it| it.sandbox != BYSTANDER)
-            .collect();
-        ensure!(
-            audit.clean && strangers.is_empty(),
-            "left behind: {strangers:#?}"
-        );
+        let alone = || async {
+            let audit = self.node.audit().await;
+            audit.is_ok_and(|it| it.clean && it.objects.iter().all(|it| it.sandbox == BYSTANDER))
+        };
+        if eventually("nothing is left", LONG, alone).await.is_err() {
+            bail!("left behind: {:#?}", self.node.audit().await?);
+        }
         let bystander = pid(&self.node, BYSTANDER, "app")?;
+        let known = self.bystander.lock();
         ensure!(
-            bystander == self.bystander,
+            bystander == *known.unwrap_or_else(PoisonError::into_inner),
             "the bystander was started anew"
         );
-        Ok(before)
+        Ok(seen.outcome)
+    }
+
+    pub(crate) async fn until_dead(&self) -> anyhow::Result<()> {
+        let dead = || async { !self.node.manager_runs() };
+        eventually("the manager dies at the point", LONG, dead).await
     }
 
     /// As many addresses are held as there are sandboxes that are not DEAD, and no two hold the same.
@@ -140,7 +210,7 @@ impl Ground {
         Ok(())
     }
 
-    async fn restart(
+    pub(crate) async fn restart(
         &self,
         scenario: Scenario,
         environment: &[(&str, &str)],

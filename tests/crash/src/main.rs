@@ -1,5 +1,5 @@
-//! Crashes at every point, and writes the page of what came of it. With numbers, as `berth-crash 3 40`, only at those of the
-//! list, and nothing is written.
+//! Crashes at every point, and writes the page of what came of it. With arguments, as `berth-crash Stop create/bury`, it
+//! crashes only at points whose name has one of them, or that belong to the scenario of this name, and writes nothing.
 
 use berth_crash::{Ground, Scenario, matrix};
 
@@ -13,8 +13,9 @@ async fn main() -> anyhow::Result<()> {
     let ground = Ground::start().await?;
     let mut rows = vec![];
     for scenario in Scenario::ALL {
+        let whole = wanted.is_empty() || wanted.contains(&scenario.to_string());
         for point in ground.points(scenario).await? {
-            if !wanted.is_empty() && !wanted.iter().any(|it| point.contains(it)) {
+            if !whole && !wanted.iter().any(|it| point.contains(it)) {
                 continue;
             }
             let row = ground.crash(scenario, &point).await?;

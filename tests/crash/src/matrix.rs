@@ -2,14 +2,14 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use crate::Row;
+use crate::{Row, Scenario};
 
 const HEAD: &str = "# What a crash does, point by point
 
 This page is written by `make crash`; `make test` runs a part of it and compares. A manager built with the feature
 `crash-points` ends itself with SIGKILL at each point, before or after the effect of that name. Then it is started again, what
 has become of the sandbox is noted (second column), the call whose answer was lost is repeated, and this must hold: the
-caller has the same answer; every address has one owner; the audit is clean; nothing of the sandbox is left when it is
+caller has the same answer (where a sandbox stands: the same generation, address and image digests); every address has one owner; the audit is clean; nothing of the sandbox is left when it is
 deleted; and another sandbox on the node, which stood there all the time, has the same process.
 
 ";
@@ -51,5 +51,15 @@ pub fn line(row: &Row) -> String {
 pub fn points(page: &str) -> Vec<&str> {
     page.lines()
         .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+        .collect()
+}
+
+/// The lines that a page has on one scenario.
+pub fn lines(page: &str, scenario: Scenario) -> Vec<&str> {
+    let head = format!("## {scenario}");
+    page.lines()
+        .skip_while(|it| *it != head)
+        .skip(1)
+        .take_while(|it| !it.starts_with("## "))
         .collect()
 }

@@ -98,6 +98,34 @@ impl TestNode {
         (&mut up).await??;
         Ok(answered.unwrap_or_default())
     }
+
+    /// Takes away what a reboot takes: processes, shims, pinned namespaces, links; and leaves what lies on disk.
+    pub fn power_off(&self) -> anyhow::Result<()> {
+        let namespace = self.variable("CONTAINERD_NAMESPACE").to_owned();
+        let instance = std::fs::read_to_string(self.home().join("instance"))?;
+        let instance = instance.trim();
+        let script = format!(
+            r#"
+            shims=$(pgrep -f -- "[c]ontainerd-shim.* -namespace {namespace} ")
+            kill -9 $(cat "{home}/containerd.pid")
+            kill -9 $shims
+            for procs in /sys/fs/cgroup/*/berth/{instance}/*/*/cgroup.procs /sys/fs/cgroup/berth/{instance}/*/*/cgroup.procs; do
+                [ ! -e "$procs" ] || sed '/^0$/d' "$procs" | xargs -r kill -9 || true
+            done
+            for pin in {home}/run/ns/*/*; do umount -l "$pin"; done
+            rm -rf {home}/run/ns
+            for link in $(ip -j link | jq -r '.[] | select((.ifalias // "") | startswith("berth {instance} ")) | .ifname'); do
+                [ "$link" = "br-{instance}" ] || ip link del "$link" || true
+            done
+            for rootfs in {home}/containerd/state/io.containerd.runtime.v2.task/{namespace}/*/rootfs; do umount -l "$rootfs" 2>/dev/null || true; done
+            rm -rf {home}/containerd/state /run/containerd/runc/{namespace}
+            "#,
+            home = self.home().display(),
+        );
+        let output = Command::new("bash").args(["-uc", &script]).output()?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(())
+    }
 }
 
 /// Every process that there is, with its command line.

@@ -453,6 +453,28 @@ async fn an_orphan_that_appears_between_the_two_looks_is_left_for_the_next_run()
 }
 
 #[tokio::test]
+async fn a_sandbox_that_lost_its_lease_and_its_files_has_them_again_and_runs_on()
+-> anyhow::Result<()> {
+    let scene = Scene::start().await?;
+    let (node, names) = (&scene.node, scene.names()?);
+    node.create("web", idle()).await?;
+    let pid = node.task("sandbox.web.app")?;
+    let id = SandboxId::parse("web")?;
+    scene.ctr(&["leases", "delete", &names.lease(&id)])?;
+    fs::remove_dir_all(names.files(&id))?;
+    let fixed = scene.fix().await?;
+    for kind in ["lease", "directory"] {
+        ensure!(fixed.find(kind, "web")?.verdict() == AuditVerdict::Missing);
+    }
+    let clean = || async { node.audit().await.is_ok_and(|it| it.clean) };
+    eventually("it has all again", Duration::from_secs(20), clean).await?;
+    ensure!(node.get("web").await?.status() == SandboxStatus::Running);
+    ensure!(node.task("sandbox.web.app")? == pid, "it ran on");
+    node.delete("web").await?;
+    scene.finish()
+}
+
+#[tokio::test]
 async fn a_sandbox_that_lost_its_link_is_missing_it_and_acts_when_it_is_told_to()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;

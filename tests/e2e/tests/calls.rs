@@ -12,7 +12,7 @@ use berth_e2e::{
     images::{self, ImageParts},
     node::eventually,
     registry::Registry,
-    specs::{idle, shell, spec, web},
+    specs::{idle, millis, shell, spec, web},
 };
 use serde_json::json;
 use tonic::{Code, Response, Status};
@@ -204,9 +204,34 @@ async fn another_generation_is_refused(node: &TestNode) -> anyhow::Result<()> {
         id: id.clone(),
         expected_generation: other,
     };
+    let renew = v1::RenewRequest {
+        id: id.clone(),
+        time_to_live: millis(3_600_000),
+        expected_generation: other,
+        ..v1::RenewRequest::default()
+    };
+    let report = SetPortStatusRequest {
+        container_id: "sandbox.web.web".to_owned(),
+        port: 8080,
+        status: PortStatus::Bound.into(),
+        expected_generation: other,
+        ..SetPortStatusRequest::default()
+    };
+    let create = CreateRequest {
+        id: id.clone(),
+        spec: Some(web("hello", 8080)),
+        expected_generation: other,
+        ..CreateRequest::default()
+    };
     let stop = node.sandboxes().stop(stop).await;
     let delete = node.sandboxes().delete(delete).await;
+    let renew = node.sandboxes().renew(renew).await;
+    let report = node.sandboxes().set_port_status(report).await;
+    let create = node.sandboxes().create(create).await;
     for metadata in [
+        refused(create, Code::Aborted, "GENERATION_CONFLICT")?,
+        refused(renew, Code::Aborted, "GENERATION_CONFLICT")?,
+        refused(report, Code::Aborted, "GENERATION_CONFLICT")?,
         refused(stop, Code::Aborted, "GENERATION_CONFLICT")?,
         refused(delete, Code::Aborted, "GENERATION_CONFLICT")?,
     ] {
@@ -218,6 +243,7 @@ async fn another_generation_is_refused(node: &TestNode) -> anyhow::Result<()> {
     }
     let standing = node.get("web").await?;
     ensure!(standing.status() == SandboxStatus::Running, "{standing:?}");
+    ensure!(standing.expires_at.is_none(), "{standing:?}");
     let request = DeleteRequest {
         id,
         expected_generation: own,

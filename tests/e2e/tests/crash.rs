@@ -6,9 +6,11 @@ use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, SandboxStatus};
 use berth_e2e::{
     TestNode,
+    faults::signal,
     node::eventually,
     specs::{idle, millis, web},
 };
+use tonic_types::StatusExt as _;
 
 fn pids(node: &TestNode) -> anyhow::Result<Vec<String>> {
     let list = node.command("ctr").args(["t", "ls"]).output()?;
@@ -134,7 +136,6 @@ async fn a_delete_that_its_manager_does_not_survive_is_finished_by_the_next() ->
 #[tokio::test]
 async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back()
 -> anyhow::Result<()> {
-    use tonic_types::StatusExt as _;
     let node = TestNode::start().await?;
     node.create("web", web("hello", 8080)).await?;
     let pid = std::fs::read_to_string(node.home().join("containerd.pid"))?;
@@ -164,6 +165,88 @@ async fn while_containerd_is_away_calls_say_so_and_all_goes_on_when_it_is_back()
     node.assert_clean().await?;
     ensure!(node.get("web").await?.status() == SandboxStatus::Running);
     node.delete("web").await?;
+    let audit = node.audit().await?;
+    ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
+    node.finish()
+}
+
+#[tokio::test]
+async fn while_containerd_hangs_nothing_is_taken_for_gone_and_all_that_was_asked_is_done_afterwards()
+-> anyhow::Result<()> {
+    let node = TestNode::start_with("containerd.call_timeout = \"1s\"\n", &[]).await?;
+    node.create("web", web("hello", 8080)).await?;
+    for id in ["ends", "goes", "stops"] {
+        node.create(id, idle()).await?;
+    }
+    let app = node.task("sandbox.ends.app")?;
+    signal(node.containerd_pid()?, "STOP")?;
+    signal(app, "KILL")?;
+
+    // Long enough to meet the limit of a call, and to say so.
+    let patient = |id: &str| {
+        let mut request = tonic::Request::new(v1::DeleteRequest {
+            id: id.to_owned(),
+            ..v1::DeleteRequest::default()
+        });
+        request.set_timeout(Duration::from_secs(5));
+        request
+    };
+    let mut stop = tonic::Request::new(v1::StopRequest {
+        id: "stops".to_owned(),
+        ..v1::StopRequest::default()
+    });
+    stop.set_timeout(Duration::from_secs(5));
+    let (mut delete, mut stops) = (node.sandboxes(), node.sandboxes());
+    let (created, deleted, stopped, audited) = tokio::join!(
+        node.create("other", idle()),
+        delete.delete(patient("goes")),
+        stops.stop(stop),
+        node.audit(),
+    );
+    for (call, status) in [
+        ("Create", created.err()),
+        ("Delete", deleted.err()),
+        ("Stop", stopped.err()),
+        ("Audit", audited.err()),
+    ] {
+        let status = status.with_context(|| format!("{call}: containerd hangs"))?;
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|it| it.reason.as_str());
+        ensure!(
+            status.code() == tonic::Code::Unavailable && reason == Some("RUNTIME_UNREACHABLE"),
+            "{call}: {status:?}"
+        );
+        ensure!(details.retry_info().is_some(), "{call}: {details:?}");
+    }
+    for (id, status) in [
+        ("web", SandboxStatus::Running),
+        ("ends", SandboxStatus::Running),
+        ("goes", SandboxStatus::Stopped),
+        ("stops", SandboxStatus::Stopped),
+        ("other", SandboxStatus::Pending),
+    ] {
+        let seen = node.get(id).await?;
+        ensure!(seen.status() == status, "unknown is not dead: {seen:?}");
+    }
+
+    signal(node.containerd_pid()?, "CONT")?;
+    let done = || async {
+        let dead = |it: Result<v1::Sandbox, tonic::Status>| {
+            it.is_ok_and(|it| it.status() == SandboxStatus::Dead)
+        };
+        let gone = node.get("goes").await.is_err();
+        gone && dead(node.get("stops").await) && dead(node.get("ends").await)
+    };
+    eventually("what was asked is done", Duration::from_secs(60), done).await?;
+    let ended = node.get("ends").await?.exit.context("it says how")?;
+    ensure!(ended.cause() == v1::ExitCause::Signal, "{ended:?}");
+    let other = || async { node.create("other", idle()).await.is_ok() };
+    eventually("the Create succeeds", Duration::from_secs(60), other).await?;
+    ensure!(node.get("web").await?.status() == SandboxStatus::Running);
+    node.assert_clean().await?;
+    for id in ["web", "ends", "stops", "other"] {
+        node.delete(id).await?;
+    }
     let audit = node.audit().await?;
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
     node.finish()

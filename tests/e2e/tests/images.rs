@@ -737,3 +737,64 @@ async fn what_a_pull_found_on_the_node_stays_when_the_image_that_brought_it_goes
     ensure!(content(&node, "app", &name).await? == "name: shared\nown: own\n");
     node.finish()
 }
+
+#[tokio::test]
+async fn a_pull_that_a_kill_cuts_off_is_in_the_audit_and_gone_after_the_next_start()
+-> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    let registry = Registry::start().await?;
+    let before = settled(&node).await?;
+    let image = parts("app");
+    let name = registry.publish("app", "1", &image);
+    let slow = layers_of(&image)[1].clone();
+    let bytes = image.blobs[&slow].clone();
+    registry.answer(&format!("app/blobs/{slow}"), Answer::Held(bytes));
+
+    let request = v1::PullImageRequest {
+        image: name.clone(),
+    };
+    let mut events = node.images().pull_image(request).await?.into_inner();
+    let mut busybox_is_here = false;
+    while !busybox_is_here {
+        let event = events.message().await?.context("the pull goes on")?;
+        if let Some(Event::Progress(progress)) = event.event {
+            let here = |it: &v1::LayerProgress| {
+                it.digest == layers_of(&image)[0] && it.current_bytes == it.total_bytes
+            };
+            busybox_is_here = progress.layers.iter().any(here);
+        }
+    }
+    let instance = std::fs::read_to_string(node.home().join("instance"))?;
+    let prefix = format!("berth-import.{}.", instance.trim());
+    let audit = node.audit().await?;
+    let leases: Vec<_> = audit.objects.iter().map(|it| &it.name).collect();
+    ensure!(
+        audit.clean && leases.len() == 1 && leases[0].starts_with(&prefix),
+        "{audit:#?}"
+    );
+    let lease = &audit.objects[0];
+    ensure!(
+        lease.kind == "lease" && lease.verdict() == v1::AuditVerdict::InProgress,
+        "{lease:?}"
+    );
+    let lease = lease.name.clone();
+    node.kill_manager()?;
+    let cut = succeed(node.command("ctr").args(["leases", "ls"]))?;
+    ensure!(cut.contains(&lease), "{cut}");
+
+    node.up().await?;
+    let gone = || async { Kept::of(&node).is_ok_and(|it| it == before) };
+    if eventually("what was cut off is gone", DEADLINE, gone)
+        .await
+        .is_err()
+    {
+        anyhow::bail!("{before:#?} became {:#?}", Kept::of(&node)?);
+    }
+    let active = succeed(node.command("ctr").args(["content", "active"]))?;
+    ensure!(active.lines().count() <= 1, "{active}");
+    let audit = node.audit().await?;
+    ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
+    registry.release();
+    ensure!(content(&node, "app", &name).await? == "name: app\n");
+    node.finish()
+}

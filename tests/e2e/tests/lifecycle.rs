@@ -1,6 +1,6 @@
 //! The states of a sandbox and what moves it from one to the next, on real containerd.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, ExitCause, SandboxStatus};
@@ -265,7 +265,7 @@ async fn what_a_reboot_takes_away_is_made_again_unless_the_policy_says_never() -
     once.restart_policy = v1::RestartPolicy::Never.into();
     node.create("never", once).await?;
     node.kill_manager()?;
-    power_off(&node)?;
+    node.power_off()?;
     node.up().await?;
     let dead = until(&node, "never", SandboxStatus::Dead).await?;
     ensure!(
@@ -282,32 +282,4 @@ async fn what_a_reboot_takes_away_is_made_again_unless_the_policy_says_never() -
     ensure!(again.addresses == always.addresses && again.generation == always.generation);
     node.assert_clean().await?;
     node.finish()
-}
-
-/// Takes away what a reboot takes: processes, shims, pinned namespaces, links; and leaves what lies on disk.
-fn power_off(node: &TestNode) -> anyhow::Result<()> {
-    let namespace = node.variable("CONTAINERD_NAMESPACE").to_owned();
-    let instance = std::fs::read_to_string(node.home().join("instance"))?;
-    let instance = instance.trim();
-    let script = format!(
-        r#"
-        shims=$(pgrep -f -- "[c]ontainerd-shim.* -namespace {namespace} ")
-        kill -9 $(cat "{home}/containerd.pid")
-        kill -9 $shims
-        for procs in /sys/fs/cgroup/*/berth/{instance}/*/*/cgroup.procs /sys/fs/cgroup/berth/{instance}/*/*/cgroup.procs; do
-            [ ! -e "$procs" ] || sed '/^0$/d' "$procs" | xargs -r kill -9 || true
-        done
-        for pin in {home}/run/ns/*/*; do umount -l "$pin"; done
-        rm -rf {home}/run/ns
-        for link in $(ip -j link | jq -r '.[] | select((.ifalias // "") | startswith("berth {instance} ")) | .ifname'); do
-            [ "$link" = "br-{instance}" ] || ip link del "$link" || true
-        done
-        for rootfs in {home}/containerd/state/io.containerd.runtime.v2.task/{namespace}/*/rootfs; do umount -l "$rootfs" 2>/dev/null || true; done
-        rm -rf {home}/containerd/state /run/containerd/runc/{namespace}
-        "#,
-        home = node.home().display(),
-    );
-    let output = Command::new("bash").args(["-uc", &script]).output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(())
 }

@@ -17,6 +17,9 @@ use crate::{
 /// How long `version` waits for a manager, which it can do without.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Of an audit, in bytes: that of a hundred thousand sandboxes.
+const AUDIT_ANSWER_MAX: usize = 512 << 20;
+
 pub(super) async fn run(session: &Session, command: Node) -> Result<(), Failure> {
     match command {
         Node::Status => status(session).await,
@@ -26,7 +29,8 @@ pub(super) async fn run(session: &Session, command: Node) -> Result<(), Failure>
 }
 
 async fn client(session: &Session) -> Result<NodeServiceClient<Channel>, Failure> {
-    Ok(NodeServiceClient::new(session.connect().await?))
+    let client = NodeServiceClient::new(session.connect().await?);
+    Ok(client.max_decoding_message_size(AUDIT_ANSWER_MAX))
 }
 
 async fn fetch_status(session: &Session) -> Result<v1::GetStatusResponse, Failure> {

@@ -159,7 +159,7 @@ fn run_request(id: String, args: Run) -> v1::CreateRequest {
     }
 }
 
-async fn read_text(path: &Path) -> Result<String, Failure> {
+pub(super) async fn read_text(path: &Path) -> Result<String, Failure> {
     let read = if path == Path::new("-") {
         let mut text = String::new();
         tokio::io::stdin()

@@ -24,18 +24,23 @@ fn code(reason: Reason) -> Code {
         Reason::GenerationConflict
         | Reason::CreateCancelled
         | Reason::ExpiryConflict
+        | Reason::RevisionConflict
         | Reason::ImportStalled => Code::Aborted,
-        Reason::SandboxNotFound | Reason::ContainerNotFound | Reason::ImageNotFound => {
-            Code::NotFound
-        }
+        Reason::SandboxNotFound
+        | Reason::ContainerNotFound
+        | Reason::LeaseNotFound
+        | Reason::ImageNotFound => Code::NotFound,
         Reason::SandboxEnding
         | Reason::PlatformMissing
         | Reason::ImageInUse
         | Reason::NodePortInUse
         | Reason::PortTimeout
         | Reason::ContainerExited
+        | Reason::LeaseHeld
         | Reason::RuntimeRefused => Code::FailedPrecondition,
-        Reason::AddressesExhausted | Reason::StoreFull | Reason::DiskLow => Code::ResourceExhausted,
+        Reason::AddressesExhausted | Reason::CatalogFull | Reason::StoreFull | Reason::DiskLow => {
+            Code::ResourceExhausted
+        }
         Reason::RegistryUnreachable
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown

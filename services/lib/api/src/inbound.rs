@@ -657,7 +657,7 @@ impl Check {
     }
 }
 
-fn is_host_name(text: &str) -> bool {
+pub(crate) fn is_host_name(text: &str) -> bool {
     let label = |it: &str| {
         (1..=63).contains(&it.len())
             && !it.starts_with('-')

@@ -1,5 +1,6 @@
 //! The contract `berth.v1` in Rust: generated messages, clients and servers, and the way between them and the domain.
 
+pub mod catalog;
 mod connect;
 mod failures;
 mod inbound;

@@ -180,7 +180,7 @@ fn container_to_proto(it: &Container) -> v1::Container {
     }
 }
 
-fn protocol_to_proto(it: Protocol) -> v1::Protocol {
+pub(crate) fn protocol_to_proto(it: Protocol) -> v1::Protocol {
     match it {
         Protocol::Tcp => v1::Protocol::Tcp,
         Protocol::Udp => v1::Protocol::Udp,

@@ -2,9 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
+use berth_domain::names::{self, Names};
 use berth_platform::ImageError;
 use containerd_client::services::v1::{
     AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, Info, InfoRequest,
@@ -23,15 +28,29 @@ use crate::{
 /// containerd refuses messages over 16 MiB.
 const CHUNK: usize = 512 << 10;
 /// A lease whose maker died is collected after that.
-const LEASE_LIFE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+pub(crate) const LEASE_LIFE: Duration = Duration::from_secs(3600);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
+/// Tells this process from every other that was or will be.
+static RUN: LazyLock<String> = LazyLock::new(|| {
+    let nanos = jiff::Timestamp::now().as_nanosecond();
+    format!("{}-{nanos:x}", std::process::id())
+});
 
 /// A name that no other import, pull or unpacking of this or another process has.
 pub(crate) fn unique(prefix: &str) -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let nanos = jiff::Timestamp::now().as_nanosecond();
-    format!("{prefix}-{}-{nanos:x}-{number}", std::process::id())
+    format!("{prefix}-{}{number}", own_prefix())
+}
+
+/// Whether another process of this instance made this lease, for a pull or an import.
+pub(crate) fn is_former_import(names: &Names, lease: &str) -> bool {
+    let made_by = lease.strip_prefix(&names.import_lease_prefix());
+    made_by.is_some_and(|it| !it.starts_with(&own_prefix()))
+}
+
+fn own_prefix() -> String {
+    format!("{}-", *RUN)
 }
 
 /// Holds what an import makes until an image holds it. Goes with its last user, however that ends.
@@ -43,10 +62,14 @@ pub(crate) struct TemporaryLease {
 }
 
 impl TemporaryLease {
-    pub(crate) async fn create(client: &Client) -> Result<Self, CallError> {
-        let id = unique("berth-import");
+    pub(crate) async fn create(client: &Client, names: &Names) -> Result<Self, CallError> {
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("{}{}{number}", names.import_lease_prefix(), own_prefix());
         let expire = (jiff::Timestamp::now() + LEASE_LIFE).to_string();
-        let labels = HashMap::from([("containerd.io/gc.expire".to_owned(), expire)]);
+        let labels = HashMap::from([
+            ("containerd.io/gc.expire".to_owned(), expire),
+            (names::LABEL_INSTANCE.to_owned(), names.instance.to_string()),
+        ]);
         let request = CreateRequest {
             id: id.clone(),
             labels,
@@ -321,4 +344,31 @@ pub(crate) async fn label(
         .call("labelling content", client.content().update(request))
         .await;
     made(updated).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_domain::InstanceId;
+
+    use super::*;
+
+    #[test]
+    fn only_what_another_process_of_this_instance_made_is_a_former_import() {
+        let names = Names {
+            instance: InstanceId::parse("abc123").unwrap(),
+            cgroup_parent: String::new(),
+            run_dir: "/run".into(),
+            log_dir: "/log".into(),
+        };
+        let own = format!("berth-import.abc123.{}7", own_prefix());
+        for (lease, former) in [
+            ("berth-import.abc123.1-17f-0", true),
+            (own.as_str(), false),
+            ("berth-import.abc124.1-17f-0", false),
+            ("berth-import-1-17f-0", false),
+            ("berth.abc123.web", false),
+        ] {
+            assert_eq!(is_former_import(&names, lease), former, "{lease}");
+        }
+    }
 }

@@ -69,6 +69,9 @@ pub(crate) struct Entry {
     pub(crate) made_at: Option<SystemTime>,
 }
 
+/// Every ext file system has one at its root, and a folder may be a file system of its own.
+const LOST_AND_FOUND: &str = "lost+found";
+
 /// What lies in `dir`, hidden files aside.
 pub(crate) fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
     let listed = match fs::read_dir(dir) {
@@ -83,6 +86,7 @@ pub(crate) fn entries(dir: &Path) -> io::Result<Vec<Entry>> {
         // Others remove while it is listed.
         if let Ok(metadata) = entry.metadata()
             && !name.starts_with('.')
+            && name != LOST_AND_FOUND
         {
             entries.push(Entry {
                 name,

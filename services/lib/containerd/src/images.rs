@@ -11,14 +11,14 @@ use berth_domain::ImageRef;
 use berth_platform::{ImageError, ImageInfo, Images, Progress};
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
-    UpdateImageRequest,
+    ListRequest as ListLeasesRequest, UpdateImageRequest,
 };
 use tokio::sync::mpsc;
 
 use crate::{
     archive::Archive,
     client::{CallError, Client, found, made},
-    content::{self, TemporaryLease},
+    content::{self, TemporaryLease, delete_lease, is_former_import},
     oci::{self, Descriptor, Index, document},
     runtime::Containerd,
     unpack::{self, Resolved, index_labels, manifest_labels, platform_missing},
@@ -184,8 +184,23 @@ impl Containerd {
         Ok(updated.image.unwrap_or_default())
     }
 
+    /// Has containerd collect what pulls and imports of a former process have left; returns when it is gone.
+    pub async fn forget_former_imports(&self) -> Result<usize, ImageError> {
+        let client = self.client();
+        let request = ListLeasesRequest { filters: vec![] };
+        let mut service = client.leases();
+        let list = client.call("listing leases", service.list(request)).await?;
+        let mut former = list.leases;
+        former.retain(|it| is_former_import(self.names(), &it.id));
+        let count = former.len();
+        for (number, lease) in former.iter().enumerate() {
+            delete_lease(client, &lease.id, number + 1 == count).await?;
+        }
+        Ok(count)
+    }
+
     async fn fetch(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
-        let lease = TemporaryLease::create(self.client()).await?;
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
         let client = lease.client();
         let name = image.to_string();
         let fetched = async {
@@ -261,7 +276,7 @@ impl Images for Containerd {
                 return self.fetch(image, progress).await;
             }
         }
-        let lease = TemporaryLease::create(self.client()).await?;
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
         let unpacked = unpack::unpack(lease.client(), self.snapshotter(), &name, &resolved).await;
         finish(unpacked.map(|()| info(stored, Some(&resolved))), lease).await
     }
@@ -282,7 +297,7 @@ impl Images for Containerd {
         let archive = blocking(move || Archive::open(&path, limits)).await?;
         let named = names(&archive, name)?;
         let archive = Shared(Arc::new(Mutex::new(archive)));
-        let lease = TemporaryLease::create(self.client()).await?;
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
         let client = lease.client();
         let imported = async {
             // All is here and unpacked before the first name is given.
@@ -346,7 +361,7 @@ impl Images for Containerd {
 
     async fn collect(&self) -> Result<(), ImageError> {
         // containerd collects, and says when it has, at the end of a lease.
-        let lease = TemporaryLease::create(self.client()).await?;
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
         Ok(lease.end(true).await?)
     }
 }

@@ -23,7 +23,7 @@ use containerd_client::{
 use crate::{
     Containerd,
     client::found,
-    content::delete_lease,
+    content::{LEASE_LIFE, delete_lease},
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
@@ -381,17 +381,31 @@ impl Containerd {
         let request = ListLeasesRequest { filters: vec![] };
         let mut service = client.leases();
         let list = client.call("listing leases", service.list(request));
+        let (of_import, now) = (self.names().import_lease_prefix(), SystemTime::now());
         let prefix = format!("berth.{}.", self.names().instance);
         let own = list.await?.leases.into_iter().filter_map(|lease| {
-            let owner = lease.id.strip_prefix(&prefix)?.to_owned();
             let made_at = stamp(lease.created_at);
-            Some(by_name(
-                RuntimeObjectKind::Lease,
-                lease.id,
-                &owner,
-                made_at,
-                None,
-            ))
+            let of_kind = |owner: &str| {
+                by_name(
+                    RuntimeObjectKind::Lease,
+                    lease.id.clone(),
+                    owner,
+                    made_at,
+                    None,
+                )
+            };
+            if lease.id.starts_with(&of_import) {
+                let age = made_at.and_then(|it| now.duration_since(it).ok());
+                return Some(RuntimeObject {
+                    strange: age.is_some_and(|it| it > LEASE_LIFE),
+                    ..of_kind("")
+                });
+            }
+            let object = of_kind(lease.id.strip_prefix(&prefix)?);
+            Some(RuntimeObject {
+                strange: object.sandbox.is_none(),
+                ..object
+            })
         });
         Ok(own.collect())
     }

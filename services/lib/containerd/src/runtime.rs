@@ -8,7 +8,9 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{ContainerName, ContainerSeen, Role, Sandbox, SandboxId, TaskSeen, names};
+use berth_domain::{
+    ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
+};
 use berth_platform::{
     ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
     RuntimeObject, RuntimeSeen, Usage,
@@ -529,14 +531,23 @@ impl Containerd {
             image: wanted.image.to_string(),
             snapshotter: self.snapshotter().to_owned(),
             snapshot_key: key,
+            labels: [(
+                names::LABEL_IMAGE_DIGEST.to_owned(),
+                resolved.digest.clone(),
+            )]
+            .into(),
             ..Container::default()
         };
-        self.store(&client, sandbox, &Role::App(name.clone()), container, &spec)
+        let mut labels = self
+            .store(&client, sandbox, &Role::App(name.clone()), container, &spec)
             .await?;
-        Ok(resolved.digest.clone())
+        // One that stands may have been made before its image's name came to mean another one.
+        let made_from = labels.remove(names::LABEL_IMAGE_DIGEST);
+        Ok(made_from.unwrap_or_else(|| resolved.digest.clone()))
     }
 
-    /// Stores a container. One of the same generation is as good, one of another is refused.
+    /// Stores a container, and returns the labels of the one that stands. One of the same generation is as good, one of
+    /// another is refused.
     async fn store(
         &self,
         client: &Client,
@@ -544,10 +555,12 @@ impl Containerd {
         role: &Role,
         container: Container,
         spec: &serde_json::Value,
-    ) -> Result<(), RuntimeError> {
+    ) -> Result<HashMap<String, String>, RuntimeError> {
         let id = container.id.clone();
+        let mut labels = self.labels(sandbox, role);
+        labels.extend(container.labels);
         let container = Container {
-            labels: self.labels(sandbox, role),
+            labels: labels.clone(),
             runtime: Some(self.runtime_of()),
             spec: Some(Any {
                 type_url: SPEC_TYPE.to_owned(),
@@ -562,7 +575,7 @@ impl Containerd {
             .call("making a container", client.containers().create(request))
             .await;
         if made(created)?.is_some() {
-            return Ok(());
+            return Ok(labels);
         }
         let request = GetContainerRequest { id: id.clone() };
         let got = client
@@ -576,7 +589,7 @@ impl Containerd {
         if own(names::LABEL_GENERATION, &sandbox.generation.to_string())
             && own(names::LABEL_INSTANCE, self.names().instance.as_str())
         {
-            return Ok(());
+            return Ok(labels);
         }
         Err(refused(
             "making a container",
@@ -723,12 +736,19 @@ impl Runtime for Containerd {
             self.lease_exists(id)
         );
         let mut seen = RuntimeSeen {
-            prepared: lease?
-                || self.0.cgroups.exists(&self.names().cgroup(id))
-                || self.names().files(id).exists(),
-            containers: BTreeMap::new(),
+            prepared: Extent::of(&[
+                lease?,
+                self.0.cgroups.exists(&self.names().cgroup(id)),
+                self.names().files(id).exists(),
+            ]),
+            ..RuntimeSeen::default()
         };
         let containers = containers?;
+        for (role, container) in &containers {
+            if let Some(digest) = container.labels.get(names::LABEL_IMAGE_DIGEST) {
+                seen.digests.insert(role.clone(), digest.clone());
+            }
+        }
         let tasks = containers.values().map(|it| self.task(&it.id));
         let tasks = futures::future::try_join_all(tasks).await?;
         for (role, task) in containers.into_keys().zip(tasks) {

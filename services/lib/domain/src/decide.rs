@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::{
     spec::{STOP_GRACE_DEFAULT, SandboxSpec},
-    step::{ContainerSeen, Observed, Plan, Role, Step, TaskSeen},
+    step::{ContainerSeen, Extent, Observed, Plan, Role, Step, TaskSeen},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub fn stands(spec: &SandboxSpec, seen: &Observed) -> bool {
             .get(role)
             .is_some_and(|it| it.task == TaskSeen::Running)
     };
-    seen.prepared
-        && seen.namespaces
+    seen.prepared == Extent::Whole
+        && seen.namespaces == Extent::Whole
         && seen.link
         && seen.containers.len() == spec.containers.len() + 1
         && roles(spec).all(|role| runs(&role))
@@ -152,10 +152,10 @@ pub fn tear_down(spec: Option<&SandboxSpec>, seen: &Observed, manner: Manner) ->
     if seen.link {
         network = vec![plan.add(Step::DetachLink, network)];
     }
-    if seen.namespaces {
+    if seen.namespaces != Extent::Nothing {
         plan.add(Step::CloseNamespaces, network);
     }
-    if seen.prepared {
+    if seen.prepared != Extent::Nothing {
         plan.add(Step::Release, removals);
     }
     plan
@@ -204,10 +204,12 @@ mod tests {
             let allowed = match step {
                 Step::EnsureImage(_) => true,
                 Step::Prepare | Step::OpenNamespaces => true,
-                Step::AttachLink => seen.namespaces,
-                Step::CreateContainer(role) => seen.prepared && !task(seen, role).stored,
+                Step::AttachLink => seen.namespaces == Extent::Whole,
+                Step::CreateContainer(role) => {
+                    seen.prepared == Extent::Whole && !task(seen, role).stored
+                }
                 Step::CreateTask(role) => {
-                    seen.namespaces
+                    seen.namespaces == Extent::Whole
                         && task(seen, role).stored
                         && task(seen, role).task == TaskSeen::Missing
                 }
@@ -233,10 +235,10 @@ mod tests {
             }
             match step {
                 Step::EnsureImage(_) | Step::AwaitReady => {}
-                Step::Prepare => seen.prepared = true,
-                Step::Release => seen.prepared = false,
-                Step::OpenNamespaces => seen.namespaces = true,
-                Step::CloseNamespaces => seen.namespaces = false,
+                Step::Prepare => seen.prepared = Extent::Whole,
+                Step::Release => seen.prepared = Extent::Nothing,
+                Step::OpenNamespaces => seen.namespaces = Extent::Whole,
+                Step::CloseNamespaces => seen.namespaces = Extent::Nothing,
                 Step::AttachLink => seen.link = true,
                 Step::DetachLink => seen.link = false,
                 Step::CreateContainer(role) => {
@@ -298,13 +300,14 @@ mod tests {
                 .map(|task| ContainerSeen { stored, task })
             })
             .collect();
-        for bits in 0..8 {
+        let extents = [Extent::Nothing, Extent::Part, Extent::Whole];
+        for bits in 0..18 {
             for pause in &containers {
                 for web in &containers {
                     let mut seen = Observed {
-                        prepared: bits & 1 != 0,
-                        namespaces: bits & 2 != 0,
-                        link: bits & 4 != 0,
+                        prepared: extents[bits % 3],
+                        namespaces: extents[bits / 3 % 3],
+                        link: bits / 9 != 0,
                         containers: [(Role::Pause, *pause), (app("web"), *web)].into(),
                     };
                     seen.containers

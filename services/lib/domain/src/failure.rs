@@ -51,6 +51,10 @@ reasons! {
     ArchiveTooLarge = "ARCHIVE_TOO_LARGE",
     DiskLow = "DISK_LOW",
     ImportStalled = "IMPORT_STALLED",
+    RevisionConflict = "REVISION_CONFLICT",
+    CatalogFull = "CATALOG_FULL",
+    LeaseNotFound = "LEASE_NOT_FOUND",
+    LeaseHeld = "LEASE_HELD",
     NodePortInUse = "NODE_PORT_IN_USE",
 }
 

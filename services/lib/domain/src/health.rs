@@ -5,12 +5,14 @@ use std::time::SystemTime;
 use crate::{
     decide::{roles, stands},
     spec::SandboxSpec,
-    step::{Observed, Role, TaskSeen},
+    step::{Extent, Observed, Role, TaskSeen},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
     Stands,
+    /// It runs, and of its lease, cgroup and files something is gone that can be made again.
+    Unprepared,
     /// A task has ended: the earliest one.
     Exited {
         role: Role,
@@ -33,8 +35,17 @@ pub enum Health {
 /// Judges what is seen of a sandbox that should run. After a reboot whatever is left is a remnant: what the kernel held
 /// is gone.
 pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
+    // What somebody else put under its id is the audit's business: it harms no sandbox that runs.
+    let own: Vec<_> = roles(spec).collect();
+    let mut seen = seen.clone();
+    seen.containers.retain(|role, _| own.contains(role));
+    let prepared = std::mem::replace(&mut seen.prepared, Extent::Whole);
+    let seen = &seen;
     if stands(spec, seen) {
-        return Health::Stands;
+        return match prepared {
+            Extent::Whole => Health::Stands,
+            Extent::Nothing | Extent::Part => Health::Unprepared,
+        };
     }
     if rebooted {
         return Health::Gone;
@@ -61,7 +72,9 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
     if let Some(role) = unknown(seen) {
         return Health::Unknown { role: role.clone() };
     }
-    if !seen.namespaces && roles(spec).all(|role| task(&role) == TaskSeen::Missing) {
+    if seen.namespaces == Extent::Nothing
+        && roles(spec).all(|role| task(&role) == TaskSeen::Missing)
+    {
         return Health::Gone;
     }
     match roles(spec).find(|role| task(role) != TaskSeen::Running) {
@@ -73,13 +86,9 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
             role: Role::Pause,
             what: "its network link is gone",
         },
-        None if !seen.namespaces => Health::Lost {
-            role: Role::Pause,
-            what: "its namespaces are no longer pinned",
-        },
         None => Health::Lost {
             role: Role::Pause,
-            what: "its lease, cgroup or files are gone",
+            what: "its namespaces are no longer pinned",
         },
     }
 }
@@ -105,8 +114,12 @@ mod tests {
         let stored = |task| ContainerSeen { stored: true, task };
         let app = Role::App(ContainerName::parse("web").unwrap());
         Observed {
-            prepared: true,
-            namespaces,
+            prepared: Extent::Whole,
+            namespaces: if namespaces {
+                Extent::Whole
+            } else {
+                Extent::Nothing
+            },
             link,
             containers: [(Role::Pause, stored(pause)), (app, stored(web))].into(),
         }
@@ -119,6 +132,12 @@ mod tests {
         let spec = spec([container("web", &[80])]);
         let web = || Role::App(ContainerName::parse("web").unwrap());
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let with = |name: &str, task| {
+            let mut all = seen(true, true, Running, Running);
+            let role = Role::App(ContainerName::parse(name).unwrap());
+            all.containers.insert(role, ContainerSeen { stored: true, task });
+            all
+        };
         let exited = |seconds| TaskSeen::Exited { code: 3, at: at(seconds) };
         let cases = [
             ("all there",             seen(true,  true,  Running,   Running),   Health::Stands),
@@ -129,11 +148,16 @@ mod tests {
             ("one does not say",      seen(true,  true,  Running,   Unknown),   Health::Unknown { role: web() }),
             ("and another is gone",   seen(false, true,  Missing,   Unknown),   Health::Unknown { role: web() }),
             ("and another has ended", seen(true,  true,  exited(4), Unknown),   Health::Exited { role: Role::Pause, code: 3, at: at(4) }),
+            ("somebody else's is there", with("old", Running),                  Health::Stands),
+            ("and has ended",         with("old", exited(1)),                   Health::Stands),
+            ("its cgroup is gone",    Observed { prepared: Extent::Part, ..seen(true, true, Running, Running) }, Health::Unprepared),
+            ("its pins are gone",     Observed { namespaces: Extent::Part, ..seen(true, true, Running, Running) }, Health::Lost { role: Role::Pause, what: "its namespaces are no longer pinned" }),
             ("the link was removed",  seen(true,  false, Running,   Running),   Health::Lost { role: Role::Pause, what: "its network link is gone" }),
         ];
         for (case, seen, expected) in cases {
-            assert_eq!(assess(&spec, &seen, false), expected, "{case}");
-            let rebooted = if expected == Health::Stands { Health::Stands } else { Health::Gone };
+            assert_eq!(assess(&spec, &seen, false), expected.clone(), "{case}");
+            let runs = matches!(expected, Health::Stands | Health::Unprepared);
+            let rebooted = if runs { expected } else { Health::Gone };
             assert_eq!(assess(&spec, &seen, true), rebooted, "{case}, after a reboot");
         }
     }

@@ -1,6 +1,7 @@
 //! The vocabulary of Berth and every decision about a sandbox: no I/O, no clock, no wire type.
 
 pub mod admit;
+pub mod catalog;
 pub mod decide;
 pub mod failure;
 pub mod files;
@@ -27,4 +28,4 @@ pub use spec::{
     ConfigFile, Container, Destination, Egress, NetworkPolicy, Port, Protocol, Resources,
     RestartPolicy, Route, SandboxSpec, StaticHost,
 };
-pub use step::{ContainerSeen, Observed, Plan, Planned, Role, Step, TaskSeen};
+pub use step::{ContainerSeen, Extent, Observed, Plan, Planned, Role, Step, TaskSeen};

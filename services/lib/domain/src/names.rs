@@ -30,6 +30,8 @@ pub const LABEL_CONTAINER_KIND: &str = "runtime.computer/container-kind";
 pub const LABEL_LOG_ENTITY: &str = "runtime.computer/log-entity";
 /// On the pause: the first address, without mask; further ones are `…/ip1`, `…/ip2`.
 pub const LABEL_IP: &str = "runtime.computer/ip";
+/// On app containers: digest of the manifest that they were made from.
+pub const LABEL_IMAGE_DIGEST: &str = "runtime.computer/image-digest";
 /// On app containers: time between SIGTERM and SIGKILL, as `10s`.
 pub const LABEL_SHUTDOWN_TIMEOUT: &str = "runtime.computer/shutdown-timeout";
 
@@ -98,6 +100,11 @@ impl Names {
     /// containerd lease that holds what a sandbox uses.
     pub fn lease(&self, id: &SandboxId) -> String {
         format!("berth.{}.{id}", self.instance)
+    }
+
+    /// What the leases of pulls and imports begin with. A sandbox's never does.
+    pub fn import_lease_prefix(&self) -> String {
+        format!("berth-import.{}.", self.instance)
     }
 
     /// Host end of the veth pair: 14 bytes of the 15 that the kernel allows.

@@ -24,12 +24,33 @@ impl fmt::Display for Role {
 /// What the node holds for one sandbox. May already be out of date.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// Any of the containerd lease, the parent cgroup and the folder of files.
-    pub prepared: bool,
-    pub namespaces: bool,
+    /// The containerd lease, the parent cgroup and the folder of files.
+    pub prepared: Extent,
+    /// The pinned namespaces, and the folder for them.
+    pub namespaces: Extent,
     pub link: bool,
     /// Only those of which anything is there.
     pub containers: BTreeMap<Role, ContainerSeen>,
+}
+
+/// How much there is of what one step makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    #[default]
+    Nothing,
+    Part,
+    Whole,
+}
+
+impl Extent {
+    /// By which of its parts are there.
+    pub fn of(parts: &[bool]) -> Self {
+        match parts.iter().filter(|it| **it).count() {
+            0 => Self::Nothing,
+            all if all == parts.len() => Self::Whole,
+            _ => Self::Part,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -193,8 +214,8 @@ impl Plan {
         let mut seen = Observed::default();
         for Planned { step, .. } in &self.steps {
             match step {
-                Step::Prepare => seen.prepared = true,
-                Step::OpenNamespaces => seen.namespaces = true,
+                Step::Prepare => seen.prepared = Extent::Whole,
+                Step::OpenNamespaces => seen.namespaces = Extent::Whole,
                 Step::AttachLink => seen.link = true,
                 Step::CreateContainer(role) => {
                     seen.containers.entry(role.clone()).or_default().stored = true;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use berth_domain::{Names, Sandbox, SandboxId, ipam};
+use berth_domain::{Extent, Names, Sandbox, SandboxId, ipam};
 use berth_platform::{
     Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };
@@ -291,8 +291,9 @@ impl Network for NetnsNetwork {
     async fn observe(&self, id: &SandboxId) -> Result<NetworkSeen, NetworkError> {
         let names = &self.settings.names;
         let link = self.links.find(&names.link(id)).await?;
+        let dir = names.namespaces(id);
         Ok(NetworkSeen {
-            namespaces: names.namespaces(id).exists(),
+            namespaces: Extent::of(&[dir.exists(), namespaces::are_open(&dir)]),
             link: link.is_some(),
         })
     }

@@ -85,6 +85,13 @@ impl<'a> Bench<'a> {
                 Fix::AskAgain,
             );
         }
+        if object.kind == Kind::Lease && !object.strange {
+            return Judgement(
+                Verdict::InProgress,
+                "an image is being pulled or imported, or was when a manager died".to_owned(),
+                Fix::Nothing,
+            );
+        }
         // A link gets the alias that names its sandbox a moment after it is made.
         if object.kind == Kind::Link && self.look.promises.iter().any(|it| it.busy) {
             return Judgement(
@@ -198,7 +205,15 @@ impl<'a> Bench<'a> {
         });
         let wanted: Vec<_> = of_sandbox.chain(of_containers).collect();
         let lost: Vec<_> = wanted.iter().filter(|it| !have.contains(it)).collect();
-        let named = |kind, name, role: Option<&Role>, explanation| {
+        let named = |kind, name, role: Option<&Role>, explanation: String| {
+            // What runs stands on these: they cannot be made again below it.
+            let bears = matches!(kind, Kind::Container | Kind::Snapshot | Kind::Address);
+            let (fix, explanation) = if bears {
+                let way_out = "delete the sandbox and create it anew";
+                (Fix::Nothing, format!("{explanation}; {way_out}"))
+            } else {
+                (Fix::Wake(promise.id.clone()), explanation)
+            };
             let object = Object {
                 sandbox: Some(promise.id.clone()),
                 generation: Some(promise.generation),
@@ -209,7 +224,7 @@ impl<'a> Bench<'a> {
                 object,
                 verdict: Verdict::Missing,
                 explanation,
-                fix: Fix::Wake(promise.id.clone()),
+                fix,
             }
         };
         let (id, status) = (&promise.id, promise.status);
@@ -438,13 +453,34 @@ pub(crate) mod tests {
     #[test]
     fn every_kind_that_names_no_sandbox_is_an_orphan_of_its_own() {
         for kind in held() {
-            let found = verdict(&promise(Status::Running, false), &object(kind, "", None)).unwrap();
+            // A lease that is not strange is of a pull.
+            let object = Object {
+                strange: kind == Kind::Lease,
+                ..object(kind, "", None)
+            };
+            let found = verdict(&promise(Status::Running, false), &object).unwrap();
             assert_eq!(
                 (found.verdict, found.fix),
                 (Verdict::Orphan, Fix::Remove),
                 "{kind}"
             );
         }
+    }
+
+    #[test]
+    fn a_lease_without_a_sandbox_is_in_progress_until_it_outlives_its_pull() {
+        let lease = object(Kind::Lease, "", None);
+        let found = verdict(&promise(Status::Running, false), &lease).unwrap();
+        assert_eq!(
+            (found.verdict, found.fix),
+            (Verdict::InProgress, Fix::Nothing)
+        );
+        let old = Object {
+            strange: true,
+            ..lease
+        };
+        let found = verdict(&promise(Status::Running, false), &old).unwrap();
+        assert_eq!((found.verdict, found.fix), (Verdict::Orphan, Fix::Remove));
     }
 
     #[test]
@@ -571,7 +607,13 @@ pub(crate) mod tests {
                 (missing[0].object.kind, &missing[0].object.role),
                 (gone.kind, &gone.role)
             );
-            assert_eq!(missing[0].fix, Fix::Wake(id("web")));
+            let bears = [Kind::Container, Kind::Snapshot, Kind::Address].contains(&gone.kind);
+            let expected = if bears {
+                Fix::Nothing
+            } else {
+                Fix::Wake(id("web"))
+            };
+            assert_eq!(missing[0].fix, expected, "without {gone:?}");
             assert!(!is_clean(&findings));
         }
     }

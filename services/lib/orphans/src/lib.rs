@@ -30,7 +30,7 @@ pub enum Kind {
     Directory,
     /// The folder with the output of one sandbox.
     Logs,
-    /// What keeps an image's content for a sandbox in containerd.
+    /// What keeps an image's content in containerd: for a sandbox, or while it is pulled or imported.
     Lease,
     Address,
     /// The nftables table of the instance.
@@ -121,7 +121,7 @@ pub struct Object {
     pub made_at: Option<SystemTime>,
     /// What tells it from a later object of its name, beside its age: a process id, an inode, the number of a link.
     pub serial: Option<u64>,
-    /// It is marked as the sandbox's, and no step would look for it under its name.
+    /// It is marked as the sandbox's, and no step would look for it under its name; or it outlived what it was made for.
     pub strange: bool,
     /// Whoever runs it did not answer, which says nothing about how it is.
     pub silent: bool,

@@ -13,8 +13,8 @@ use std::{
 };
 
 use berth_domain::{
-    ContainerSeen, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox, SandboxId,
-    TaskSeen, names::container_id,
+    ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox,
+    SandboxId, TaskSeen, names::container_id,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -130,12 +130,25 @@ impl FakeNode {
 
     /// Ends a task that runs. Panics where none does.
     pub fn exit(&self, id: &SandboxId, role: &Role, code: u32) {
-        self.state().exit(id, role, code, 0);
+        self.state().exit(id, role, code, 0, SystemTime::now());
+    }
+
+    /// As `exit`, at this time.
+    pub fn exit_at(&self, id: &SandboxId, role: &Role, code: u32, at: SystemTime) {
+        self.state().exit(id, role, code, 0, at);
     }
 
     /// Ends a task that runs as the kernel does it when memory is short. Panics where none does.
     pub fn exit_for_memory(&self, id: &SandboxId, role: &Role) {
-        self.state().exit(id, role, KILLED, 1);
+        self.state().exit(id, role, KILLED, 1, SystemTime::now());
+    }
+
+    /// Has the kernel kill a process of a container for memory that is not its first: the task goes on.
+    pub fn lose_worker_for_memory(&self, id: &SandboxId, role: &Role) {
+        let mut state = self.state();
+        let held = state.sandboxes.get_mut(id);
+        let stored = held.and_then(|held| held.containers.get_mut(role));
+        stored.expect("a container").oom_kills += 1;
     }
 
     /// Fails the next calls of `operation`; they change nothing.
@@ -178,6 +191,13 @@ impl FakeNode {
             }
         }
         state.hint(None);
+    }
+
+    /// Takes away the lease of a sandbox.
+    pub fn lose_lease(&self, id: &SandboxId) {
+        if let Some(held) = self.state().sandboxes.get_mut(id) {
+            held.lease = false;
+        }
     }
 
     /// Puts an object on the node that no verb made.
@@ -319,9 +339,14 @@ impl Runtime for FakeNode {
                 let task = stored.task;
                 (role.clone(), ContainerSeen { stored: true, task })
             });
+            let apps = held.containers.iter();
+            let apps = apps.filter(|(role, _)| **role != Role::Pause);
             Ok(RuntimeSeen {
-                prepared: held.lease || held.files,
+                prepared: Extent::of(&[held.lease, held.files]),
                 containers: containers.collect(),
+                digests: apps
+                    .map(|(role, stored)| (role.clone(), stored.digest.clone()))
+                    .collect(),
             })
         })
         .await
@@ -711,7 +736,7 @@ impl Network for FakeNode {
         self.call("observe_network", id.as_str(), |state| {
             let held = state.sandboxes.get(id);
             Ok(held.map_or_else(NetworkSeen::default, |held| NetworkSeen {
-                namespaces: held.namespaces,
+                namespaces: Extent::of(&[held.namespaces]),
                 link: held.link,
             }))
         })
@@ -867,7 +892,7 @@ impl State {
         Some(&mut stored.task)
     }
 
-    fn exit(&mut self, id: &SandboxId, role: &Role, code: u32, oom_kills: u64) {
+    fn exit(&mut self, id: &SandboxId, role: &Role, code: u32, oom_kills: u64, at: SystemTime) {
         let stored = self
             .sandboxes
             .get_mut(id)
@@ -876,7 +901,7 @@ impl State {
         let Some(stored) = stored else {
             panic!("no task of {id} {role} runs");
         };
-        stored.task = exited(code);
+        stored.task = TaskSeen::Exited { code, at };
         stored.oom_kills += oom_kills;
         self.hint(Some(id));
     }

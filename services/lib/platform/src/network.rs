@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::SystemTime};
 
-use berth_domain::{Protocol, Sandbox, SandboxId};
+use berth_domain::{Extent, Protocol, Sandbox, SandboxId};
 
 use crate::Source;
 
@@ -77,8 +77,8 @@ pub trait Network: Send + Sync + 'static {
 /// What the network holds for one sandbox.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NetworkSeen {
-    /// Any pinned namespace, or the folder for them.
-    pub namespaces: bool,
+    /// The pinned namespaces, and the folder for them.
+    pub namespaces: Extent,
     pub link: bool,
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_domain::{ContainerSeen, Generation, Role, Sandbox, SandboxId};
+use berth_domain::{ContainerSeen, Extent, Generation, Role, Sandbox, SandboxId};
 use tokio::sync::mpsc;
 
 use crate::Source;
@@ -112,8 +112,11 @@ pub trait Runtime: Send + Sync + 'static {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeSeen {
     /// Any of lease, cgroup and folder.
-    pub prepared: bool,
+    pub prepared: Extent,
     pub containers: BTreeMap<Role, ContainerSeen>,
+    /// Digest of the manifest that a container was made from, as `create_container` returned it. Only of apps, and of those
+    /// that tell.
+    pub digests: BTreeMap<Role, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +152,8 @@ pub struct RuntimeObject {
     pub made_at: Option<SystemTime>,
     /// What tells it from a later object of its name: a process id, an inode, the number of a mount.
     pub serial: Option<u64>,
-    /// It carries the marks of its sandbox, and no verb looks for it under its name.
+    /// It carries the marks of its sandbox, and no verb looks for it under its name; or it outlived what it was made for. A
+    /// lease that is neither and names no sandbox is of a pull or an import.
     pub strange: bool,
     /// Whoever runs it did not answer.
     pub silent: bool,

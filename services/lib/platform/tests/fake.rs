@@ -4,10 +4,12 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use berth_domain::{ContainerName, ContainerSeen, ImageRef, Role, Sandbox, SandboxId, TaskSeen};
+use berth_domain::{
+    ContainerName, ContainerSeen, Extent, ImageRef, Role, Sandbox, SandboxId, TaskSeen,
+};
 use berth_platform::{
-    ImageError, Images, Network, NetworkError, NetworkObjectKind, Runtime, RuntimeError,
-    RuntimeObject, RuntimeObjectKind, RuntimeSeen,
+    ImageError, Images, Network, NetworkError, NetworkObjectKind, NetworkSeen, Runtime,
+    RuntimeError, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
     contract::{self, Subject, bring_up, clear},
     fake::FakeNode,
 };
@@ -30,6 +32,11 @@ fn node() -> FakeNode {
 
 fn app() -> Role {
     Role::App(ContainerName::parse("app").unwrap())
+}
+
+async fn prepared(node: &FakeNode) -> Extent {
+    let id = SandboxId::parse("web").unwrap();
+    Runtime::observe(node, &id).await.unwrap().prepared
 }
 
 async fn sandbox_up(node: &FakeNode, id: &str) -> Sandbox {
@@ -157,7 +164,7 @@ async fn a_lost_answer_is_an_error_although_the_work_is_done() {
     node.fail_next_when_done("prepare", 1);
     let outcome = node.prepare(&sandbox).await;
     assert!(matches!(outcome, Err(RuntimeError::Unreachable { .. })));
-    assert!(Runtime::observe(&node, &sandbox.id).await.unwrap().prepared);
+    assert_eq!(prepared(&node).await, Extent::Whole);
 }
 
 #[tokio::test]
@@ -176,7 +183,7 @@ async fn a_call_that_hangs_does_nothing_until_it_is_let_go() {
     };
     tokio::time::timeout(DEADLINE, arrived).await.unwrap();
     node.open_namespaces(&sandbox).await.unwrap();
-    assert!(!Runtime::observe(&node, &sandbox.id).await.unwrap().prepared);
+    assert_eq!(prepared(&node).await, Extent::Nothing);
     assert!(!hanging.is_finished());
     node.release_hang();
     tokio::time::timeout(DEADLINE, hanging)
@@ -184,7 +191,7 @@ async fn a_call_that_hangs_does_nothing_until_it_is_let_go() {
         .unwrap()
         .unwrap()
         .unwrap();
-    assert!(Runtime::observe(&node, &sandbox.id).await.unwrap().prepared);
+    assert_eq!(prepared(&node).await, Extent::Whole);
 }
 
 #[tokio::test]
@@ -217,10 +224,10 @@ async fn a_reboot_leaves_what_is_on_disk() {
         stored: true,
         task: TaskSeen::Missing,
     };
-    assert!(seen.prepared);
+    assert_eq!(seen.prepared, Extent::Part);
     assert!(seen.containers.values().all(|it| *it == stored));
     let network = Network::observe(&node, &sandbox.id).await.unwrap();
-    assert!(!network.namespaces && !network.link);
+    assert_eq!(network, NetworkSeen::default());
     clear(&node, &node, &sandbox.id).await;
     sandbox_up(&node, "web").await;
 }

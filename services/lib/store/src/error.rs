@@ -1,8 +1,10 @@
 //! What can go wrong with the store, told apart by what a caller can do about it.
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, net::Ipv4Addr, path::PathBuf};
 
 use berth_domain::{Failure, NotAllowed, SandboxId};
+
+use crate::rows::Lease;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -96,6 +98,30 @@ pub enum UpdateError {
     Store(#[from] StoreError),
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("the entry has revision {actual}, not {expected}")]
+    Conflict { expected: u64, actual: u64 },
+    #[error("the catalog has {limit} entries, as many as it can have")]
+    Full { limit: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReleaseError {
+    #[error("{address} was never given out")]
+    NotFound { address: Ipv4Addr },
+    /// With the lease as it is.
+    #[error("{} is held by sandbox {}", .0.address, .0.owner)]
+    Held(Lease),
+    /// With the lease as it is.
+    #[error("{} is of generation {} of sandbox {}", .0.address, .0.generation, .0.owner)]
+    Conflict(Lease),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// An error of a write, which may be the store's own.
 pub(crate) trait WriteError: From<StoreError> {
     fn store(&self) -> Option<&StoreError>;
@@ -140,6 +166,38 @@ impl WriteError for UpdateError {
         match self {
             Self::Store(error) => Ok(error),
             Self::Gone | Self::NotAllowed(_) => Err(self),
+        }
+    }
+}
+
+impl WriteError for CatalogError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Conflict { .. } | Self::Full { .. } => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::Conflict { .. } | Self::Full { .. } => Err(self),
+        }
+    }
+}
+
+impl WriteError for ReleaseError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::NotFound { .. } | Self::Held(_) | Self::Conflict(_) => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::NotFound { .. } | Self::Held(_) | Self::Conflict(_) => Err(self),
         }
     }
 }

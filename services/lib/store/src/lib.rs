@@ -1,4 +1,4 @@
-//! Records, address leases and the revision, durable and changed in transactions; every change is an event. Decides
+//! Records, address leases, the catalog and the revision, durable and changed in transactions; every change is an event. Decides
 //! nothing: what may be admitted and which move is allowed it asks the domain.
 
 mod database;
@@ -12,8 +12,12 @@ mod store;
 mod stored;
 mod watch;
 
-pub use error::{AdmitError, StoreError, Unreadable, UpdateError};
+pub use error::{AdmitError, CatalogError, ReleaseError, StoreError, Unreadable, UpdateError};
 pub use offline::{Checked, ExportError, Exported, ImportError, Imported, check, export, import};
 pub use rows::Lease;
-pub use store::{Admitted, Arrival, LeaseCounts, Store};
+pub use store::{
+    Admitted, Arrival, LeaseCounts, Store,
+    catalog::Whole,
+    leases::{LeaseState, LeaseView},
+};
 pub use watch::{Change, Watch, WatchEnded};

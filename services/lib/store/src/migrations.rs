@@ -1,13 +1,13 @@
 //! How a store of an older version becomes one of this version. Each migration leads from one schema to the next; all
 //! that are needed run in one transaction, before anything else reads the store.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
+    database::{self, CATALOG, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
     error::StoreError,
 };
 
@@ -16,8 +16,11 @@ pub(crate) const KNOWN_SCHEMA: u64 = 1 + MIGRATIONS.len() as u64;
 
 type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
 
+/// How long the store as it was before a migration is kept: long enough to notice, and for a night.
+const FORMER_KEPT: Duration = Duration::from_secs(24 * 3600);
+
 /// The first leads from schema 1 to 2, and so on. One that was released is never changed.
-const MIGRATIONS: &[Migration] = &[ends_and_boots];
+const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog];
 
 /// Brings a store from schema `from` to the known one.
 pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
@@ -32,14 +35,23 @@ pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
 /// Keeps the file as it is before its migration.
 pub(crate) fn keep_aside(path: &Path, schema: u64) -> Result<(), StoreError> {
     let copy = database::beside(path, "copy");
-    fs::copy(path, &copy)?;
+    if let Err(error) = fs::copy(path, &copy) {
+        database::remove_if_there(&copy)?;
+        return Err(error.into());
+    }
     database::put_in_place(&copy, &former(path, schema))
 }
 
-/// Removes what was kept aside: the store was opened with the schema that it was migrated to.
+/// Removes what was kept aside once nobody wants to go back any more. A manager that fails soon after its start is started
+/// again within seconds, and is what somebody wants to go back from.
 pub(crate) fn forget_former(path: &Path) -> Result<(), StoreError> {
     for schema in 1..KNOWN_SCHEMA {
-        database::remove_if_there(&former(path, schema))?;
+        let former = former(path, schema);
+        let made_at = fs::metadata(&former).and_then(|it| it.modified());
+        let age = made_at.ok().and_then(|it| it.elapsed().ok());
+        if age.is_some_and(|it| it >= FORMER_KEPT) {
+            database::remove_if_there(&former)?;
+        }
     }
     Ok(())
 }
@@ -59,6 +71,12 @@ fn ends_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
             exit.insert("oom_cgroup".to_owned(), Value::from(""));
         }
     })
+}
+
+/// 2 to 3: there is a catalog.
+fn catalog(txn: &WriteTransaction) -> Result<(), StoreError> {
+    txn.open_table(CATALOG)?;
+    Ok(())
 }
 
 type Fields = serde_json::Map<String, Value>;

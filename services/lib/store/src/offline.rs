@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CHANGES, LEASES, Lock, META, RECORDS, REVISION, SETTINGS},
+    database::{self, CATALOG, CHANGES, LEASES, Lock, META, RECORDS, REVISION, SETTINGS},
     error::{StoreError, Unreadable},
     migrations::{self, KNOWN_SCHEMA},
     rows::{self, CHANGES_KEPT, Lease, put_lease},
@@ -32,6 +32,7 @@ pub struct Checked {
     pub revision: u64,
     pub records: u64,
     pub leases: u64,
+    pub entries: u64,
     pub changes: u64,
     /// The last change is in pieces; a start takes it back.
     pub last_change_incomplete: bool,
@@ -53,6 +54,7 @@ pub struct Exported {
 pub struct Imported {
     pub records: usize,
     pub leases: usize,
+    pub entries: usize,
     /// Lines of what could not be read, or was only found.
     pub left_out: usize,
     /// Where the former file is.
@@ -101,6 +103,12 @@ enum Line {
         #[serde(flatten)]
         lease: Value,
     },
+    /// Of the catalog; the key is as `service/web`.
+    Entry {
+        key: String,
+        #[serde(flatten)]
+        entry: Value,
+    },
     /// The bytes of an entry as text, for people to look at.
     Unreadable {
         key: String,
@@ -128,6 +136,9 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
         let leases = rows::leases(&txn.open_table(LEASES)?)?;
         let count = leases.len() as u64;
         unreadable.extend(leases.into_iter().filter_map(|it| it.lease.err()));
+        let (entries, unread) = rows::entries(&txn.open_table(CATALOG)?)?;
+        let entries = (entries.len() + unread.len()) as u64;
+        unreadable.extend(unread);
         let changes = txn.open_table(CHANGES)?;
         for entry in changes.iter()? {
             let (at, bytes) = entry?;
@@ -139,6 +150,7 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
             revision: rows::revision(&txn)?,
             records,
             leases: count,
+            entries,
             changes: changes.len()?,
             last_change_incomplete,
             unreadable,
@@ -146,7 +158,7 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
     })
 }
 
-/// Writes a store out as JSON lines: a header, the settings, the records, the leases.
+/// Writes a store out as JSON lines: a header, the settings, the records, the leases, the catalog.
 pub fn export(path: &Path, output: &mut impl Write) -> Result<Exported, ExportError> {
     let _lock = lock(path)?;
     let database = match database::copied(path) {
@@ -251,6 +263,20 @@ fn lines(database: &Database, schema: u64) -> Result<(Vec<Line>, Exported), Stor
         });
         add(read.map(|lease| Line::Lease { address, lease }), bytes);
     }
+    let catalog = match txn.open_table(CATALOG) {
+        Ok(table) => table,
+        // Schema 2 has none.
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((lines, exported)),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in catalog.iter()? {
+        let (key, bytes) = entry?;
+        let (key, bytes) = (key.value().to_owned(), bytes.value());
+        let read = rows::entry(&key, bytes).and_then(|_| {
+            serde_json::from_slice(bytes).map_err(|it| Unreadable::other("entry", &key, it))
+        });
+        add(read.map(|entry| Line::Entry { key, entry }), bytes);
+    }
     Ok((lines, exported))
 }
 
@@ -327,13 +353,19 @@ fn check_empty(path: &Path) -> Result<(), ImportError> {
         Err(error) => return Err(error.into()),
     };
     database::schema(&database, path)?;
-    let records = database::contain(path, || {
+    let (records, entries) = database::contain(path, || {
         let txn = database.begin_read()?;
-        Ok::<_, StoreError>(txn.open_table(RECORDS)?.len()?)
+        let entries = match txn.open_table(CATALOG) {
+            Ok(table) => table.len()?,
+            Err(redb::TableError::TableDoesNotExist(_)) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok::<_, StoreError>((txn.open_table(RECORDS)?.len()?, entries))
     })?;
-    match records {
-        0 => Ok(()),
-        records => Err(holds(format!("holds {records} records"))),
+    match (records, entries) {
+        (0, 0) => Ok(()),
+        (0, entries) => Err(holds(format!("holds {entries} entries of the catalog"))),
+        (records, _) => Err(holds(format!("holds {records} records"))),
     }
 }
 
@@ -366,10 +398,12 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
     let mut imported = Imported {
         records: 0,
         leases: 0,
+        entries: 0,
         left_out: 0,
         former: None,
     };
     let mut numbers = BTreeMap::new();
+    let mut entries_newest = 0;
     for (number, line) in lines {
         let number = number + 1;
         match parse(number, line)? {
@@ -402,11 +436,24 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
                 }
                 imported.leases += 1;
             }
+            Line::Entry { key, entry } => {
+                let read = rows::entry(&key, entry.to_string().as_bytes());
+                let read = read.map_err(|it| at(number, it))?;
+                entries_newest = entries_newest.max(read.revision);
+                let mut table = txn.open_table(CATALOG).map_err(StoreError::from)?;
+                let before = table
+                    .insert(key.as_str(), entry.to_string().as_bytes())
+                    .map_err(StoreError::from)?;
+                if before.is_some() {
+                    return Err(at(number, format!("there is an entry {key} already")));
+                }
+                imported.entries += 1;
+            }
             Line::Unreadable { .. } | Line::Found(_) => imported.left_out += 1,
         }
     }
     migrations::run(&txn, schema)?;
-    let newest = settle(&txn, &numbers)?.max(revision);
+    let newest = settle(&txn, &numbers)?.max(revision).max(entries_newest);
     // Nobody who knows a revision of the former store takes a change of this one for one that was seen.
     txn.open_table(META)
         .and_then(|mut it| Ok(it.insert(REVISION, newest + CHANGES_KEPT)?.map(|_| ())))

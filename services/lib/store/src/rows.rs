@@ -2,13 +2,18 @@
 
 use std::{collections::VecDeque, net::Ipv4Addr, time::SystemTime};
 
-use berth_domain::{Generation, SandboxId, SandboxRecord, ipam::Taken};
+use berth_domain::{
+    Generation, SandboxId, SandboxRecord,
+    catalog::{Entry, Key, Kind},
+    ipam::Taken,
+};
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
 use crate::{
     database::{CHANGES, LEASES, META, RECORDS, REVISION},
     error::{StoreError, Unreadable},
-    stored::{StoredChange, StoredLease, StoredRecord},
+    store::catalog::Found,
+    stored::{StoredChange, StoredEntry, StoredLease, StoredRecord},
     watch::Change,
 };
 
@@ -79,7 +84,63 @@ pub(crate) fn change(at: u64, bytes: &[u8]) -> Result<Change, Unreadable> {
             id: SandboxId::parse(&id).map_err(|it| unreadable(it.to_string()))?,
             generation: Generation(generation),
         }),
+        StoredChange::EntryPut(entry) => Ok(Change::EntryPut(Box::new(entry.into()))),
+        StoredChange::EntryRemoved { kind, id } => {
+            let kind = Kind::ALL.into_iter().find(|it| it.as_str() == kind);
+            let kind = kind.ok_or_else(|| unreadable("it is of an unknown kind".to_owned()))?;
+            Ok(Change::EntryRemoved(Key { kind, id }))
+        }
     }
+}
+
+pub(crate) fn entry(key: &str, bytes: &[u8]) -> Result<Entry, Unreadable> {
+    let unreadable = |problem: String| Unreadable::other("entry", key, problem);
+    let stored: StoredEntry =
+        serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))?;
+    let entry = Entry::from(stored);
+    let own = entry.object.key().to_text();
+    if own != key {
+        return Err(unreadable(format!("it is the entry {own}")));
+    }
+    Ok(entry)
+}
+
+/// The entries that can be read, by kind and id, and those that cannot.
+pub(crate) fn entries(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<(Vec<Entry>, Vec<Unreadable>), StoreError> {
+    let (mut readable, mut unreadable) = (vec![], vec![]);
+    for row in table.iter()? {
+        let (key, bytes) = row?;
+        match entry(key.value(), bytes.value()) {
+            Ok(entry) => readable.push(entry),
+            Err(entry) => unreadable.push(entry),
+        }
+    }
+    Ok((readable, unreadable))
+}
+
+pub(crate) fn find_entry(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &Key,
+) -> Result<Found, StoreError> {
+    let key = key.to_text();
+    let Some(bytes) = table.get(key.as_str())? else {
+        return Ok(Found::Nothing);
+    };
+    Ok(match entry(&key, bytes.value()) {
+        Ok(entry) => Found::Entry(entry),
+        Err(entry) => Found::Unreadable(entry),
+    })
+}
+
+pub(crate) fn put_entry(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    entry: &Entry,
+) -> Result<(), StoreError> {
+    let key = entry.object.key().to_text();
+    table.insert(key.as_str(), encode(&StoredEntry::from(entry)).as_slice())?;
+    Ok(())
 }
 
 pub(crate) fn find(
@@ -181,6 +242,11 @@ pub(crate) fn note(txn: &WriteTransaction, at: u64, change: &Change) -> Result<(
         Change::Removed { id, generation } => StoredChange::Removed {
             id: id.to_string(),
             generation: generation.0,
+        },
+        Change::EntryPut(entry) => StoredChange::EntryPut(entry.as_ref().into()),
+        Change::EntryRemoved(key) => StoredChange::EntryRemoved {
+            kind: key.kind.as_str().to_owned(),
+            id: key.id.clone(),
         },
     };
     let mut table = txn.open_table(CHANGES)?;

@@ -1,5 +1,8 @@
 //! The transactions. Writers go one after another, so that changes are published in the order of their revisions.
 
+pub(crate) mod catalog;
+pub(crate) mod leases;
+
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
@@ -21,7 +24,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable, Writ
 use tokio::sync::broadcast;
 
 use crate::{
-    database::{self, CHANGES, LEASES, Lock, RECORDS, SETTINGS, contain, damaged},
+    database::{self, CATALOG, CHANGES, LEASES, Lock, RECORDS, SETTINGS, contain, damaged},
     error::{AdmitError, StoreError, Unreadable, UpdateError, WriteError},
     node_ports::NodePorts,
     reserve::Reserve,
@@ -226,13 +229,14 @@ impl Store {
             .map(|(readable, _)| readable)
     }
 
-    /// The records and leases that cannot be read. A change that cannot be read only ends a watch, and goes with time.
+    /// The records, leases and entries of the catalog that cannot be read. A change that cannot be read only ends a watch, and goes with time.
     pub async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.blocking(|inner| {
             inner.read(|txn| {
                 let (_, mut unreadable) = rows::records(txn, None, usize::MAX)?;
                 let leases = rows::leases(&txn.open_table(LEASES)?)?;
                 unreadable.extend(leases.into_iter().filter_map(|it| it.lease.err()));
+                unreadable.extend(rows::entries(&txn.open_table(CATALOG)?)?.1);
                 Ok(unreadable)
             })
         })
@@ -437,14 +441,18 @@ impl Inner {
             self.written.store(true, Ordering::Relaxed);
             Ok((value, Some((next, change))))
         });
-        done.map_err(|error: E| match error.into_store() {
+        done.map_err(|error: E| self.placed(error))
+    }
+
+    fn placed<E: WriteError>(&self, error: E) -> E {
+        match error.into_store() {
             Ok(error) => {
                 let error = self.place(error);
                 self.mend(&error);
                 error.into()
             }
             Err(other) => other,
-        })
+        }
     }
 
     /// Says which file it is that redb found damaged.
@@ -600,26 +608,47 @@ impl Inner {
         })
     }
 
-    /// Settings are nobody's record: they have no revision and no watch.
     fn set_drain(&self, why: Option<&str>) -> Result<(), StoreError> {
+        self.write_aside(|txn| {
+            let mut table = txn.open_table(SETTINGS)?;
+            match why {
+                Some(why) => drop(table.insert(DRAIN, why)?),
+                None => drop(table.remove(DRAIN)?),
+            }
+            Ok(())
+        })
+    }
+
+    /// Runs `work` in a transaction for what is nobody's record: it has no revision and no watch. On a full disk it is run
+    /// once more when room was made.
+    fn write_aside<T, E: WriteError>(
+        &self,
+        mut work: impl FnMut(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.try_write_aside(&mut work);
+        let full = |error: &E| matches!(error.store(), Some(StoreError::Full { .. }));
+        if done.as_ref().is_err_and(full) && self.make_room(Purpose::GoOn) {
+            return self.try_write_aside(&mut work);
+        }
+        done
+    }
+
+    fn try_write_aside<T, E: WriteError>(
+        &self,
+        work: &mut impl FnMut(&WriteTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
         let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else {
-                return Err(redb::Error::PreviousIo.into());
+                return Err(StoreError::from(redb::Error::PreviousIo).into());
             };
-            let txn = database.begin_write()?;
-            {
-                let mut table = txn.open_table(SETTINGS)?;
-                match why {
-                    Some(why) => drop(table.insert(DRAIN, why)?),
-                    None => drop(table.remove(DRAIN)?),
-                }
-            }
-            Ok(txn.commit()?)
+            let txn = database.begin_write().map_err(StoreError::from)?;
+            let value = work(&txn)?;
+            txn.commit().map_err(StoreError::from)?;
+            Ok(value)
         });
-        done.map_err(|error| self.place(error))
-            .inspect_err(|error| self.mend(error))
+        done.map_err(|error: E| self.placed(error))
     }
 
     /// Takes the address that the domain chooses.

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use berth_domain::{Generation, SandboxId, SandboxRecord};
+use berth_domain::{
+    Generation, SandboxId, SandboxRecord,
+    catalog::{Entry, Key},
+};
 use tokio::sync::broadcast;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +15,8 @@ pub enum Change {
         id: SandboxId,
         generation: Generation,
     },
+    EntryPut(Box<Entry>),
+    EntryRemoved(Key),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

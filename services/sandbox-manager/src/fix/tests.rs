@@ -394,7 +394,11 @@ async fn what_is_removed_object_by_object_goes_in_the_reverse_order_of_creation(
     for kind in [
         Lease, Logs, Directory, Cgroup, Mount, Snapshot, Container, Shim, Task,
     ] {
-        bench.node.leave(stray(kind, &format!("{kind:?}"), None));
+        bench.node.leave(RuntimeObject {
+            // A lease that is not is of a pull.
+            strange: kind == Lease,
+            ..stray(kind, &format!("{kind:?}"), None)
+        });
     }
     bench.node.leave_in_network(NetworkObject {
         kind: NetworkObjectKind::Namespaces,

@@ -1,6 +1,7 @@
 //! A caller's deadline, told as DEADLINE_EXCEEDED: the server library would say CANCELLED.
 
 use std::{
+    ops::RangeInclusive,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -13,8 +14,8 @@ use tower::{Layer, Service};
 
 /// The library's own timer begins a moment before ours and must not be the first to end.
 const HEAD_START: Duration = Duration::from_millis(3);
-/// An answer takes its time on the way.
-const LAST_WORDS: Duration = Duration::from_millis(25);
+/// An answer takes its time on the way, more so on a busy node: a twentieth of the deadline, within these.
+const LAST_WORDS: RangeInclusive<Duration> = Duration::from_millis(25)..=Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadlineLayer;
@@ -77,7 +78,8 @@ where
 pub(crate) fn patience(metadata: &MetadataMap) -> Option<Duration> {
     let header = metadata.get("grpc-timeout")?.to_str().ok()?;
     let deadline = parse(header)?;
-    Some(deadline.saturating_sub(LAST_WORDS).max(deadline / 2))
+    let last_words = (deadline / 20).clamp(*LAST_WORDS.start(), *LAST_WORDS.end());
+    Some(deadline.saturating_sub(last_words).max(deadline / 2))
 }
 
 /// Reads `grpc-timeout`: at most eight digits and a unit.
@@ -110,7 +112,9 @@ mod tests {
             patience(&metadata)
         };
         assert_eq!(patience(&MetadataMap::new()), None);
-        assert_eq!(of("5S"), Some(Duration::from_millis(4975)));
+        assert_eq!(of("5S"), Some(Duration::from_millis(4750)));
+        assert_eq!(of("1H"), Some(Duration::from_secs(3599)));
+        assert_eq!(of("100m"), Some(Duration::from_millis(75)));
         assert_eq!(of("10m"), Some(Duration::from_millis(5)));
     }
 

@@ -8,7 +8,7 @@ use berth_api::{
     v1::{self, sandbox_service_server::SandboxService, watch_response::Event},
 };
 use berth_domain::{
-    Failure, PortSighting, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus, names,
+    Failure, PortSighting, Role, SandboxId, SandboxRecord, Status as SandboxStatus, names,
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{Change, Watch, WatchEnded};
@@ -17,7 +17,12 @@ use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::{deadline::patience, expected, parse_id, refuse};
+use super::{
+    PAGE_MAX,
+    deadline::patience,
+    expected, page_size, parse_id, refuse,
+    watches::{resume, too_slow},
+};
 use crate::{
     failures::{network_failure, runtime_failure, store_failure},
     ready::OWN_SIGHTING,
@@ -25,8 +30,6 @@ use crate::{
     sandbox::Doing,
 };
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1000;
 /// Clients take 4 MiB of an answer unless told otherwise.
 const PAGE_BYTES: usize = 3 << 20;
 /// As `source` and `address` of SetPortStatus are kept in the record.
@@ -146,10 +149,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let mut after = PageToken::parse(&request.page_token, &filter)
             .map_err(refuse)?
             .map(|it| it.after);
-        let size = match request.page_size {
-            0 => PAGE_DEFAULT,
-            size => usize::try_from(size).unwrap_or(PAGE_MAX).min(PAGE_MAX),
-        };
+        let size = page_size(request.page_size);
         let store = self.registry.store();
         let (mut sandboxes, mut last, mut revision) = (vec![], None, None);
         let mut bytes = 0;
@@ -213,19 +213,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                     .map_err(|it| refuse(store_failure(it)))?;
                 (records, Some(revision), watch)
             }
-            from => {
-                let watch = store
-                    .watch(from)
-                    .await
-                    .map_err(|it| refuse(store_failure(it)))?;
-                let watch = watch.ok_or_else(|| {
-                    refuse(Failure::new(
-                        Reason::RevisionUnknown,
-                        format!("changes after revision {from} are not kept; watch again from 0"),
-                    ))
-                })?;
-                (vec![], None, watch)
-            }
+            from => (vec![], None, resume(store, from).await?),
         };
         let place = self.place.clone();
         let wanted = move |id: &SandboxId| only.as_ref().is_none_or(|it| it == id);
@@ -418,14 +406,14 @@ async fn next_change(
                 };
                 (revision, Event::Removed(removed))
             }
-            Ok((_, Change::Upserted(_) | Change::Removed { .. })) => continue,
-            Err(WatchEnded::Lagged) => {
-                let failure = Failure::new(
-                    Reason::RevisionUnknown,
-                    "the reader is too slow; watch again from its last revision",
-                );
-                return Some((Err(refuse(failure)), None));
-            }
+            Ok((
+                _,
+                Change::Upserted(_)
+                | Change::Removed { .. }
+                | Change::EntryPut(_)
+                | Change::EntryRemoved(_),
+            )) => continue,
+            Err(WatchEnded::Lagged) => return Some((Err(too_slow()), None)),
             Err(WatchEnded::Closed) => return None,
         };
         let response = v1::WatchResponse {

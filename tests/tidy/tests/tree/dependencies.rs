@@ -23,6 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api"]),
+    ("berth-dns", &["berth-api", "berth-daemon", "berth-domain"]),
     ("berth-log-writer", &[]),
     ("berth-pause", &[]),
     (
@@ -66,6 +67,7 @@ const WIRE: &[&str] = &[
     "berth-bench",
     "berth-containerd",
     "berth-crash",
+    "berth-dns",
     "berth-e2e",
     "berth-sandbox-manager",
     "berth-soak",
@@ -75,6 +77,7 @@ const WIRE: &[&str] = &[
 /// Foreign packages with the packages that may name their types.
 const HOMES: &[(&str, &[&str])] = &[
     ("containerd-client", &["berth-containerd"]),
+    ("hickory-proto", &["berth-dns", "berth-e2e"]),
     ("rtnetlink", &["berth-netns"]),
     ("redb", &["berth-store"]),
     ("prost", WIRE),

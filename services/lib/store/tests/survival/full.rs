@@ -98,6 +98,7 @@ async fn a_full_disk_refuses_what_begins_and_lets_everything_else_go_on() {
     let (at, _) = watch.next().await.unwrap();
     assert_eq!(at, running.revision);
 
+    store.set_drain(Some("no room".to_owned())).await.unwrap();
     for record in &admitted {
         delete(&store, record).await;
         for _ in 0..3 {

@@ -1,6 +1,11 @@
 //! Stores of other versions.
 
-use std::{fs, io::Read as _, path::Path};
+use std::{
+    fs,
+    io::Read as _,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use berth_domain::Status;
 use berth_store::StoreError;
@@ -72,7 +77,7 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     }
     drop(store);
 
-    assert_eq!(schema(&path), 2);
+    assert_eq!(schema(&path), 3);
     let stored = stored(&path);
     assert!(stored.len() > records.len());
     let mut exits = 0;
@@ -90,7 +95,12 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     assert_eq!(fs::read(&former).unwrap().len(), before.len());
     assert_eq!(schema(&former), 1);
     drop(open(&path));
-    assert!(!former.exists(), "the new one was opened");
+    assert!(former.exists(), "somebody may want to go back");
+    let days_ago = SystemTime::now() - Duration::from_secs(3 * 24 * 3600);
+    let file = fs::File::options().append(true).open(&former).unwrap();
+    file.set_modified(days_ago).unwrap();
+    drop(open(&path));
+    assert!(!former.exists(), "nobody wants to any more");
 }
 
 #[tokio::test]
@@ -128,7 +138,7 @@ async fn a_store_of_a_newer_version_is_refused_with_both_schemas_and_what_to_do(
         "{error:?}"
     );
     let said = error.to_string();
-    for part in [path.to_str().unwrap(), "schema 3", "up to 2", "newer"] {
+    for part in [path.to_str().unwrap(), "schema 4", "up to 3", "newer"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(schema(&path), known + 1, "it is left as it was");

@@ -210,6 +210,87 @@ fn a_create_after_a_delete_is_not_told_of_that_delete() {
     });
 }
 
+/// Polls a call until it waits for the store, and gives it up.
+async fn give_up<T>(call: impl Future<Output = T>) {
+    let mut call = std::pin::pin!(call);
+    for _ in 0..100 {
+        assert!(
+            futures::poll!(&mut call).is_pending(),
+            "it cannot have an answer"
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn a_promise_is_kept_whose_caller_went_away_while_it_was_written() {
+    with_one_store_thread(async {
+        let ground = Ground::new();
+        let manager = ground.manager().await;
+        let taken = StoreThread::take();
+        let terms = CreateTerms::default();
+        give_up(manager.registry.admit(web(), spec(), terms)).await;
+        taken.give_back().await;
+        ground.until_status(web(), Status::Running).await;
+
+        manager.stop_sandbox(web()).await.unwrap();
+        let taken = StoreThread::take();
+        give_up(manager.registry.delete(web(), None, None)).await;
+        taken.give_back().await;
+        until("the record is gone", async || {
+            ground.record(web()).await.is_none()
+        })
+        .await;
+    });
+}
+
+#[tokio::test]
+async fn a_stop_whose_sandbox_was_made_again_before_it_looked_has_succeeded() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let first = manager.create(web()).await.unwrap();
+    let mut stop = std::pin::pin!(manager.stop_sandbox(web()));
+    let ending = async |record: Option<SandboxRecord>| record.is_some_and(|it| it.ending.is_some());
+    let promised = async {
+        while !ending(ground.record(web()).await).await {
+            assert!(futures::poll!(&mut stop).is_pending());
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    within("the promise", promised).await;
+    ground.until_status(web(), Status::Dead).await;
+    let second = manager.create(web()).await.unwrap();
+    assert!(second.generation > first.generation);
+    let stopped = stop.await.unwrap();
+    assert_eq!(
+        (stopped.generation, stopped.status),
+        (first.generation, Status::Dead)
+    );
+}
+
+#[tokio::test]
+async fn an_exit_that_came_before_the_stop_is_recorded() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let record = manager.create(web()).await.unwrap();
+    manager.shut_down().await;
+    ground.node.exit_for_memory(web(), &app());
+    let stop = |it: &mut SandboxRecord| it.ending = Some(Ending::Stop);
+    let (generation, now) = (record.generation, SystemTime::now());
+    ground
+        .store
+        .update(web(), generation, now, stop)
+        .await
+        .unwrap();
+    let _manager = ground.manager().await;
+    let dead = ground.until_status(web(), Status::Dead).await;
+    assert_eq!(dead.reason, "STOP_REQUESTED");
+    assert_eq!(
+        dead.exit.map(|it| it.cause),
+        Some(berth_domain::ExitCause::Oom)
+    );
+}
+
 /// Runs a test in which whoever takes the store's only thread stops everybody who wants to read or write.
 fn with_one_store_thread(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread()

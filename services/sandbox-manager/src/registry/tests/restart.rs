@@ -42,6 +42,12 @@ fn a_create_is_finished_wherever_its_manager_died() {
             assert_eq!(running.generation, promised.generation, "{step}");
             assert_eq!(running.addresses, promised.addresses, "{step}");
             assert!(manager.stands(&running).await, "{step}");
+            let digests: Vec<_> = running.images.values().collect();
+            assert_eq!(
+                digests.len(),
+                1,
+                "{step}: the digest of what was made before"
+            );
             let joined = manager.create(web()).await.unwrap();
             assert_eq!(joined.generation, promised.generation, "{step}");
             assert_eq!(manager.delete(web()).await, Ok(true), "{step}");
@@ -94,8 +100,9 @@ fn an_end_is_finished_wherever_its_manager_died() {
 }
 
 #[test]
-fn a_create_whose_undo_was_cut_off_is_done_again() {
+fn a_create_whose_undo_was_cut_off_is_undone_and_its_reason_kept() {
     for step in tear_down() {
+        let case = step.to_string();
         let ground = Ground::new();
         let promised = killed(&ground, async |manager| {
             ground.node.fail_next("listening web", 1);
@@ -106,10 +113,80 @@ fn a_create_whose_undo_was_cut_off_is_done_again() {
             record
         });
         executor().block_on(async {
+            let pending = ground.record(web()).await.unwrap();
+            let failure = pending.failure.unwrap();
+            let ran = pending.phases.iter().any(|it| it.name == "await-ready");
+            assert!(ran, "{case}: {:?}", pending.phases);
+            assert_eq!(
+                (pending.status, pending.reason.as_str()),
+                (Status::Pending, failure.reason.as_str()),
+                "{case}"
+            );
             let manager = ground.manager().await;
-            let running = ground.until_status(web(), Status::Running).await;
-            assert_eq!(running.generation, promised.generation, "{step}");
-            assert!(manager.stands(&running).await, "{step}");
+            // Who asks again while it is undone joins it.
+            let joined = manager.await_running(&promised).await.unwrap_err();
+            assert_eq!(joined, failure, "{case}");
+            let dead = ground.until_status(web(), Status::Dead).await;
+            assert_eq!(dead.generation, promised.generation, "{case}");
+            assert_eq!((dead.failure, dead.ending), (Some(failure), None), "{case}");
+            assert_eq!(dead.phases, pending.phases, "{case}");
+            ground.assert_nothing_left(&case).await;
+            let calls = ground.node.calls();
+            let started = calls
+                .iter()
+                .filter(|it| it.starts_with("start_task web app"));
+            assert_eq!(started.count(), 1, "{case}: it runs once");
+        });
+    }
+}
+
+#[test]
+fn what_is_asked_of_a_create_that_is_being_undone_waits_for_the_undo() {
+    for ending in [None, Some(Ending::Stop), Some(Ending::Delete)] {
+        let case = format!("{ending:?}");
+        let ground = Ground::new();
+        let hang = operation(&Step::Release, web());
+        let promised = killed(&ground, async |manager| {
+            ground.node.fail_next("listening web", 1);
+            ground.node.hang(&hang);
+            let record = manager.admit(web()).await;
+            manager.until_called(&hang).await;
+            record
+        });
+        executor().block_on(async {
+            ground.node.hang(&hang);
+            let manager = ground.manager().await;
+            let asked = async {
+                match ending {
+                    None | Some(Ending::Expire) => drop(manager.create(web()).await.unwrap_err()),
+                    Some(Ending::Stop) => drop(manager.stop_sandbox(web()).await.unwrap()),
+                    Some(Ending::Delete) => assert!(manager.delete(web()).await.unwrap()),
+                }
+            };
+            tokio::pin!(asked);
+            let early = tokio::time::timeout(Duration::from_millis(100), &mut asked).await;
+            assert!(early.is_err(), "{case}: it is not undone yet");
+            ground.node.release_hang();
+            asked.await;
+            if ending == Some(Ending::Delete) {
+                return ground.assert_gone(web(), &case).await;
+            }
+            let dead = ground.record(web()).await.unwrap();
+            let failure = dead.failure.unwrap();
+            assert_eq!(dead.generation, promised.generation, "{case}");
+            assert_eq!(
+                (dead.status, dead.reason.as_str(), dead.ending),
+                (Status::Dead, failure.reason.as_str(), None),
+                "{case}"
+            );
+            ground.assert_nothing_left(&case).await;
+            let again = manager.create(web()).await.unwrap();
+            assert!(again.generation > promised.generation, "{case}");
+            assert_eq!(
+                (&again.failure, again.reason.as_str()),
+                (&None, ""),
+                "{case}"
+            );
         });
     }
 }
@@ -138,6 +215,15 @@ async fn a_manager_that_is_told_to_stop_leaves_a_create_to_the_next_one() {
     let running = second.await_running(&record).await.unwrap();
     assert_eq!(running.generation, record.generation);
     assert_eq!(ground.node.calls(), calls, "nothing is made anew");
+    let digests: Vec<_> = running.images.values().collect();
+    assert!(digests[0].starts_with("sha256:"), "{digests:?}");
+    let phases: Vec<_> = running.phases.iter().map(|it| it.name.as_str()).collect();
+    for step in bring_up() {
+        let known = phases.iter().filter(|it| **it == step.name());
+        let steps = bring_up();
+        let wanted = steps.iter().filter(|it| it.name() == step.name());
+        assert_eq!(known.count(), wanted.count(), "{step} in {phases:?}");
+    }
 }
 
 #[tokio::test]
@@ -230,6 +316,57 @@ async fn what_ended_or_vanished_while_no_manager_ran_is_seen_at_the_next_start()
             }
         }
     }
+}
+
+#[tokio::test]
+async fn what_is_made_again_after_a_reboot_is_tried_until_containerd_answers() {
+    let ground = Ground::new();
+    let first = ground.manager().await;
+    let spec = changed_spec(|it| it.restart_policy = RestartPolicy::Always);
+    let admitted = first
+        .registry
+        .admit(web(), spec, CreateTerms::default())
+        .await;
+    let before = first.await_running(&admitted.unwrap()).await.unwrap();
+    first.shut_down().await;
+    ground.node.forget();
+    ground
+        .node
+        .fail_next_when_done("create_container web app", 2);
+    let second = ground.manager().await;
+    until("it stands again", async || second.stands(&before).await).await;
+    let again = ground.until_status(web(), Status::Running).await;
+    assert_eq!(again.generation, before.generation);
+}
+
+#[tokio::test]
+async fn a_boot_without_a_name_is_told_from_no_other() {
+    let ground = Ground::new();
+    let first = ground.manager().await;
+    let record = first.create(web()).await.unwrap();
+    first.shut_down().await;
+    let former = |it: &mut SandboxRecord| it.boot_id = "former".into();
+    let (generation, now) = (record.generation, SystemTime::now());
+    ground
+        .store
+        .update(web(), generation, now, former)
+        .await
+        .unwrap();
+    ground.node.exit(web(), &app(), 3);
+    let _second = ground.manager().await;
+    let dead = ground.until_status(web(), Status::Dead).await;
+    assert_eq!(dead.exit.map(|it| it.code), Some(3));
+}
+
+#[tokio::test]
+async fn a_record_that_no_task_has_is_taken_up_again() {
+    let ground = Ground::new();
+    let _manager = ground.manager().await;
+    let admitted = ground
+        .store
+        .admit(web(), spec(), Arrival::default(), SystemTime::now());
+    admitted.await.unwrap();
+    ground.until_status(web(), Status::Running).await;
 }
 
 #[tokio::test]

@@ -55,6 +55,49 @@ async fn an_exit_for_memory_is_told_from_a_kill() {
 }
 
 #[tokio::test]
+async fn a_worker_that_was_killed_for_memory_once_does_not_explain_a_later_kill() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    manager.create(web()).await.unwrap();
+    ground.node.lose_worker_for_memory(web(), &app());
+    // That a look was taken shows in that those before it failed; each poke that waits has one at once.
+    ground.node.fail_next("usage web", 3);
+    manager.registry.wake(web());
+    let troubled = || !manager.registry.troubles().is_empty();
+    until("it cannot be looked at", async || troubled()).await;
+    until("it was looked at", async || !troubled()).await;
+    let later = SystemTime::now() + Duration::from_secs(60);
+    ground.node.exit_at(web(), &app(), 137, later);
+    let dead = ground.until_status(web(), Status::Dead).await;
+    assert_eq!(dead.exit.unwrap().cause, ExitCause::Signal);
+}
+
+#[tokio::test]
+async fn a_lease_that_was_lost_is_made_again_below_what_runs() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let running = manager.create(web()).await.unwrap();
+    ground.node.lose_lease(web());
+    assert!(!manager.stands(&running).await);
+    manager.registry.wake(web());
+    until("it is whole again", async || manager.stands(&running).await).await;
+    assert_eq!(ground.record(web()).await.as_ref(), Some(&*running));
+}
+
+#[tokio::test]
+async fn a_create_whose_sandbox_has_ended_meanwhile_is_told_how() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let record = manager.admit(web()).await;
+    ground.until_status(web(), Status::Running).await;
+    ground.node.exit(web(), &app(), 7);
+    ground.until_status(web(), Status::Dead).await;
+    let failure = manager.await_running(&record).await.unwrap_err();
+    assert_eq!(failure.reason, Reason::ContainerExited);
+    assert_eq!(failure.metadata["exit_code"], "7");
+}
+
+#[tokio::test]
 async fn of_two_exits_the_first_is_recorded() {
     // Both before anybody looks, and the second during the tear-down of the first.
     for hang in ["observe web", "stop_task web pause"] {

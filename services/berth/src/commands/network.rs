@@ -1,0 +1,148 @@
+//! Commands on the addresses of the node: net ls, leases, release.
+
+use berth_api::v1::{self, network_service_client::NetworkServiceClient};
+use jiff::Timestamp;
+use serde::Serialize;
+use tonic::transport::Channel;
+
+use super::Session;
+use crate::{
+    args::{LeaseStateArg, Net},
+    errors::Failure,
+    output::{age, page, table, word},
+    proto_json::ProtoJson,
+};
+
+pub(super) async fn run(session: &Session, command: Net) -> Result<(), Failure> {
+    match command {
+        Net::Ls => count(session).await,
+        Net::Leases { state } => list(session, state).await,
+        Net::Release { ip } => release(session, &ip).await,
+    }
+}
+
+async fn client(session: &Session) -> Result<NetworkServiceClient<Channel>, Failure> {
+    Ok(NetworkServiceClient::new(session.connect().await?))
+}
+
+async fn count(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::CountLeasesRequest {});
+    let answer = client(session).await?.count_leases(request).await?;
+    let it = answer.into_inner();
+    Ok(session.output.object(&ProtoJson(&it), || {
+        page(vec![
+            ("subnet", it.subnet.clone()),
+            ("bridge", it.bridge.clone()),
+            ("addresses", it.capacity.to_string()),
+            ("held", it.held.to_string()),
+            ("resting", it.resting.to_string()),
+            ("free", it.free.to_string()),
+        ])
+    })?)
+}
+
+async fn list(session: &Session, state: Option<LeaseStateArg>) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Leases<'a> {
+        leases: Vec<ProtoJson<'a, v1::AddressLease>>,
+    }
+
+    let state = state.map_or(v1::LeaseState::Unspecified, Into::into);
+    let leases = leases(session, &mut client(session).await?, state).await?;
+    let object = Leases {
+        leases: leases.iter().map(ProtoJson).collect(),
+    };
+    Ok(session
+        .output
+        .object(&object, || lease_table(&leases, Timestamp::now()))?)
+}
+
+async fn leases(
+    session: &Session,
+    client: &mut NetworkServiceClient<Channel>,
+    state: v1::LeaseState,
+) -> Result<Vec<v1::AddressLease>, Failure> {
+    let (mut leases, mut page_token) = (vec![], String::new());
+    loop {
+        let request = session.request(v1::ListLeasesRequest {
+            state: state.into(),
+            page_size: 0,
+            page_token,
+        });
+        let page = client.list_leases(request).await?.into_inner();
+        leases.extend(page.leases);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(leases);
+        }
+    }
+}
+
+/// Makes the address free that it was a moment ago, and no other owner's.
+async fn release(session: &Session, address: &str) -> Result<(), Failure> {
+    let mut client = client(session).await?;
+    let all = leases(session, &mut client, v1::LeaseState::Unspecified).await?;
+    let lease = all.into_iter().find(|it| it.address == address);
+    let lease = lease.ok_or_else(|| Failure::NoLease(address.to_owned()))?;
+    let request = session.request(v1::ReleaseLeaseRequest {
+        address: lease.address,
+        expected_owner: lease.owner,
+        expected_generation: lease.generation,
+    });
+    let answer = client.release_lease(request).await?.into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&answer), || format!("{address} is free"))?)
+}
+
+fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {
+    let rows = leases.iter().map(|it| {
+        let state = word(it.state().as_str_name(), "LEASE_STATE_").to_owned();
+        let since = it.released_at.as_ref().or(it.held_since.as_ref());
+        [
+            it.address.clone(),
+            state,
+            it.owner.clone(),
+            it.generation.to_string(),
+            age(since, now),
+            it.boot_id.chars().take(8).collect(),
+        ]
+    });
+    let columns = ["ADDRESS", "STATE", "OWNER", "GENERATION", "SINCE", "BOOT"];
+    table(columns, rows.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_tells_since_when_it_is_what_it_is() {
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let held = v1::AddressLease {
+            address: "10.0.0.2".to_owned(),
+            owner: "web".to_owned(),
+            generation: 7,
+            state: v1::LeaseState::Held.into(),
+            held_since: at(100),
+            boot_id: "0123456789ab".to_owned(),
+            ..Default::default()
+        };
+        let resting = v1::AddressLease {
+            address: "10.0.0.3".to_owned(),
+            owner: "db".to_owned(),
+            generation: 5,
+            state: v1::LeaseState::Resting.into(),
+            released_at: at(150),
+            free_at: at(1950),
+            ..Default::default()
+        };
+        let now = Timestamp::from_second(190).expect("it is in range");
+        assert_eq!(
+            lease_table(&[held, resting], now),
+            "ADDRESS   STATE    OWNER  GENERATION  SINCE  BOOT\n\
+             10.0.0.2  HELD     web    7           1m30s  01234567\n\
+             10.0.0.3  RESTING  db     5           40s    -"
+        );
+    }
+}

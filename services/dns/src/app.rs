@@ -1,0 +1,113 @@
+//! Wires the process: what is known becomes a zone and a file, and the sockets answer from the zone.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use ipnet::Ipv4Net;
+use tokio::{net::UnixListener, sync::watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::{
+    config::Config,
+    follow::{Knowledge, await_subnet, follow},
+    forward::Forwarder,
+    known::Known,
+    serve::{Answers, Sockets},
+    state_file,
+    zone::Zone,
+};
+
+/// The changes of a burst are taken together, so that a node on which much happens has other things to do as well.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The resolver of a node.
+#[derive(Debug)]
+pub struct App;
+
+impl App {
+    /// Answers until it is dropped.
+    pub async fn run(config: Config) -> anyhow::Result<()> {
+        let dir = &config.state_dir;
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+        let file = state_file::path(dir);
+        let mut known = state_file::load(&file);
+        let subnet = match config.subnet().or(known.subnet) {
+            Some(subnet) => subnet,
+            None => await_subnet(&config.manager).await,
+        };
+        known.subnet = Some(subnet);
+        let (zone, zones) = watch::channel(Arc::new(Zone::new(&known, &config.domain, subnet)));
+        let gateway = zones.borrow().gateway();
+        let sockets = Sockets::bind(gateway, config.port)?;
+        let answers = Answers {
+            zone: zones,
+            forwarder: Arc::new(Forwarder::new(&config, gateway.into())),
+        };
+        // Who looks for this socket finds it when questions are answered, and not before.
+        let listener = health_socket(&config.socket)?;
+        tracing::info!(%gateway, port = config.port, domain = config.domain, "answering");
+
+        let (changed, changes) = watch::channel(known);
+        let knowledge: Knowledge = Arc::new(changed);
+        // Where somebody said what it shall be, nobody else is asked.
+        let said = config.subnet().is_none().then_some(subnet);
+        tokio::select! {
+            () = sockets.serve(answers) => Ok(()),
+            () = publish(changes, &zone, &file, &config.domain, subnet) => Ok(()),
+            ended = serve_health(listener) => ended,
+            subnet = follow(&config.manager, said, &knowledge) => {
+                let known = Known { subnet: Some(subnet), ..Known::default() };
+                state_file::save(&file, &known).context("writing what is known")?;
+                bail!("the manager's subnet is {subnet} now; the next start listens there")
+            }
+        }
+    }
+}
+
+/// Writes down what is known, and answers from it after that: what was answered once is known again after a kill.
+async fn publish(
+    mut changes: watch::Receiver<Known>,
+    zone: &watch::Sender<Arc<Zone>>,
+    file: &Path,
+    domain: &str,
+    subnet: Ipv4Net,
+) {
+    // Where the subnet was learned just now, nobody has written it down.
+    changes.mark_changed();
+    while changes.changed().await.is_ok() {
+        let known = changes.borrow_and_update().clone();
+        let fresh = Zone::new(&known, domain, subnet);
+        let path = file.to_owned();
+        let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &known)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(%error, "what is known cannot be written");
+        }
+        zone.send_replace(Arc::new(fresh));
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Binds the socket, in place of one that a former process left.
+fn health_socket(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(dir) = socket.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", socket.display()));
+        }
+        Ok(()) | Err(_) => {}
+    }
+    UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))
+}
+
+async fn serve_health(listener: UnixListener) -> anyhow::Result<()> {
+    // The whole process, named by the empty text, serves from the beginning.
+    let (_health, service) = tonic_health::server::health_reporter();
+    Server::builder()
+        .add_service(service)
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await
+        .context("serving health")
+}

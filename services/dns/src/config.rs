@@ -1,0 +1,185 @@
+//! What the dns can be told, with the defaults.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use berth_domain::ipam;
+use figment::value::Value;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "/etc/berth/dns.toml";
+const ENV_PREFIX: &str = "BERTH_DNS_";
+/// The kernel's limit for the path of a Unix socket, with its end mark.
+const SOCKET_PATH_MAX: usize = 107;
+const DOMAIN_MAX: usize = 253;
+const LABEL_MAX: usize = 63;
+/// Each is a socket.
+const FORWARDS_MAX: usize = 10_000;
+const CACHE_ENTRIES_MAX: usize = 100_000;
+
+/// The resolver of a node's sandboxes.
+#[derive(Debug, clap::Parser)]
+#[command(name = "dns", version)]
+pub struct Flags {
+    /// Configuration file [default: /etc/berth/dns.toml, which may be missing].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Sets one key over file and environment, as in `--set port=5353`.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    pub manager: String,
+    /// Where this process tells its health.
+    pub socket: PathBuf,
+    /// Where it keeps what it knows.
+    pub state_dir: PathBuf,
+    /// Subnet of the sandboxes; its first address is listened on. Empty: what the manager says.
+    pub subnet: String,
+    pub port: u16,
+    /// Domain of the services, as the manager's `search_domain`.
+    pub domain: String,
+    /// Who is asked about everything else. Empty: those of `resolv_conf`.
+    pub upstreams: Vec<IpAddr>,
+    pub upstream_port: u16,
+    pub resolv_conf: PathBuf,
+    /// How long one upstream may take.
+    #[serde(with = "berth_daemon::duration")]
+    pub upstream_timeout: Duration,
+    /// Questions that are with upstreams at the same time.
+    pub forwards_max: usize,
+    /// Answers that are kept. 0: none.
+    pub cache_entries: usize,
+    /// How long one is kept at most.
+    #[serde(with = "berth_daemon::duration")]
+    pub cache_ttl_max: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            manager: "unix:/run/berth/manager.sock".into(),
+            socket: "/run/berth/dns.sock".into(),
+            state_dir: "/var/lib/berth/dns".into(),
+            subnet: String::new(),
+            port: 53,
+            domain: "app.berth".into(),
+            upstreams: vec![],
+            upstream_port: 53,
+            resolv_conf: "/etc/resolv.conf".into(),
+            upstream_timeout: Duration::from_secs(2),
+            forwards_max: 256,
+            cache_entries: 1024,
+            cache_ttl_max: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Reads and checks the configuration; an error names the key.
+pub fn load(flags: &Flags) -> anyhow::Result<Config> {
+    let typed = |text: &str| text.parse().unwrap_or_else(|_| Value::from(text));
+    let sets: Vec<(String, Value)> = flags
+        .set
+        .iter()
+        .map(|(key, value)| (key.clone(), typed(value)))
+        .collect();
+    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
+    let named = flags.config.is_some();
+    let mut config: Config =
+        berth_daemon::load_config(&Config::default(), file, named, ENV_PREFIX, &sets)?;
+    check(&config)?;
+    config.domain.make_ascii_lowercase();
+    Ok(config)
+}
+
+impl Config {
+    /// `None`: the manager says it. Checked when it was loaded.
+    pub(crate) fn subnet(&self) -> Option<Ipv4Net> {
+        self.subnet.parse().ok()
+    }
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    for (key, path) in [
+        ("socket", &config.socket),
+        ("state_dir", &config.state_dir),
+        ("resolv_conf", &config.resolv_conf),
+    ] {
+        ensure!(
+            path.is_absolute(),
+            "{key}: `{}` must be an absolute path",
+            path.display()
+        );
+    }
+    let length = config.socket.as_os_str().len();
+    ensure!(
+        length <= SOCKET_PATH_MAX,
+        "socket: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
+    );
+    let manager = &config.manager;
+    ensure!(
+        ["/", "unix:/", "http://"]
+            .iter()
+            .any(|it| manager.starts_with(it)),
+        "manager: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
+    );
+    ensure!(
+        config.subnet.is_empty() || config.subnet().is_some_and(|it| is_subnet(&it)),
+        "subnet: `{}` must be like `10.87.0.0/16`, /{} to /{}",
+        config.subnet,
+        ipam::PREFIX_RANGE.start(),
+        ipam::PREFIX_RANGE.end()
+    );
+    for (key, port) in [
+        ("port", config.port),
+        ("upstream_port", config.upstream_port),
+    ] {
+        ensure!(port != 0, "{key}: must be 1 to 65535");
+    }
+    ensure!(
+        is_domain(&config.domain),
+        "domain: {:?} must be a domain like `app.berth`",
+        config.domain
+    );
+    ensure!(
+        !config.upstream_timeout.is_zero(),
+        "upstream_timeout: must not be zero"
+    );
+    ensure!(
+        (1..=FORWARDS_MAX).contains(&config.forwards_max),
+        "forwards_max: must be 1 to {FORWARDS_MAX}"
+    );
+    ensure!(
+        config.cache_entries <= CACHE_ENTRIES_MAX,
+        "cache_entries: must be at most {CACHE_ENTRIES_MAX}"
+    );
+    Ok(())
+}
+
+fn is_subnet(it: &Ipv4Net) -> bool {
+    it.addr() == it.network() && ipam::PREFIX_RANGE.contains(&it.prefix_len())
+}
+
+fn is_domain(text: &str) -> bool {
+    let label = |it: &str| {
+        (1..=LABEL_MAX).contains(&it.len())
+            && !it.starts_with('-')
+            && !it.ends_with('-')
+            && it.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    text.len() <= DOMAIN_MAX && text.split('.').all(label)
+}

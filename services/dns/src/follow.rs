@@ -1,0 +1,210 @@
+//! Follows the manager: each of its watches is resumed where it broke off, and begun anew where it cannot be.
+
+use std::{sync::Arc, time::Duration};
+
+use berth_api::{
+    catalog::{key_from_proto, object_from_proto, placed_from_proto},
+    v1::{
+        self, catalog_service_client::CatalogServiceClient, node_service_client::NodeServiceClient,
+        sandbox_service_client::SandboxServiceClient, watch_catalog_response, watch_response,
+    },
+};
+use berth_domain::{Generation, SandboxId, catalog::Object};
+use ipnet::Ipv4Net;
+use tokio::sync::watch;
+use tonic::{Code, Status, transport::Channel};
+
+use crate::known::{Fact, Known};
+
+/// A manager is back within seconds of its restart.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What is known, and who is told when it changes.
+pub(crate) type Knowledge = Arc<watch::Sender<Known>>;
+
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the manager is not reachable")]
+    Connect(#[from] berth_api::ConnectError),
+    #[error("{}", .0.message())]
+    Call(#[from] Status),
+    #[error("the manager has ended the stream")]
+    Ended,
+    #[error("the manager's subnet `{0}` cannot be read")]
+    Subnet(String),
+    #[error("the manager's subnet is {0}")]
+    Moved(Ipv4Net),
+}
+
+/// Follows for ever, or until the manager has another subnet than the one that it said before, and returns that.
+pub(crate) async fn follow(manager: &str, said: Option<Ipv4Net>, knowledge: &Knowledge) -> Ipv4Net {
+    let sandboxes = again("sandboxes", || async {
+        // It changes with a restart of the manager only, and with that the stream breaks off.
+        if let Some(said) = said {
+            let subnet = current_subnet(manager).await?;
+            if subnet != said {
+                return Err(Broken::Moved(subnet));
+            }
+        }
+        sandboxes(manager, knowledge).await
+    });
+    let catalog = again("catalog", || catalog(manager, knowledge));
+    tokio::select! {
+        moved = sandboxes => moved,
+        moved = catalog => moved,
+    }
+}
+
+/// Waits for a manager that says its subnet.
+pub(crate) async fn await_subnet(manager: &str) -> Ipv4Net {
+    let mut said = false;
+    loop {
+        match current_subnet(manager).await {
+            Ok(subnet) => return subnet,
+            Err(error) if !said => {
+                said = true;
+                tracing::warn!(
+                    error = chain(&error),
+                    "waiting for a manager to say its subnet"
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn current_subnet(manager: &str) -> Result<Ipv4Net, Broken> {
+    let mut client = NodeServiceClient::new(connect(manager).await?);
+    let status = client.get_status(v1::GetStatusRequest {}).await?;
+    let network = status.into_inner().network.unwrap_or_default();
+    let subnet = network.subnet.parse();
+    subnet.map_err(|_| Broken::Subnet(network.subnet))
+}
+
+async fn connect(manager: &str) -> Result<Channel, Broken> {
+    Ok(berth_api::connect(manager).await?)
+}
+
+async fn again<F: Future<Output = Result<(), Broken>>>(
+    what: &str,
+    mut stream: impl FnMut() -> F,
+) -> Ipv4Net {
+    let mut last = String::new();
+    loop {
+        let error = match stream().await {
+            Ok(()) => Broken::Ended,
+            Err(Broken::Moved(subnet)) => return subnet,
+            Err(error) => error,
+        };
+        let error = chain(&error);
+        // While the manager is away, once is enough.
+        if error != last {
+            tracing::warn!(what, error, "the watch broke off; it is resumed");
+            last = error;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn sandboxes(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
+    let mut client = SandboxServiceClient::new(connect(manager).await?);
+    let from_revision = knowledge.borrow().sandboxes_revision;
+    let request = v1::WatchRequest {
+        from_revision,
+        id: String::new(),
+    };
+    let stream = client.watch(request).await;
+    let mut stream = anew(stream, knowledge, |it| it.sandboxes_revision = 0)?.into_inner();
+    let mut standing = (from_revision == 0).then(Vec::new);
+    loop {
+        let message = anew(stream.message().await, knowledge, |it| {
+            it.sandboxes_revision = 0;
+        })?;
+        let Some(v1::WatchResponse { revision, event }) = message else {
+            return Ok(());
+        };
+        let fact = match (event, &mut standing) {
+            (Some(watch_response::Event::Synced(_)), standing) => {
+                standing.take().map(Fact::Sandboxes)
+            }
+            (Some(watch_response::Event::Sandbox(it)), Some(standing)) => {
+                standing.extend(placed_from_proto(it));
+                None
+            }
+            (Some(watch_response::Event::Sandbox(it)), None) => {
+                placed_from_proto(it).map(Fact::Sandbox)
+            }
+            (Some(watch_response::Event::Removed(it)), _) => SandboxId::parse(&it.id)
+                .ok()
+                .map(|id| Fact::SandboxGone(id, Generation(it.generation))),
+            (None, _) => None,
+        };
+        learn(knowledge, fact, revision);
+    }
+}
+
+async fn catalog(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
+    let mut client = CatalogServiceClient::new(connect(manager).await?);
+    let from_revision = knowledge.borrow().catalog_revision;
+    let request = v1::WatchCatalogRequest { from_revision };
+    let stream = client.watch_catalog(request).await;
+    let mut stream = anew(stream, knowledge, |it| it.catalog_revision = 0)?.into_inner();
+    let mut standing: Option<Vec<Object>> = (from_revision == 0).then(Vec::new);
+    loop {
+        let message = anew(stream.message().await, knowledge, |it| {
+            it.catalog_revision = 0;
+        })?;
+        let Some(v1::WatchCatalogResponse { revision, event }) = message else {
+            return Ok(());
+        };
+        let fact = match (event, &mut standing) {
+            (Some(watch_catalog_response::Event::Synced(_)), standing) => {
+                standing.take().map(Fact::Entries)
+            }
+            (Some(watch_catalog_response::Event::Entry(it)), standing) => {
+                match (object_from_proto(Some(it)).ok(), standing) {
+                    (Some(object), Some(standing)) => {
+                        standing.push(object);
+                        None
+                    }
+                    (object, _) => object.map(Fact::Entry),
+                }
+            }
+            (Some(watch_catalog_response::Event::Removed(it)), _) => {
+                key_from_proto(it.kind, it.id).ok().map(Fact::EntryGone)
+            }
+            (None, _) => None,
+        };
+        learn(knowledge, fact, revision);
+    }
+}
+
+fn learn(knowledge: &Knowledge, fact: Option<Fact>, revision: u64) {
+    if let Some(fact) = fact {
+        knowledge.send_modify(|known| known.learn(fact, revision));
+    }
+}
+
+/// Where the manager does not know the revision to resume from, the next try begins with all that stands.
+fn anew<T>(
+    answer: Result<T, Status>,
+    knowledge: &Knowledge,
+    forget: impl FnOnce(&mut Known),
+) -> Result<T, Status> {
+    answer.inspect_err(|status| {
+        if status.code() == Code::OutOfRange {
+            knowledge.send_modify(forget);
+        }
+    })
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut chain = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        chain = format!("{chain}: {cause}");
+        source = cause.source();
+    }
+    chain
+}

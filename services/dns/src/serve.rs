@@ -1,0 +1,196 @@
+//! The sockets: packets over UDP, and streams of packets over TCP.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
+    sockopt::{set_ip_freebind, set_socket_reuseaddr},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    forward::Forwarder,
+    message::{Verdict, encode, judge, udp_limit},
+    places::Places,
+    upstream::Transport,
+    zone::Zone,
+};
+
+const PACKET_MAX: usize = 4096;
+/// Callers over TCP at the same time; more wait in the kernel's queue.
+const STREAMS_MAX: usize = 128;
+const STREAMS_WAITING: i32 = 128;
+/// Questions over UDP that wait for upstreams. Further ones are told at once, by the forwarder's own limit or by this.
+const PENDING_MAX: usize = 4096;
+/// A stream on which nothing comes is ended.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Both ways to ask on one address.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    udp: UdpSocket,
+    tcp: TcpListener,
+}
+
+/// What every answer is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Answers {
+    pub(crate) zone: watch::Receiver<Arc<Zone>>,
+    pub(crate) forwarder: Arc<Forwarder>,
+}
+
+impl Sockets {
+    /// Binds also while the bridge does not have the address: it comes, and comes back, without our doing.
+    pub(crate) fn bind(address: Ipv4Addr, port: u16) -> anyhow::Result<Self> {
+        let open = |kind: SocketType| -> anyhow::Result<OwnedFd> {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::INET, kind, flags, None)?;
+            set_ip_freebind(&socket, true)?;
+            if kind == SocketType::STREAM {
+                set_socket_reuseaddr(&socket, true)?;
+            }
+            bind(&socket, &SocketAddr::from((address, port)))
+                .with_context(|| format!("binding {address}:{port}"))?;
+            Ok(socket)
+        };
+        let udp = open(SocketType::DGRAM)?;
+        let tcp = open(SocketType::STREAM)?;
+        listen(&tcp, STREAMS_WAITING)?;
+        Ok(Self {
+            udp: UdpSocket::from_std(udp.into())?,
+            tcp: TcpListener::from_std(tcp.into())?,
+        })
+    }
+
+    /// Answers until it is dropped.
+    pub(crate) async fn serve(self, answers: Answers) {
+        tokio::join!(
+            packets(self.udp, answers.clone()),
+            streams(self.tcp, answers)
+        );
+    }
+}
+
+async fn packets(socket: UdpSocket, answers: Answers) {
+    let socket = Arc::new(socket);
+    let mut pending = JoinSet::new();
+    let mut buffer = vec![0; PACKET_MAX];
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut buffer) => received,
+            Some(_) = pending.join_next() => continue,
+        };
+        let (length, caller) = match received {
+            Ok(received) => received,
+            // Of a caller that is gone: nothing about the next one.
+            Err(error) => {
+                tracing::debug!(%error, "a packet was not received");
+                continue;
+            }
+        };
+        let packet = &buffer[..length];
+        let limit = Some(udp_limit(packet));
+        let zone = answers.zone.borrow().clone();
+        match judge(&zone, caller.ip(), packet) {
+            Verdict::Ignore => {}
+            Verdict::Reply(reply) => {
+                if let Some(bytes) = encode(&reply, limit) {
+                    send(&socket, &bytes, caller).await;
+                }
+            }
+            // The caller asks again.
+            Verdict::Forward(_) if pending.len() >= PENDING_MAX => {}
+            Verdict::Forward(query) => {
+                let (socket, forwarder) = (socket.clone(), answers.forwarder.clone());
+                pending.spawn(async move {
+                    let reply = forwarder.answer(caller.ip(), &query, Transport::Udp).await;
+                    if let Some(bytes) = encode(&reply, limit) {
+                        send(&socket, &bytes, caller).await;
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn send(socket: &UdpSocket, bytes: &[u8], caller: SocketAddr) {
+    if let Err(error) = socket.send_to(bytes, caller).await {
+        tracing::debug!(%caller, %error, "an answer was not sent");
+    }
+}
+
+async fn streams(listener: TcpListener, answers: Answers) {
+    let mut open = JoinSet::new();
+    let places = Places::new(STREAMS_MAX);
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if open.len() < STREAMS_MAX => match accepted {
+                Ok((stream, caller)) => {
+                    // Who has its part of the streams is hung up on.
+                    let Some(place) = places.take(caller.ip()) else { continue };
+                    let answers = answers.clone();
+                    open.spawn(async move {
+                        let _place = place;
+                        if let Err(error) = converse(stream, caller, &answers).await {
+                            tracing::debug!(%caller, %error, "a stream has ended");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a stream cannot be accepted");
+                    // Mostly for want of descriptors, which come back with the streams that end.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = open.join_next() => {}
+        }
+    }
+}
+
+/// Answers one question after another.
+async fn converse(
+    mut stream: TcpStream,
+    caller: SocketAddr,
+    answers: &Answers,
+) -> std::io::Result<()> {
+    loop {
+        let question = async {
+            let length = stream.read_u16().await?;
+            let mut packet = vec![0; usize::from(length)];
+            stream.read_exact(&mut packet).await?;
+            Ok::<_, std::io::Error>(packet)
+        };
+        let packet = tokio::time::timeout(IDLE, question).await??;
+        let zone = answers.zone.borrow().clone();
+        let reply = match judge(&zone, caller.ip(), &packet) {
+            Verdict::Ignore => return Ok(()),
+            Verdict::Reply(reply) => *reply,
+            Verdict::Forward(query) => {
+                answers
+                    .forwarder
+                    .answer(caller.ip(), &query, Transport::Tcp)
+                    .await
+            }
+        };
+        let Some(bytes) = encode(&reply, None) else {
+            return Ok(());
+        };
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+        let written = async {
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(&bytes).await
+        };
+        tokio::time::timeout(IDLE, written).await??;
+    }
+}

@@ -1,0 +1,336 @@
+//! `CatalogService`.
+
+use std::pin::Pin;
+
+use berth_api::{
+    catalog::{
+        endpoint_to_proto, entry_to_proto, key_from_proto, kind_from_proto, kind_to_proto,
+        object_from_proto,
+    },
+    v1::{
+        self, catalog_service_server::CatalogService, watch_catalog_response,
+        watch_endpoints_response,
+    },
+};
+use berth_domain::{
+    Failure, SandboxId,
+    catalog::{Endpoint, EndpointChange, EndpointKey, Endpoints, Key, Placed},
+};
+use berth_platform::{Images, Network, Runtime};
+use berth_store::{Change, Watch, WatchEnded, Whole};
+use futures::StreamExt as _;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::{
+    page_size, refuse,
+    watches::{resume, too_slow},
+};
+use crate::{
+    failures::{catalog_failure, store_failure},
+    registry::Registry,
+};
+
+pub(crate) struct CatalogRpc<R, N> {
+    pub(crate) registry: Registry<R, N>,
+}
+
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
+    async fn put_entry(
+        &self,
+        request: Request<v1::PutEntryRequest>,
+    ) -> Result<Response<v1::PutEntryResponse>, Status> {
+        let request = request.into_inner();
+        let object = object_from_proto(request.entry).map_err(refuse)?;
+        let expected = revision(request.expected_revision);
+        let entry = self.registry.store().put_entry(object, expected).await;
+        let entry = entry.map_err(|it| refuse(catalog_failure(it)))?;
+        Ok(Response::new(v1::PutEntryResponse {
+            entry: Some(entry_to_proto(&entry)),
+        }))
+    }
+
+    async fn delete_entry(
+        &self,
+        request: Request<v1::DeleteEntryRequest>,
+    ) -> Result<Response<v1::DeleteEntryResponse>, Status> {
+        let request = request.into_inner();
+        let key = key_from_proto(request.kind, request.id).map_err(refuse)?;
+        let expected = revision(request.expected_revision);
+        let existed = self.registry.store().remove_entry(key, expected).await;
+        let existed = existed.map_err(|it| refuse(catalog_failure(it)))?;
+        Ok(Response::new(v1::DeleteEntryResponse { existed }))
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<v1::ListEntriesRequest>,
+    ) -> Result<Response<v1::ListEntriesResponse>, Status> {
+        let request = request.into_inner();
+        let kind = kind_from_proto(request.kind).map_err(refuse)?;
+        // The key of the last entry of the page before.
+        let after = match request.page_token.as_str() {
+            "" => None,
+            text => match Key::parse(text).filter(|it| kind.is_none_or(|kind| it.kind == kind)) {
+                Some(key) => Some(key.to_text()),
+                None => return Err(wrong_token()),
+            },
+        };
+        let (entries, revision) = self
+            .registry
+            .store()
+            .entries()
+            .await
+            .map_err(|it| refuse(store_failure(it)))?;
+        let wanted = entries.into_iter().filter(|it| {
+            let key = it.object.key();
+            kind.is_none_or(|kind| key.kind == kind)
+                && after.as_ref().is_none_or(|after| key.to_text() > *after)
+        });
+        let (page, more) = cut(wanted, page_size(request.page_size));
+        let last = page.last().map(|it| it.object.key().to_text());
+        Ok(Response::new(v1::ListEntriesResponse {
+            entries: page.iter().map(entry_to_proto).collect(),
+            next_page_token: last.filter(|_| more).unwrap_or_default(),
+            revision,
+        }))
+    }
+
+    type WatchCatalogStream = Events<v1::WatchCatalogResponse>;
+
+    async fn watch_catalog(
+        &self,
+        request: Request<v1::WatchCatalogRequest>,
+    ) -> Result<Response<Self::WatchCatalogStream>, Status> {
+        use watch_catalog_response::Event;
+        let store = self.registry.store();
+        let (first, watch) = match request.into_inner().from_revision {
+            0 => {
+                let whole = store.whole_and_watch().await;
+                let whole = whole.map_err(|it| refuse(store_failure(it)))?;
+                let mut first: Vec<_> = whole
+                    .entries
+                    .iter()
+                    .map(|it| catalog_event(0, Event::Entry(entry_to_proto(it))))
+                    .collect();
+                let synced = Event::Synced(v1::CatalogSynced {});
+                first.push(catalog_event(whole.revision, synced));
+                (first, whole.watch)
+            }
+            from => (vec![], resume(store, from).await?),
+        };
+        let changes = futures::stream::unfold(Some(watch), next_entry);
+        let stream = futures::stream::iter(first).chain(changes);
+        let stream = stream.take_until(self.registry.stopping());
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn list_endpoints(
+        &self,
+        request: Request<v1::ListEndpointsRequest>,
+    ) -> Result<Response<v1::ListEndpointsResponse>, Status> {
+        let request = request.into_inner();
+        let filter = Filter {
+            app: request.app,
+            service: request.service,
+        };
+        let after = match request.page_token.as_str() {
+            "" => None,
+            text => Some(endpoint_key(text).ok_or_else(wrong_token)?),
+        };
+        let whole = self.registry.store().whole_and_watch().await;
+        let whole = whole.map_err(|it| refuse(store_failure(it)))?;
+        let revision = whole.revision;
+        let all = derive(&whole);
+        let wanted = all.standing().iter().filter(|(key, it)| {
+            filter.wants(it) && after.as_ref().is_none_or(|after| *key > after)
+        });
+        let (page, more) = cut(wanted, page_size(request.page_size));
+        let last = page
+            .last()
+            .map(|((service, sandbox), _)| format!("{service}/{sandbox}"));
+        Ok(Response::new(v1::ListEndpointsResponse {
+            endpoints: page.iter().map(|(_, it)| endpoint_to_proto(it)).collect(),
+            next_page_token: last.filter(|_| more).unwrap_or_default(),
+            revision,
+        }))
+    }
+
+    type WatchEndpointsStream = Events<v1::WatchEndpointsResponse>;
+
+    async fn watch_endpoints(
+        &self,
+        request: Request<v1::WatchEndpointsRequest>,
+    ) -> Result<Response<Self::WatchEndpointsStream>, Status> {
+        use watch_endpoints_response::Event;
+        let request = request.into_inner();
+        let filter = Filter {
+            app: request.app,
+            service: request.service,
+        };
+        let whole = self.registry.store().whole_and_watch().await;
+        let whole = whole.map_err(|it| refuse(store_failure(it)))?;
+        let all = derive(&whole);
+        let mut first: Vec<_> = all
+            .standing()
+            .values()
+            .filter(|it| filter.wants(it))
+            .map(|it| endpoint_event(0, Event::Endpoint(endpoint_to_proto(it))))
+            .collect();
+        let synced = Event::Synced(v1::CatalogSynced {});
+        first.push(endpoint_event(whole.revision, synced));
+        let following = Following {
+            all,
+            filter,
+            watch: whole.watch,
+        };
+        let changes = futures::stream::unfold(Some(following), next_endpoints);
+        let changes = changes.flat_map(futures::stream::iter);
+        let stream = futures::stream::iter(first).chain(changes);
+        let stream = stream.take_until(self.registry.stopping());
+        Ok(Response::new(Box::pin(stream)))
+    }
+}
+
+/// Which endpoints a caller asks for; empty is any.
+struct Filter {
+    app: String,
+    service: String,
+}
+
+impl Filter {
+    fn wants(&self, it: &Endpoint) -> bool {
+        (self.app.is_empty() || self.app == it.app)
+            && (self.service.is_empty() || self.service == it.service)
+    }
+}
+
+/// One reader of endpoints.
+struct Following {
+    all: Endpoints,
+    filter: Filter,
+    watch: Watch,
+}
+
+/// 0 means any revision.
+fn revision(expected: u64) -> Option<u64> {
+    (expected != 0).then_some(expected)
+}
+
+fn wrong_token() -> Status {
+    refuse(Failure::invalid(
+        "page_token",
+        "is not a token of this list",
+    ))
+}
+
+fn endpoint_key(text: &str) -> Option<EndpointKey> {
+    let (service, sandbox) = text.split_once('/')?;
+    Some((service.to_owned(), SandboxId::parse(sandbox).ok()?))
+}
+
+/// The first so many, and whether there are more.
+fn cut<T>(all: impl Iterator<Item = T>, size: usize) -> (Vec<T>, bool) {
+    let mut page: Vec<_> = all.take(size + 1).collect();
+    let more = page.len() > size;
+    page.truncate(size);
+    (page, more)
+}
+
+fn derive(whole: &Whole) -> Endpoints {
+    let objects = whole.entries.iter().map(|it| it.object.clone());
+    Endpoints::new(objects, whole.records.iter().map(Placed::of).collect())
+}
+
+fn catalog_event(
+    revision: u64,
+    event: watch_catalog_response::Event,
+) -> Result<v1::WatchCatalogResponse, Status> {
+    Ok(v1::WatchCatalogResponse {
+        revision,
+        event: Some(event),
+    })
+}
+
+fn endpoint_event(
+    revision: u64,
+    event: watch_endpoints_response::Event,
+) -> Result<v1::WatchEndpointsResponse, Status> {
+    Ok(v1::WatchEndpointsResponse {
+        revision,
+        event: Some(event),
+    })
+}
+
+/// The next change of the catalog, with the watch to go on with; `None` when the watch has ended.
+async fn next_entry(
+    watch: Option<Watch>,
+) -> Option<(Result<v1::WatchCatalogResponse, Status>, Option<Watch>)> {
+    use watch_catalog_response::Event;
+    let mut watch = watch?;
+    loop {
+        let (revision, event) = match watch.next().await {
+            Ok((revision, Change::EntryPut(entry))) => {
+                (revision, Event::Entry(entry_to_proto(&entry)))
+            }
+            Ok((revision, Change::EntryRemoved(key))) => {
+                let removed = v1::EntryRemoved {
+                    kind: kind_to_proto(key.kind).into(),
+                    id: key.id,
+                };
+                (revision, Event::Removed(removed))
+            }
+            Ok((_, Change::Upserted(_) | Change::Removed { .. })) => continue,
+            Err(WatchEnded::Lagged) => return Some((Err(too_slow()), None)),
+            Err(WatchEnded::Closed) => return None,
+        };
+        return Some((catalog_event(revision, event), Some(watch)));
+    }
+}
+
+/// What follows from the next change; `None` when the watch has ended.
+async fn next_endpoints(
+    following: Option<Following>,
+) -> Option<(
+    Vec<Result<v1::WatchEndpointsResponse, Status>>,
+    Option<Following>,
+)> {
+    use watch_endpoints_response::Event;
+    let mut it = following?;
+    let (revision, change) = match it.watch.next().await {
+        Ok(change) => change,
+        Err(WatchEnded::Lagged) => return Some((vec![Err(too_slow())], None)),
+        Err(WatchEnded::Closed) => return None,
+    };
+    let changes = match change {
+        Change::Upserted(record) => it.all.place(Placed::of(&record)),
+        Change::Removed { id, generation } => it.all.forget(&id, generation),
+        Change::EntryPut(entry) => it.all.put(entry.object),
+        Change::EntryRemoved(key) => it.all.remove(&key),
+    };
+    let events = changes.into_iter().filter_map(|change| {
+        let (endpoint, stands) = match change {
+            EndpointChange::Stands(endpoint) => (endpoint, true),
+            EndpointChange::Gone(endpoint) => (endpoint, false),
+        };
+        let event = if stands {
+            Event::Endpoint(endpoint_to_proto(&endpoint))
+        } else {
+            Event::Removed(v1::EndpointRemoved {
+                service: endpoint.service.clone(),
+                sandbox: endpoint.sandbox.to_string(),
+                generation: endpoint.generation.0,
+            })
+        };
+        let wanted = it.filter.wants(&endpoint);
+        wanted.then(|| endpoint_event(revision, event))
+    });
+    let events = events.collect();
+    Some((events, Some(it)))
+}
+
+#[cfg(test)]
+mod tests;

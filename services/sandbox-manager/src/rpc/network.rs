@@ -1,0 +1,134 @@
+//! `NetworkService`.
+
+use std::{net::Ipv4Addr, time::SystemTime};
+
+use berth_api::v1::{self, network_service_server::NetworkService};
+use berth_domain::{Failure, Generation};
+use berth_platform::{Images, Network, Runtime};
+use berth_store::{LeaseState, LeaseView};
+use tonic::{Request, Response, Status};
+
+use super::{page_size, parse_id, refuse};
+use crate::{
+    failures::{release_failure, store_failure},
+    registry::Registry,
+};
+
+pub(crate) struct NetworkRpc<R, N> {
+    pub(crate) registry: Registry<R, N>,
+    pub(crate) bridge: String,
+}
+
+impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
+    async fn views(&self) -> Result<Vec<LeaseView>, Status> {
+        let views = self.registry.store().lease_views(SystemTime::now()).await;
+        views.map_err(|it| refuse(store_failure(it)))
+    }
+}
+
+#[tonic::async_trait]
+impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
+    async fn list_leases(
+        &self,
+        request: Request<v1::ListLeasesRequest>,
+    ) -> Result<Response<v1::ListLeasesResponse>, Status> {
+        let request = request.into_inner();
+        let state = v1::LeaseState::try_from(request.state).map_err(|_| {
+            let problem = format!("{} is not a state", request.state);
+            refuse(Failure::invalid("state", problem))
+        })?;
+        // The last address of the page before.
+        let after: Option<Ipv4Addr> = match request.page_token.as_str() {
+            "" => None,
+            text => Some(parse_address("page_token", text)?),
+        };
+        let size = page_size(request.page_size);
+        let views = self.views().await?;
+        let wanted = views.iter().filter(|it| {
+            after.is_none_or(|after| it.lease.address > after)
+                && (state == v1::LeaseState::Unspecified || state == in_proto(it.state))
+        });
+        let mut leases: Vec<_> = wanted.take(size + 1).map(render).collect();
+        let more = leases.len() > size;
+        leases.truncate(size);
+        let last = leases.last().map(|it| it.address.clone());
+        Ok(Response::new(v1::ListLeasesResponse {
+            next_page_token: last.filter(|_| more).unwrap_or_default(),
+            leases,
+        }))
+    }
+
+    async fn count_leases(
+        &self,
+        _request: Request<v1::CountLeasesRequest>,
+    ) -> Result<Response<v1::CountLeasesResponse>, Status> {
+        let store = self.registry.store();
+        let counts = store.lease_counts().await;
+        let counts = counts.map_err(|it| refuse(store_failure(it)))?;
+        let taken = counts.held + counts.cooling;
+        Ok(Response::new(v1::CountLeasesResponse {
+            subnet: store.subnet().to_string(),
+            bridge: self.bridge.clone(),
+            capacity: counts.capacity,
+            held: counts.held,
+            resting: counts.cooling,
+            free: counts.capacity.saturating_sub(taken),
+        }))
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<v1::ReleaseLeaseRequest>,
+    ) -> Result<Response<v1::ReleaseLeaseResponse>, Status> {
+        let request = request.into_inner();
+        let address = parse_address("address", &request.address)?;
+        let owner = parse_id("expected_owner", &request.expected_owner)?;
+        let generation = match request.expected_generation {
+            0 => {
+                return Err(refuse(Failure::invalid(
+                    "expected_generation",
+                    "must be given",
+                )));
+            }
+            number => Generation(number),
+        };
+        let views = self.views().await?;
+        let store = self.registry.store();
+        let former = store.release_lease(address, owner, generation).await;
+        let former = former.map_err(|it| refuse(release_failure(it)))?;
+        tracing::warn!(
+            %address, owner = %former.owner, generation = %former.generation,
+            "an address was made free by force"
+        );
+        // What was seen before is told, unless something came between.
+        let seen = views.iter().find(|it| it.lease == former).map(render);
+        Ok(Response::new(v1::ReleaseLeaseResponse { former: seen }))
+    }
+}
+
+fn parse_address(field: &str, text: &str) -> Result<Ipv4Addr, Status> {
+    let address = text.parse();
+    address.map_err(|_| refuse(Failure::invalid(field, "must be an IPv4 address")))
+}
+
+fn in_proto(state: LeaseState) -> v1::LeaseState {
+    match state {
+        LeaseState::Held => v1::LeaseState::Held,
+        LeaseState::Resting => v1::LeaseState::Resting,
+        LeaseState::Free => v1::LeaseState::Free,
+        LeaseState::Unexplained => v1::LeaseState::Unexplained,
+    }
+}
+
+fn render(it: &LeaseView) -> v1::AddressLease {
+    v1::AddressLease {
+        address: it.lease.address.to_string(),
+        owner: it.lease.owner.to_string(),
+        generation: it.lease.generation.0,
+        state: in_proto(it.state).into(),
+        held_since: it.held_since.map(Into::into),
+        released_at: it.lease.released_at.map(Into::into),
+        free_at: it.free_at.map(Into::into),
+        boot_id: it.boot_id.clone(),
+    }
+}
