@@ -157,9 +157,10 @@ async fn reads_know_nothing_of_writes_that_meet_a_full_disk() {
     let readers: Vec<_> = (0..4)
         .map(|_| {
             let (store, id, over) = (store.clone(), first.id.clone(), over.clone());
-            tokio::spawn(async move {
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::spawn(move || {
                 while !over.load(std::sync::atomic::Ordering::Relaxed) {
-                    store.get(&id).await.unwrap();
+                    runtime.block_on(store.get(&id)).unwrap();
                 }
             })
         })
@@ -174,6 +175,6 @@ async fn reads_know_nothing_of_writes_that_meet_a_full_disk() {
     }
     over.store(true, std::sync::atomic::Ordering::Relaxed);
     for reader in readers {
-        reader.await.unwrap();
+        reader.join().unwrap();
     }
 }
