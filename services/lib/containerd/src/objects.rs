@@ -24,16 +24,15 @@ use crate::{
     Containerd,
     client::found,
     content::{LEASE_LIFE, delete_lease},
+    ending::{KILLED, SIGTERM},
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
-    runtime::{SIGTERM, node, refused},
+    runtime::{node, refused},
     shims::{self, Shim},
     unpack::remove_snapshot,
 };
 
-/// How long killed processes may take until the kernel has let them go.
-const KILLED: Duration = Duration::from_secs(10);
 /// How long a cgroup may stay busy after its last task.
 const CGROUP_BUSY: Duration = Duration::from_secs(5);
 const CGROUP_RETRY: Duration = Duration::from_millis(20);

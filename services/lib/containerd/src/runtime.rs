@@ -17,73 +17,53 @@ use berth_platform::{
 };
 use containerd_client::{
     services::v1::{
-        Container, CreateContainerRequest, CreateRequest as CreateLeaseRequest, CreateTaskRequest,
-        DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest, GetRequest, KillRequest,
-        ListContainersRequest, ListRequest as ListLeasesRequest, StartRequest, WaitRequest,
-        container,
-        snapshots::{ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest},
+        Container, CreateRequest as CreateLeaseRequest, CreateTaskRequest, DeleteContainerRequest,
+        DeleteTaskRequest, GetRequest, ListContainersRequest, ListRequest as ListLeasesRequest,
+        StartRequest, snapshots::ListSnapshotsRequest,
     },
-    types::{Mount, v1::Status as TaskStatus},
+    types::v1::Status as TaskStatus,
 };
-use prost_types::Any;
-use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tonic::Code;
 
 use crate::{
-    bundles::{Bundles, Remains},
+    bundles::Remains,
     client::{CallError, Client, found, made, within},
     content::delete_lease,
+    ending::SIGTERM,
     exits, files,
     heat::Heat,
     images::{Known, blocking, time},
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
-    shims::Shims,
     spec::{self, Host, Places},
     unpack::remove_snapshot,
-    users,
 };
 
-pub(crate) const SIGTERM: u32 = 15;
-const SIGKILL: u32 = 9;
-/// How long a killed process may take until the kernel has let it go.
-const KILLED: Duration = Duration::from_secs(10);
 /// How long containerd may take to forget a task whose shim has gone; its own limit for that is 5 s.
 const FORMER_TASK: Duration = Duration::from_secs(10);
 const FORMER_TASK_RETRY: Duration = Duration::from_millis(20);
-/// How often the end of processes is looked for that nobody tells the end of.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const FACTS_TIMEOUT: Duration = Duration::from_secs(2);
 const HINTS: usize = 256;
-const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-const RUNC_OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
 
 /// One containerd as runtime and image store. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Containerd(Arc<Inner>);
+pub struct Containerd(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    settings: Settings,
-    client: Client,
-    cgroups: Hierarchy,
-    host: Host,
-    pause_root: PathBuf,
-    known: Known,
-    registries: Registries,
-    heat: Heat,
+pub(crate) struct Inner {
+    pub(crate) settings: Settings,
+    pub(crate) client: Client,
+    pub(crate) cgroups: Hierarchy,
+    pub(crate) host: Host,
+    pub(crate) pause_root: PathBuf,
+    pub(crate) known: Known,
+    pub(crate) registries: Registries,
+    pub(crate) heat: Heat,
     /// What was made before was made by a former manager.
-    connected_at: SystemTime,
+    pub(crate) connected_at: SystemTime,
     /// Whether containerd has been told of our namespace.
-    greeted: Mutex<bool>,
-}
-
-/// Options of `io.containerd.runc.v2`, as far as they are used.
-#[derive(Clone, PartialEq, prost::Message)]
-struct RuncOptions {
-    #[prost(string, tag = "6")]
-    binary_name: String,
+    pub(crate) greeted: Mutex<bool>,
 }
 
 impl Containerd {
@@ -150,7 +130,7 @@ impl Containerd {
         &self.0.settings.names
     }
 
-    fn places(&self, id: &SandboxId, role: &Role) -> Places {
+    pub(crate) fn places(&self, id: &SandboxId, role: &Role) -> Places {
         let names = self.names();
         Places {
             namespaces: names.namespaces(id),
@@ -187,7 +167,7 @@ impl Containerd {
             .collect())
     }
 
-    async fn task(&self, container: &str) -> Result<TaskSeen, RuntimeError> {
+    pub(crate) async fn task(&self, container: &str) -> Result<TaskSeen, RuntimeError> {
         let client = self.client();
         let request = GetRequest {
             container_id: container.to_owned(),
@@ -327,404 +307,10 @@ impl Containerd {
         Ok(())
     }
 
-    /// Labels of a container: the caller's, then the system's, which win.
-    fn labels(&self, sandbox: &Sandbox, role: &Role) -> HashMap<String, String> {
-        let spec = &sandbox.spec;
-        let mut labels: HashMap<String, String> = spec.labels.clone().into_iter().collect();
-        let mut set = |key: &str, value: String| drop(labels.insert(key.to_owned(), value));
-        for (key, value) in spec::marks(self.names().instance.as_str(), &sandbox.id) {
-            set(&key, value);
-        }
-        set(names::LABEL_GENERATION, sandbox.generation.to_string());
-        if !spec.version.is_empty() {
-            set(names::LABEL_VERSION_ENTITY, spec.version.clone());
-        }
-        match role {
-            Role::Pause => {
-                set(names::LABEL_SANDBOX_VERSION, sandbox.generation.to_string());
-                set(names::LABEL_CONTAINER_KIND, "sandbox".to_owned());
-                let entity = match spec.log_entity.as_str() {
-                    "" => sandbox.id.to_string(),
-                    text => text.to_owned(),
-                };
-                set(names::LABEL_LOG_ENTITY, entity);
-                for (at, net) in sandbox.addresses.iter().enumerate() {
-                    let number = if at == 0 {
-                        String::new()
-                    } else {
-                        at.to_string()
-                    };
-                    set(
-                        &format!("{}{number}", names::LABEL_IP),
-                        net.addr().to_string(),
-                    );
-                }
-            }
-            Role::App(name) => {
-                if let Some(container) = spec.container(name) {
-                    let timeout = container.shutdown_timeout;
-                    set(
-                        names::LABEL_SHUTDOWN_TIMEOUT,
-                        format!("{}s", timeout.as_secs_f64()),
-                    );
-                }
-            }
-        }
-        labels
-    }
-
-    fn runtime_of(&self) -> container::Runtime {
-        use prost::Message as _;
-        let options = self.0.settings.runtime_binary.as_ref().map(|binary| {
-            let options = RuncOptions {
-                binary_name: binary.clone(),
-            };
-            Any {
-                type_url: RUNC_OPTIONS_TYPE.to_owned(),
-                value: options.encode_to_vec(),
-            }
-        });
-        container::Runtime {
-            name: self.0.settings.handler.clone(),
-            options,
-        }
-    }
-
-    /// Makes the writable layer of a container; one that is there is as good.
-    async fn prepare_snapshot(
-        &self,
-        client: &Client,
-        id: &SandboxId,
-        key: &str,
-        parent: String,
-    ) -> Result<Vec<Mount>, CallError> {
-        let request = PrepareSnapshotRequest {
-            snapshotter: self.snapshotter().to_owned(),
-            key: key.to_owned(),
-            parent,
-            labels: HashMap::from(spec::marks(self.names().instance.as_str(), id)),
-        };
-        let prepared = client
-            .call("making a snapshot", client.snapshots().prepare(request))
-            .await;
-        match made(prepared)? {
-            Some(answer) => Ok(answer.mounts),
-            None => self.mounts(key).await,
-        }
-    }
-
-    async fn mounts(&self, key: &str) -> Result<Vec<Mount>, CallError> {
-        let client = self.client();
-        let request = MountsRequest {
-            snapshotter: self.snapshotter().to_owned(),
-            key: key.to_owned(),
-        };
-        let answer = client
-            .call("mounting a snapshot", client.snapshots().mounts(request))
-            .await?;
-        Ok(answer.mounts)
-    }
-
-    pub(crate) fn shims(&self) -> Shims {
-        let settings = &self.0.settings;
-        Shims {
-            address: settings.address.clone(),
-            namespace: settings.namespace.clone(),
-            bundles: Bundles::below(&settings.names.cgroup_parent),
-        }
-    }
-
-    /// Ends a shim of this name that containerd does not know of, so that it is not handed to the next task, nor left over.
-    /// Returns whether there may have been one.
-    async fn end_lost_shim(&self, container: &str) -> Result<bool, RuntimeError> {
-        let (shims, of) = (self.shims(), container.to_owned());
-        if !shims.may_listen(container) || self.task(container).await? != TaskSeen::Missing {
-            return Ok(false);
-        }
-        let ended = blocking(move || shims.end_lost(&of)).await;
-        let ended = ended.map_err(|it| node("ending a lost shim", it))?;
-        if ended > 0 {
-            tracing::warn!(container, ended, "ended a shim that containerd had lost");
-        }
-        Ok(true)
-    }
-
     /// Whether a former manager stored this container.
     async fn is_inherited(&self, container: &str) -> Result<bool, RuntimeError> {
         let found = self.container(container).await?;
         Ok(found.is_some_and(|it| time(it.created_at) < self.0.connected_at))
-    }
-
-    async fn create_pause(&self, sandbox: &Sandbox) -> Result<String, RuntimeError> {
-        let id = &sandbox.id;
-        let key = names::pause_container_id(id);
-        let client = self.client().with_lease(&self.names().lease(id));
-        let places = self.places(id, &Role::Pause);
-        let root = self.0.pause_root.display().to_string();
-        let mut container = Container {
-            id: key.clone(),
-            ..Container::default()
-        };
-        let spec = match self.0.settings.pause_rootfs {
-            PauseRootfs::Shared => spec::pause(self.0.host, &places, &root),
-            PauseRootfs::Snapshot => {
-                let image = berth_domain::ImageRef::parse(&self.0.settings.pause_image);
-                let image = image.map_err(|it| refused("reading the pause image's name", it))?;
-                let local = self.local_image(&image).await.map_err(of_image)?;
-                let (_, resolved) = local.ok_or(RuntimeError::ImageMissing {
-                    image: image.to_string(),
-                })?;
-                self.prepare_snapshot(&client, id, &key, resolved.snapshot())
-                    .await?;
-                container.snapshotter = self.snapshotter().to_owned();
-                container.snapshot_key.clone_from(&key);
-                spec::pause(self.0.host, &places, "rootfs")
-            }
-        };
-        container.image.clone_from(&self.0.settings.pause_image);
-        self.store(&client, sandbox, &Role::Pause, container, &spec)
-            .await?;
-        Ok(String::new())
-    }
-
-    async fn create_app(
-        &self,
-        sandbox: &Sandbox,
-        name: &ContainerName,
-    ) -> Result<String, RuntimeError> {
-        let id = &sandbox.id;
-        let wanted = sandbox.spec.container(name);
-        let wanted = wanted.ok_or_else(|| refused("making a container", "the spec has none"))?;
-        let missing = || RuntimeError::ImageMissing {
-            image: wanted.image.to_string(),
-        };
-        let local = self.local_image(&wanted.image).await.map_err(of_image)?;
-        let (_, resolved) = local.ok_or_else(missing)?;
-        let key = names::app_container_id(id, name);
-        let client = self.client().with_lease(&self.names().lease(id));
-        let prepared = self
-            .prepare_snapshot(&client, id, &key, resolved.snapshot())
-            .await;
-        let mounts = match prepared {
-            Err(error) if error.is(Code::NotFound) && error.status.message().contains("parent") => {
-                return Err(missing());
-            }
-            other => other?,
-        };
-        let process = resolved.config.config.clone().unwrap_or_default();
-        let user = process.user.clone();
-        let user = blocking(move || {
-            let layers = users::layers(&mounts);
-            let (passwd, group) = (
-                users::read_from(&layers, "etc/passwd"),
-                users::read_from(&layers, "etc/group"),
-            );
-            users::resolve(&user, &passwd, &group)
-        })
-        .await
-        .map_err(|it| refused("finding the user of the image", it))?;
-        let places = self.places(id, &Role::App(name.clone()));
-        let spec = spec::app(self.0.host, &places, sandbox, wanted, &process, &user)
-            .map_err(|it| refused("making a container", it))?;
-        let container = Container {
-            id: key.clone(),
-            image: wanted.image.to_string(),
-            snapshotter: self.snapshotter().to_owned(),
-            snapshot_key: key,
-            labels: [(
-                names::LABEL_IMAGE_DIGEST.to_owned(),
-                resolved.digest.clone(),
-            )]
-            .into(),
-            ..Container::default()
-        };
-        let mut labels = self
-            .store(&client, sandbox, &Role::App(name.clone()), container, &spec)
-            .await?;
-        // One that stands may have been made before its image's name came to mean another one.
-        let made_from = labels.remove(names::LABEL_IMAGE_DIGEST);
-        Ok(made_from.unwrap_or_else(|| resolved.digest.clone()))
-    }
-
-    /// Stores a container, and returns the labels of the one that stands. One of the same generation is as good, one of
-    /// another is refused.
-    async fn store(
-        &self,
-        client: &Client,
-        sandbox: &Sandbox,
-        role: &Role,
-        container: Container,
-        spec: &serde_json::Value,
-    ) -> Result<HashMap<String, String>, RuntimeError> {
-        let id = container.id.clone();
-        let mut labels = self.labels(sandbox, role);
-        labels.extend(container.labels);
-        let container = Container {
-            labels: labels.clone(),
-            runtime: Some(self.runtime_of()),
-            spec: Some(Any {
-                type_url: SPEC_TYPE.to_owned(),
-                value: spec.to_string().into_bytes(),
-            }),
-            ..container
-        };
-        let request = CreateContainerRequest {
-            container: Some(container),
-        };
-        let created = client
-            .call("making a container", client.containers().create(request))
-            .await;
-        if made(created)?.is_some() {
-            return Ok(labels);
-        }
-        let request = GetContainerRequest { id: id.clone() };
-        let got = client
-            .call("looking for a container", client.containers().get(request))
-            .await;
-        let labels = found(got)?
-            .and_then(|it| it.container)
-            .unwrap_or_default()
-            .labels;
-        let own = |key: &str, value: &str| labels.get(key).is_some_and(|it| it == value);
-        if own(names::LABEL_GENERATION, &sandbox.generation.to_string())
-            && own(names::LABEL_INSTANCE, self.names().instance.as_str())
-        {
-            return Ok(labels);
-        }
-        Err(refused(
-            "making a container",
-            format!("{id} was made for another generation"),
-        ))
-    }
-
-    pub(crate) async fn kill(&self, container: &str, signal: u32) -> Result<(), CallError> {
-        let client = self.client();
-        let request = KillRequest {
-            container_id: container.to_owned(),
-            signal,
-            // Of what shares the pid namespace only the first process has a parent that matters.
-            all: signal == SIGKILL,
-            ..KillRequest::default()
-        };
-        match client
-            .call("signalling a task", client.tasks().kill(request))
-            .await
-        {
-            // It has ended, or was never there.
-            Err(error) if error.is(Code::NotFound) || error.is(Code::FailedPrecondition) => Ok(()),
-            other => other.map(drop),
-        }
-    }
-
-    /// Ends a shim that has no task: one stays when the caller of a removal went away before its answer, and containerd
-    /// neither tells of it nor gives its name to another.
-    async fn dismiss_shim(&self, container: &str) -> Result<(), CallError> {
-        let client = self.client();
-        let request = DeleteTaskRequest {
-            container_id: container.to_owned(),
-        };
-        let removed = client
-            .call("dismissing a shim", client.tasks().delete(request))
-            .await;
-        found(removed).map(drop)
-    }
-
-    /// Waits until the task has ended; `false` when it has not within `limit`.
-    pub(crate) async fn wait(&self, container: &str, limit: Duration) -> Result<bool, CallError> {
-        let client = self.client();
-        let request = WaitRequest {
-            container_id: container.to_owned(),
-            exec_id: String::new(),
-        };
-        let begun = Instant::now();
-        let waited = within(
-            limit,
-            "waiting for the end of a task",
-            client.tasks().wait(request),
-        )
-        .await;
-        match waited {
-            Ok(_) => Ok(true),
-            Err(error) if error.is(Code::NotFound) => Ok(true),
-            Err(_) if begun.elapsed() >= limit => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Kills the task and waits until it has ended.
-    pub(crate) async fn finish(&self, container: &str) -> Result<(), RuntimeError> {
-        self.kill(container, SIGKILL).await?;
-        if self.wait(container, KILLED).await? {
-            return Ok(());
-        }
-        Err(refused(
-            "ending a task",
-            format!("{container} was killed {KILLED:?} ago and still runs"),
-        ))
-    }
-
-    /// Ends a task whose shim does not answer: its processes are reached through their cgroup, with their grace, and the
-    /// shim by its pid. When a shim is gone, containerd removes what is left of its task.
-    async fn end_without_shim(
-        &self,
-        id: &SandboxId,
-        role: &Role,
-        grace: Duration,
-    ) -> Result<(), RuntimeError> {
-        let container = names::container_id(id, role);
-        let cgroup = self.names().container_cgroup(id, role);
-        let cgroups = &self.0.cgroups;
-        if !grace.is_zero() {
-            cgroups.signal(&cgroup, Signal::TERM).map_err(of_cgroup)?;
-            let deadline = Instant::now() + grace;
-            while cgroups.has_processes(&cgroup).map_err(of_cgroup)? && Instant::now() < deadline {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-            if self.task(&container).await? != TaskSeen::Unknown {
-                return self.finish(&container).await;
-            }
-        }
-        tracing::warn!(container, "its shim does not answer and is killed");
-        cgroups.signal(&cgroup, Signal::KILL).map_err(of_cgroup)?;
-        let (shims, of) = (self.shims(), container.clone());
-        let serving = blocking(move || shims.of(&of)).await;
-        let serving = serving.map_err(|it| node("looking for a shim", it))?;
-        if serving.is_empty() {
-            return Err(silent("ending a task", &container));
-        }
-        self.kill_shims(serving).await?;
-        let deadline = Instant::now() + KILLED;
-        while self.task(&container).await? != TaskSeen::Missing {
-            if Instant::now() >= deadline {
-                let what = format!("the shim of {container} was killed {KILLED:?} ago");
-                return Err(refused(
-                    "ending a task",
-                    format!("{what} and its task is there"),
-                ));
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-        Ok(())
-    }
-
-    /// Removes what a killed containerd has left of a bundle.
-    async fn clear_bundle(&self, container: &str) -> Result<Remains, RuntimeError> {
-        let (shims, of) = (self.shims(), container.to_owned());
-        let remains = blocking(move || shims.clear_bundle(&of))
-            .await
-            .map_err(|it| node("removing a former bundle", it))?;
-        if remains == Remains::Cleared {
-            tracing::warn!(container, "removed the bundle that containerd had left");
-        }
-        Ok(remains)
-    }
-
-    /// Lets go of the root file system of a task that has ended; `false` when there is nothing to let go of.
-    async fn detach_rootfs(&self, container: &str) -> Result<bool, RuntimeError> {
-        let (shims, of) = (self.shims(), container.to_owned());
-        blocking(move || shims.detach_rootfs(&of))
-            .await
-            .map_err(|it| node("letting go of a root file system", it))
     }
 }
 
@@ -1128,7 +714,7 @@ pub(crate) fn refused(operation: &'static str, message: impl ToString) -> Runtim
     }
 }
 
-fn silent(operation: &'static str, container: &str) -> RuntimeError {
+pub(crate) fn silent(operation: &'static str, container: &str) -> RuntimeError {
     RuntimeError::Unreachable {
         operation,
         source: format!("the shim of {container} does not answer").into(),
@@ -1149,7 +735,7 @@ pub(crate) fn of_cgroup(error: CgroupError) -> RuntimeError {
     }
 }
 
-fn of_image(error: ImageError) -> RuntimeError {
+pub(crate) fn of_image(error: ImageError) -> RuntimeError {
     match error {
         ImageError::Unreachable { operation, source } => {
             RuntimeError::Unreachable { operation, source }

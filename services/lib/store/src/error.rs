@@ -231,6 +231,16 @@ impl StoreError {
         }
     }
 
+    /// Whether another call's error had closed the database before this one.
+    pub(crate) fn found_it_closed(&self) -> bool {
+        matches!(
+            self,
+            Self::Failed {
+                source: redb::Error::PreviousIo
+            }
+        )
+    }
+
     /// Whether starting again will not help before somebody has looked at the file.
     pub fn is_about_the_file(&self) -> bool {
         match self {

@@ -357,6 +357,9 @@ enum Purpose {
     GoOn,
 }
 
+/// A read that meets a closed database is tried so often: on a full disk, many writes may fail one after the other.
+const CLOSED_TRIES: usize = 16;
+
 impl Inner {
     fn node_ports(&self) -> MutexGuard<'_, NodePorts> {
         self.node_ports
@@ -381,7 +384,23 @@ impl Inner {
 
     fn read<T>(
         &self,
-        work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+        work: impl Fn(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut done = self.try_read(&work);
+        for _ in 1..CLOSED_TRIES {
+            // A write beside this has failed and closed the database, which is open again.
+            let closed = |it: &StoreError| it.found_it_closed();
+            if !done.as_ref().is_err_and(closed) {
+                break;
+            }
+            done = self.try_read(&work);
+        }
+        done
+    }
+
+    fn try_read<T>(
+        &self,
+        work: &impl Fn(&ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let done = contain(&self.path, || {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);

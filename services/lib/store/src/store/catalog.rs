@@ -63,18 +63,19 @@ impl Store {
         self.blocking(|inner| {
             let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
             let changes = inner.changes.subscribe();
-            inner.read(|txn| {
+            let (records, entries, revision) = inner.read(|txn| {
                 let (records, _) = rows::records(txn, None, usize::MAX)?;
                 let (entries, _) = rows::entries(&txn.open_table(CATALOG)?)?;
-                Ok(Whole {
-                    records,
-                    entries,
-                    revision: revision(txn)?,
-                    watch: Watch {
-                        past: VecDeque::new(),
-                        changes,
-                    },
-                })
+                Ok((records, entries, revision(txn)?))
+            })?;
+            Ok(Whole {
+                records,
+                entries,
+                revision,
+                watch: Watch {
+                    past: VecDeque::new(),
+                    changes,
+                },
             })
         })
         .await

@@ -146,3 +146,35 @@ async fn what_was_removed_on_a_full_disk_makes_room_for_what_begins() {
     }
     assert_eq!(store.all().await.unwrap().len(), stay.len() + 50);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_know_nothing_of_writes_that_meet_a_full_disk() {
+    let disk = Disk::of(c"size=6m");
+    let store = open(&file(disk.path()));
+    let first = admit(&store, "first").await.unwrap();
+    disk.fill();
+    let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (store, id, over) = (store.clone(), first.id.clone(), over.clone());
+            let runtime = tokio::runtime::Handle::current();
+            std::thread::spawn(move || {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    runtime.block_on(store.get(&id)).unwrap();
+                }
+            })
+        })
+        .collect();
+    admit_until_full(&store).await;
+    for number in 0..200 {
+        let refused = admit(&store, &format!("more-{number}")).await;
+        assert!(
+            matches!(refused, Err(AdmitError::Store(StoreError::Full { .. }))),
+            "{refused:?}"
+        );
+    }
+    over.store(true, std::sync::atomic::Ordering::Relaxed);
+    for reader in readers {
+        reader.join().unwrap();
+    }
+}
