@@ -28,6 +28,7 @@ impl NodePorts {
                 self.hold(record);
             }
             Change::Removed { id, .. } => self.let_go(id),
+            Change::EntryPut(_) | Change::EntryRemoved(_) => {}
         }
     }
 
