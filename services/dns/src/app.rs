@@ -3,14 +3,14 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use ipnet::Ipv4Net;
-use tokio::{net::UnixListener, sync::watch};
+use berth_domain::ipam::Subnets;
+use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use crate::{
     config::Config,
-    follow::{Knowledge, await_subnet, follow},
+    follow::{Knowledge, await_subnets, follow},
     forward::Forwarder,
     known::Known,
     serve::{Answers, Sockets},
@@ -32,34 +32,44 @@ impl App {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let file = state_file::path(dir);
         let mut known = state_file::load(&file);
-        let subnet = match config.subnet().or(known.subnet) {
-            Some(subnet) => subnet,
-            None => await_subnet(&config.manager).await,
+        let subnets = match config.subnets().or(known.subnets) {
+            Some(subnets) => subnets,
+            None => await_subnets(&config.manager).await,
         };
-        known.subnet = Some(subnet);
-        let (zone, zones) = watch::channel(Arc::new(Zone::new(&known, &config.domain, subnet)));
-        let gateway = zones.borrow().gateway();
-        let sockets = Sockets::bind(gateway, config.port)?;
+        known.subnets = Some(subnets);
+        let (zone, zones) = watch::channel(Arc::new(Zone::new(&known, &config.domain, subnets)));
+        let gateways = subnets.gateways();
+        let sockets = gateways.iter().map(|it| Sockets::bind(*it, config.port));
+        let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
         let answers = Answers {
             zone: zones,
-            forwarder: Arc::new(Forwarder::new(&config, gateway.into())),
+            forwarder: Arc::new(Forwarder::new(&config, gateways.clone())),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
         let listener = health_socket(&config.socket)?;
-        tracing::info!(%gateway, port = config.port, domain = config.domain, "answering");
+        tracing::info!(
+            ?gateways,
+            port = config.port,
+            domain = config.domain,
+            "answering"
+        );
 
+        let mut serving = JoinSet::new();
+        for it in sockets {
+            serving.spawn(it.serve(answers.clone()));
+        }
         let (changed, changes) = watch::channel(known);
         let knowledge: Knowledge = Arc::new(changed);
         // Where somebody said what it shall be, nobody else is asked.
-        let said = config.subnet().is_none().then_some(subnet);
+        let said = config.subnets().is_none().then_some(subnets);
         tokio::select! {
-            () = sockets.serve(answers) => Ok(()),
-            () = publish(changes, &zone, &file, &config.domain, subnet) => Ok(()),
+            Some(_) = serving.join_next() => Ok(()),
+            () = publish(changes, &zone, &file, &config.domain, subnets) => Ok(()),
             ended = serve_health(listener) => ended,
-            subnet = follow(&config.manager, said, &knowledge) => {
-                let known = Known { subnet: Some(subnet), ..Known::default() };
+            subnets = follow(&config.manager, said, &knowledge) => {
+                let known = Known { subnets: Some(subnets), ..Known::default() };
                 state_file::save(&file, &known).context("writing what is known")?;
-                bail!("the manager's subnet is {subnet} now; the next start listens there")
+                bail!("the manager's subnet is {subnets} now; the next start listens there")
             }
         }
     }
@@ -71,13 +81,13 @@ async fn publish(
     zone: &watch::Sender<Arc<Zone>>,
     file: &Path,
     domain: &str,
-    subnet: Ipv4Net,
+    subnets: Subnets,
 ) {
     // Where the subnet was learned just now, nobody has written it down.
     changes.mark_changed();
     while changes.changed().await.is_ok() {
         let known = changes.borrow_and_update().clone();
-        let fresh = Zone::new(&known, domain, subnet);
+        let fresh = Zone::new(&known, domain, subnets);
         let path = file.to_owned();
         let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &known)).await;
         if let Ok(Err(error)) = saved {

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::ensure;
-use berth_domain::ipam;
+use anyhow::{Context as _, ensure};
+use berth_domain::ipam::{self, Subnets};
 use figment::value::Value;
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/dns.toml";
@@ -45,6 +45,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Subnet of the sandboxes; its first address is listened on. Empty: what the manager says.
     pub subnet: String,
+    /// Their IPv6 subnet, beside a `subnet` that is said here. Empty: they have none.
+    pub subnet6: String,
     pub port: u16,
     /// Domain of the services, as the manager's `search_domain`.
     pub domain: String,
@@ -71,6 +73,7 @@ impl Default for Config {
             socket: "/run/berth/dns.sock".into(),
             state_dir: "/var/lib/berth/dns".into(),
             subnet: String::new(),
+            subnet6: String::new(),
             port: 53,
             domain: "app.berth".into(),
             upstreams: vec![],
@@ -103,8 +106,11 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 
 impl Config {
     /// `None`: the manager says it. Checked when it was loaded.
-    pub(crate) fn subnet(&self) -> Option<Ipv4Net> {
-        self.subnet.parse().ok()
+    pub(crate) fn subnets(&self) -> Option<Subnets> {
+        Some(Subnets {
+            v4: self.subnet.parse().ok()?,
+            v6: self.subnet6.parse().ok(),
+        })
     }
 }
 
@@ -138,12 +144,21 @@ fn check(config: &Config) -> anyhow::Result<()> {
         "manager: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
     );
     ensure!(
-        config.subnet.is_empty() || config.subnet().is_some_and(|it| is_subnet(&it)),
+        config.subnet.is_empty() || config.subnet.parse().is_ok_and(|it| is_subnet(&it)),
         "subnet: `{}` must be like `10.87.0.0/16`, /{} to /{}",
         config.subnet,
         ipam::PREFIX_RANGE.start(),
         ipam::PREFIX_RANGE.end()
     );
+    if !config.subnet6.is_empty() {
+        ensure!(
+            !config.subnet.is_empty(),
+            "subnet6: is needed beside `subnet` only; without it the manager says both"
+        );
+        let subnet: Result<Ipv6Net, _> = config.subnet6.parse();
+        let subnet = subnet.with_context(|| format!("subnet6: `{}`", config.subnet6))?;
+        ipam::check_subnet6(subnet).context("subnet6")?;
+    }
     for (key, port) in [
         ("port", config.port),
         ("upstream_port", config.upstream_port),

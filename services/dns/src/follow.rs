@@ -9,8 +9,7 @@ use berth_api::{
         sandbox_service_client::SandboxServiceClient, watch_catalog_response, watch_response,
     },
 };
-use berth_domain::{Generation, SandboxId, catalog::Object};
-use ipnet::Ipv4Net;
+use berth_domain::{Generation, SandboxId, catalog::Object, ipam::Subnets};
 use tokio::sync::watch;
 use tonic::{Code, Status, transport::Channel};
 
@@ -30,20 +29,20 @@ enum Broken {
     Call(#[from] Status),
     #[error("the manager has ended the stream")]
     Ended,
-    #[error("the manager's subnet `{0}` cannot be read")]
-    Subnet(String),
+    #[error("the manager's subnet `{0}` with `{1}` cannot be read")]
+    Subnet(String, String),
     #[error("the manager's subnet is {0}")]
-    Moved(Ipv4Net),
+    Moved(Subnets),
 }
 
 /// Follows for ever, or until the manager has another subnet than the one that it said before, and returns that.
-pub(crate) async fn follow(manager: &str, said: Option<Ipv4Net>, knowledge: &Knowledge) -> Ipv4Net {
+pub(crate) async fn follow(manager: &str, said: Option<Subnets>, knowledge: &Knowledge) -> Subnets {
     let sandboxes = again("sandboxes", || async {
         // It changes with a restart of the manager only, and with that the stream breaks off.
         if let Some(said) = said {
-            let subnet = current_subnet(manager).await?;
-            if subnet != said {
-                return Err(Broken::Moved(subnet));
+            let subnets = current_subnets(manager).await?;
+            if subnets != said {
+                return Err(Broken::Moved(subnets));
             }
         }
         sandboxes(manager, knowledge).await
@@ -56,11 +55,11 @@ pub(crate) async fn follow(manager: &str, said: Option<Ipv4Net>, knowledge: &Kno
 }
 
 /// Waits for a manager that says its subnet.
-pub(crate) async fn await_subnet(manager: &str) -> Ipv4Net {
+pub(crate) async fn await_subnets(manager: &str) -> Subnets {
     let mut said = false;
     loop {
-        match current_subnet(manager).await {
-            Ok(subnet) => return subnet,
+        match current_subnets(manager).await {
+            Ok(subnets) => return subnets,
             Err(error) if !said => {
                 said = true;
                 tracing::warn!(
@@ -74,12 +73,22 @@ pub(crate) async fn await_subnet(manager: &str) -> Ipv4Net {
     }
 }
 
-async fn current_subnet(manager: &str) -> Result<Ipv4Net, Broken> {
+async fn current_subnets(manager: &str) -> Result<Subnets, Broken> {
     let mut client = NodeServiceClient::new(connect(manager).await?);
     let status = client.get_status(v1::GetStatusRequest {}).await?;
     let network = status.into_inner().network.unwrap_or_default();
-    let subnet = network.subnet.parse();
-    subnet.map_err(|_| Broken::Subnet(network.subnet))
+    subnets_from_proto(&network).ok_or(Broken::Subnet(network.subnet, network.subnet6))
+}
+
+/// `None` where they cannot be read. A manager that has never heard of IPv6 says nothing of it.
+pub(crate) fn subnets_from_proto(it: &v1::NetworkStatus) -> Option<Subnets> {
+    Some(Subnets {
+        v4: it.subnet.parse().ok()?,
+        v6: match it.subnet6.as_str() {
+            "" => None,
+            text => Some(text.parse().ok()?),
+        },
+    })
 }
 
 async fn connect(manager: &str) -> Result<Channel, Broken> {
@@ -89,12 +98,12 @@ async fn connect(manager: &str) -> Result<Channel, Broken> {
 async fn again<F: Future<Output = Result<(), Broken>>>(
     what: &str,
     mut stream: impl FnMut() -> F,
-) -> Ipv4Net {
+) -> Subnets {
     let mut last = String::new();
     loop {
         let error = match stream().await {
             Ok(()) => Broken::Ended,
-            Err(Broken::Moved(subnet)) => return subnet,
+            Err(Broken::Moved(subnets)) => return subnets,
             Err(error) => error,
         };
         let error = chain(&error);

@@ -27,14 +27,14 @@ pub(crate) struct Forwarder {
     upstreams: Upstreams,
     port: u16,
     timeout: Duration,
-    /// The node's own address on the bridge.
-    own: IpAddr,
+    /// The node's own addresses on the bridge.
+    own: Vec<IpAddr>,
     places: Arc<Places>,
     cache: Mutex<Cache>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(config: &Config, own: IpAddr) -> Self {
+    pub(crate) fn new(config: &Config, own: Vec<IpAddr>) -> Self {
         let upstreams = match config.upstreams.as_slice() {
             [] => Upstreams::Of(config.resolv_conf.clone()),
             some => Upstreams::These(some.to_vec()),
@@ -68,7 +68,7 @@ impl Forwarder {
         let Some(_place) = self.places.take(caller) else {
             return failed();
         };
-        for upstream in self.upstreams.current(self.own) {
+        for upstream in self.upstreams.current(&self.own) {
             let upstream = SocketAddr::new(upstream, self.port);
             let mut asked = query.clone();
             asked.metadata.id = Message::query().metadata.id;

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use berth_domain::{
     Generation, SandboxId,
     catalog::{Catalog, Key, Object, Placed},
+    ipam::Subnets,
 };
-use ipnet::Ipv4Net;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Known {
     /// `None`: never heard of.
-    pub(crate) subnet: Option<Ipv4Net>,
+    pub(crate) subnets: Option<Subnets>,
     pub(crate) sandboxes: BTreeMap<SandboxId, Placed>,
     pub(crate) entries: BTreeMap<Key, Object>,
     /// Where the watch of sandboxes resumes; 0: from the beginning.

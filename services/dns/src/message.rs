@@ -189,7 +189,8 @@ mod tests {
             };
             known.learn(Fact::Sandbox(it), 1);
         }
-        Zone::new(&known, "app.berth", "10.9.0.0/24".parse().unwrap())
+        let subnet: ipnet::Ipv4Net = "10.9.0.0/24".parse().unwrap();
+        Zone::new(&known, "app.berth", subnet.into())
     }
 
     fn question(name: &str, kind: RecordType) -> Message {

@@ -1,7 +1,7 @@
 //! The sockets: packets over UDP, and streams of packets over TCP.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
-    sockopt::{set_ip_freebind, set_socket_reuseaddr},
+    sockopt::{set_ip_freebind, set_ipv6_freebind, set_socket_reuseaddr},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -52,16 +52,23 @@ pub(crate) struct Answers {
 
 impl Sockets {
     /// Binds also while the bridge does not have the address: it comes, and comes back, without our doing.
-    pub(crate) fn bind(address: Ipv4Addr, port: u16) -> anyhow::Result<Self> {
+    pub(crate) fn bind(address: IpAddr, port: u16) -> anyhow::Result<Self> {
         let open = |kind: SocketType| -> anyhow::Result<OwnedFd> {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let socket = socket_with(AddressFamily::INET, kind, flags, None)?;
-            set_ip_freebind(&socket, true)?;
+            let family = match address {
+                IpAddr::V4(_) => AddressFamily::INET,
+                IpAddr::V6(_) => AddressFamily::INET6,
+            };
+            let socket = socket_with(family, kind, flags, None)?;
+            match address {
+                IpAddr::V4(_) => set_ip_freebind(&socket, true)?,
+                IpAddr::V6(_) => set_ipv6_freebind(&socket, true)?,
+            }
             if kind == SocketType::STREAM {
                 set_socket_reuseaddr(&socket, true)?;
             }
-            bind(&socket, &SocketAddr::from((address, port)))
-                .with_context(|| format!("binding {address}:{port}"))?;
+            let address = SocketAddr::from((address, port));
+            bind(&socket, &address).with_context(|| format!("binding {address}"))?;
             Ok(socket)
         };
         let udp = open(SocketType::DGRAM)?;

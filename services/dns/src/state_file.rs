@@ -15,7 +15,10 @@ use berth_domain::{
 };
 use prost::Message as _;
 
-use crate::known::{Fact, Known};
+use crate::{
+    follow::subnets_from_proto,
+    known::{Fact, Known},
+};
 
 /// Tells the file from any other, and its layout from a later one.
 const BEGIN: &[u8] = b"berth-dns 1\n";
@@ -50,8 +53,13 @@ pub(crate) fn load(path: &Path) -> Known {
 }
 
 fn encode(known: &Known) -> Vec<u8> {
+    let subnets = known.subnets;
     let network = v1::NetworkStatus {
-        subnet: known.subnet.map(|it| it.to_string()).unwrap_or_default(),
+        subnet: subnets.map(|it| it.v4.to_string()).unwrap_or_default(),
+        subnet6: subnets
+            .and_then(|it| it.v6)
+            .map(|it| it.to_string())
+            .unwrap_or_default(),
         ..v1::NetworkStatus::default()
     };
     let sandboxes = v1::ListResponse {
@@ -83,9 +91,9 @@ fn decode(bytes: &[u8]) -> Option<Known> {
     let sandboxes = v1::ListResponse::decode_length_delimited(&mut rest).ok()?;
     let entries = v1::ListEntriesResponse::decode_length_delimited(&mut rest).ok()?;
     let mut known = Known {
-        subnet: match network.subnet.as_str() {
+        subnets: match network.subnet.as_str() {
             "" => None,
-            text => Some(text.parse().ok()?),
+            _ => Some(subnets_from_proto(&network)?),
         },
         ..Known::default()
     };
@@ -132,6 +140,7 @@ mod tests {
     use berth_domain::{
         Generation, Protocol, SandboxId,
         catalog::{App, Host, Object, Service, ServicePort, Version},
+        ipam::Subnets,
     };
 
     use super::*;
@@ -144,7 +153,7 @@ mod tests {
             version: text("shop/1"),
             labels: [(text("tier"), text("web"))].into(),
             status,
-            addresses: vec![[10, 9, 0, 2].into()],
+            addresses: vec![[10, 9, 0, 2].into(), "fd00::a09:2".parse().unwrap()],
         };
         let port = ServicePort {
             name: text("http"),
@@ -176,7 +185,10 @@ mod tests {
             }),
         ];
         let mut known = Known {
-            subnet: Some("10.9.0.0/24".parse().unwrap()),
+            subnets: Some(Subnets {
+                v4: "10.9.0.0/24".parse().unwrap(),
+                v6: Some("fd00::/64".parse().unwrap()),
+            }),
             ..Known::default()
         };
         let all = Status::ALL.map(|it| sandbox(&it.as_str().to_lowercase().replace('_', "-"), it));

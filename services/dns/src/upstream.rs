@@ -34,13 +34,13 @@ pub(crate) enum Transport {
 }
 
 impl Upstreams {
-    /// Without the node's own address on the bridge, which would ask itself.
-    pub(crate) fn current(&self, own: IpAddr) -> Vec<IpAddr> {
+    /// Without the node's own addresses on the bridge, which would ask itself.
+    pub(crate) fn current(&self, own: &[IpAddr]) -> Vec<IpAddr> {
         let mut all = match self {
             Self::These(all) => all.clone(),
             Self::Of(path) => name_servers(&fs::read_to_string(path).unwrap_or_default()),
         };
-        all.retain(|it| *it != own);
+        all.retain(|it| !own.contains(it));
         all
     }
 }
@@ -124,15 +124,15 @@ mod tests {
     #[test]
     fn name_servers_are_read_in_their_order_and_the_node_itself_is_left_out() {
         let text = "# nameserver 1.1.1.1\nsearch lan\nnameserver 192.0.2.1 # a\n nameserver\tfd00::1\n\
-                    nameserver fe80::1%eth0\nnameserver 10.9.0.1\noptions ndots:2\n";
+                    nameserver fe80::1%eth0\nnameserver 10.9.0.1\nnameserver fd00::a09:1\noptions ndots:2\n";
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("resolv.conf");
         fs::write(&path, text).unwrap();
-        let own = [10, 9, 0, 1].into();
-        let found = Upstreams::Of(path.clone()).current(own);
+        let own: [IpAddr; 2] = [[10, 9, 0, 1].into(), "fd00::a09:1".parse().unwrap()];
+        let found = Upstreams::Of(path.clone()).current(&own);
         let expected: Vec<IpAddr> = vec![[192, 0, 2, 1].into(), "fd00::1".parse().unwrap()];
         assert_eq!(found, expected);
         fs::remove_file(&path).unwrap();
-        assert_eq!(Upstreams::Of(path).current(own), Vec::<IpAddr>::new());
+        assert_eq!(Upstreams::Of(path).current(&own), Vec::<IpAddr>::new());
     }
 }

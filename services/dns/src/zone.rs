@@ -9,9 +9,8 @@ use std::{
 use berth_domain::{
     Generation, Protocol, SandboxId, Status,
     catalog::{Placed, ServicePort, parse_reverse},
-    ipam,
+    ipam::Subnets,
 };
-use ipnet::Ipv4Net;
 
 use crate::known::Known;
 
@@ -64,7 +63,7 @@ pub(crate) enum Data {
 #[derive(Clone, Debug)]
 pub(crate) struct Zone {
     domain: String,
-    subnet: Ipv4Net,
+    subnets: Subnets,
     /// The sandbox that holds an address, by address.
     holders: BTreeMap<IpAddr, Holder>,
     /// By app and name.
@@ -96,7 +95,7 @@ struct Seen {
 }
 
 impl Zone {
-    pub(crate) fn new(known: &Known, domain: &str, subnet: Ipv4Net) -> Self {
+    pub(crate) fn new(known: &Known, domain: &str, subnets: Subnets) -> Self {
         let catalog = known.catalog();
         let mut holders: BTreeMap<IpAddr, Holder> = BTreeMap::new();
         for it in known
@@ -129,15 +128,18 @@ impl Zone {
         }
         for it in known.sandboxes.values() {
             for endpoint in catalog.endpoints_of(it) {
-                let Some(holder) = holders.get_mut(&endpoint.address) else {
-                    continue;
-                };
-                if !holder.is(it) {
-                    continue;
+                let key = (endpoint.app, endpoint.name);
+                for address in
+                    std::iter::once(endpoint.address).chain(endpoint.address6.map(IpAddr::from))
+                {
+                    let Some(holder) = holders.get_mut(&address).filter(|holder| holder.is(it))
+                    else {
+                        continue;
+                    };
+                    holder.services.insert(key.1.clone());
+                    let found = services.entry(key.clone()).or_default();
+                    found.addresses.insert(address);
                 }
-                holder.services.insert(endpoint.name.clone());
-                let found = services.entry((endpoint.app, endpoint.name)).or_default();
-                found.addresses.insert(endpoint.address);
             }
         }
         let mut hosts: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
@@ -149,7 +151,7 @@ impl Zone {
         }
         Self {
             domain: domain.to_owned(),
-            subnet,
+            subnets,
             holders,
             services,
             hosts,
@@ -157,10 +159,7 @@ impl Zone {
     }
 
     pub(crate) fn answer(&self, caller: IpAddr, question: Question<'_>) -> Answer {
-        let IpAddr::V4(address) = caller else {
-            return Answer::Refused;
-        };
-        if !self.subnet.contains(&address) {
+        if !self.subnets.contain(caller) {
             return Answer::Refused;
         }
         let app = self.app_of(caller);
@@ -180,8 +179,8 @@ impl Zone {
         }
         match parse_reverse(question.name) {
             // Nobody above knows the addresses of this node.
-            Some(IpAddr::V4(target)) if self.subnet.contains(&target) => {
-                own(self.reverse(app, target.into(), question.kind))
+            Some(target) if self.subnets.contain(target) => {
+                own(self.reverse(app, target, question.kind))
             }
             Some(_) | None => Answer::Forward,
         }
@@ -297,11 +296,6 @@ impl Zone {
                 .collect(),
             (_, _) => vec![],
         }
-    }
-
-    /// The address that is listened on.
-    pub(crate) fn gateway(&self) -> Ipv4Addr {
-        ipam::gateway(self.subnet)
     }
 }
 

@@ -18,6 +18,8 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
         ("subnet = \"10.0.0.0\"\n",        &[],                           &[],                    "subnet"),
         ("subnet = \"10.0.0.1/24\"\n",     &[],                           &[],                    "subnet"),
         ("subnet = \"10.0.0.0/30\"\n",     &[],                           &[],                    "subnet"),
+        ("subnet6 = \"fd00::/64\"\n",       &[],                           &[],                    "subnet6"),
+        ("subnet = \"10.0.0.0/24\"\nsubnet6 = \"fe80::/64\"\n", &[],     &[],                    "subnet6"),
         ("port = 0\n",                     &[],                           &[],                    "port"),
         ("upstream_port = 70000\n",        &[],                           &[],                    "upstream_port"),
         ("domain = \"a b\"\n",             &[],                           &[],                    "domain"),

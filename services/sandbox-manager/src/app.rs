@@ -75,11 +75,11 @@ impl App {
             "" => host_name().into(),
             text => text.into(),
         };
-        let subnet = config.network.subnet;
+        let subnets = config.network.subnets();
         // The store's lock keeps a second manager out before anything on the node is touched.
-        let store = Store::open(
+        let store = Store::open_within(
             &config.state_dir.join(STORE_FILE),
-            subnet,
+            subnets,
             config.network.cool_down,
         )
         .context("opening the store")?;
@@ -106,7 +106,7 @@ impl App {
             node_id,
             instance_id: instance.to_string(),
             bridge: config.network.bridge.clone(),
-            subnet: subnet.to_string(),
+            subnets,
             started: Instant::now(),
             degraded: network.degraded(),
         };
@@ -236,10 +236,10 @@ impl App {
 /// Removes what a manager makes on the node for all sandboxes.
 pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
     let store = config.state_dir.join(STORE_FILE);
-    let subnet = config.network.subnet;
+    let subnets = config.network.subnets();
     // The lock keeps managers out.
-    let store =
-        Store::open(&store, subnet, config.network.cool_down).context("opening the store")?;
+    let store = Store::open_within(&store, subnets, config.network.cool_down)
+        .context("opening the store")?;
     let records = store.all().await.context("reading the records")?;
     let unreadable = store.unreadable().await.context("reading the records")?;
     let held = records.iter().filter(|it| !it.addresses.is_empty()).count() + unreadable.len();
@@ -257,7 +257,7 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
     berth_netns::Settings {
         names,
         bridge: config.network.bridge.clone(),
-        subnet: config.network.subnet,
+        subnets: config.network.subnets(),
         reachable_from: config.network.reachable_from.clone(),
     }
 }

@@ -67,6 +67,8 @@ pub(crate) fn promise<R: Runtime + Images, N: Network>(
         addresses: record
             .addresses
             .iter()
+            // The others follow from these, and have no lease.
+            .filter(|it| it.addr().is_ipv4())
             .map(|it| it.addr().to_string())
             .collect(),
     }

@@ -9,9 +9,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use berth_domain::{InstanceId, ipam, names};
+use berth_domain::{
+    InstanceId,
+    ipam::{self, Subnets},
+    names,
+};
 use figment::value::Value;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::store_command::StoreCommand;
@@ -146,10 +150,21 @@ pub struct Cgroup {
 pub struct Network {
     pub bridge: String,
     pub subnet: Ipv4Net,
+    /// `None`: sandboxes have no IPv6.
+    pub subnet6: Option<Ipv6Net>,
     #[serde(with = "berth_daemon::duration")]
     pub cool_down: Duration,
     /// Who beyond the node may open connections to the addresses of sandboxes. Node ports are open to all.
-    pub reachable_from: Vec<Ipv4Net>,
+    pub reachable_from: Vec<IpNet>,
+}
+
+impl Network {
+    pub fn subnets(&self) -> Subnets {
+        Subnets {
+            v4: self.subnet,
+            v6: self.subnet6,
+        }
+    }
 }
 
 impl Default for Config {
@@ -188,6 +203,7 @@ impl Default for Config {
             network: Network {
                 bridge: "berth0".into(),
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
+                subnet6: None,
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
             },
@@ -351,6 +367,9 @@ fn check(config: &Config) -> anyhow::Result<()> {
         ipam::PREFIX_RANGE.start(),
         ipam::PREFIX_RANGE.end()
     );
+    if let Some(subnet6) = config.network.subnet6 {
+        ipam::check_subnet6(subnet6).context("network.subnet6")?;
+    }
     for registry in &config.containerd.plain_http_registries {
         let Some((host, port)) = registry.rsplit_once(':') else {
             bail!("containerd.plain_http_registries: `{registry}` must be `host:port` or `host:*`");
@@ -438,6 +457,9 @@ mod tests {
             ("network.bridge",                   |it| it.network.bridge = "a/b".into()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.1/16".parse().unwrap()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/30".parse().unwrap()),
+            ("network.subnet6",                  |it| it.network.subnet6 = Some("fd00::1/64".parse().unwrap())),
+            ("network.subnet6",                  |it| it.network.subnet6 = Some("fd00::/97".parse().unwrap())),
+            ("network.subnet6",                  |it| it.network.subnet6 = Some("fe80::/64".parse().unwrap())),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),

@@ -142,7 +142,7 @@ mod tests {
         async fn admit(&self, id: &SandboxId, image: &ImageRef) -> berth_domain::Generation {
             let subject = Subject {
                 image: image.clone(),
-                address: "10.9.0.2/24".parse().unwrap(),
+                addresses: vec!["10.9.0.2/24".parse().unwrap()],
             };
             let spec = subject.sandbox(id.as_str()).spec;
             self.registry

@@ -15,7 +15,6 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
-use ipnet::Ipv4Net;
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -173,7 +172,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     async fn unreadable(&self) -> Result<Vec<Sandbox>, StoreError> {
         let unreadable = self.0.store.unreadable().await?;
         let leases = self.0.store.leases().await?;
-        let prefix = self.0.store.subnet().prefix_len();
+        let subnets = self.0.store.subnets();
         let policy = NetworkPolicy {
             egress: Egress::Deny,
             ..NetworkPolicy::default()
@@ -186,7 +185,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             addresses: leases
                 .iter()
                 .filter(|it| it.owner == id && it.released_at.is_none())
-                .map(|it| Ipv4Net::new_assert(it.address, prefix).into())
+                .flat_map(|it| subnets.addresses(it.address))
                 .collect(),
             spec: spec.clone(),
             ..Sandbox::of_id(id)

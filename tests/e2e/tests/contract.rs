@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context as _;
 use berth_containerd::{Containerd, PauseRootfs};
-use berth_domain::{ImageRef, InstanceId, Names, ipam};
+use berth_domain::{
+    ImageRef, InstanceId, Names,
+    ipam::{self, Subnets},
+};
 use berth_e2e::{
     TestNode, images,
     leftovers::Leftovers,
@@ -22,7 +25,7 @@ use berth_platform::{
     Images as _,
     contract::{self, Subject},
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 /// An instance beside the node's own, on its containerd.
 struct Neighbour {
@@ -58,6 +61,18 @@ impl Neighbour {
 
     fn namespace(&self) -> String {
         format!("berth-{}", self.instance)
+    }
+
+    fn subnets(&self) -> Subnets {
+        let number = u32::from_str_radix(&self.instance, 16).expect("six hex digits");
+        // Unique local, and of this instance.
+        let [_, a, b, c] = number.to_be_bytes();
+        let pair = |a, b| u16::from_be_bytes([a, b]);
+        let prefix = Ipv6Addr::new(pair(0xfd, a), pair(b, c), 0, 0, 0, 0, 0, 0);
+        Subnets {
+            v4: self.subnet,
+            v6: Some(Ipv6Net::new_assert(prefix, 64)),
+        }
     }
 
     fn names(&self) -> anyhow::Result<Names> {
@@ -103,7 +118,7 @@ impl Neighbour {
         let settings = berth_netns::Settings {
             names: self.names()?,
             bridge: format!("br-{}", self.instance),
-            subnet: self.subnet,
+            subnets: self.subnets(),
             reachable_from: vec![],
         };
         Ok(NetnsNetwork::start(settings).await?)
@@ -158,11 +173,9 @@ async fn the_real_node_keeps_the_contract_of_the_fake() -> anyhow::Result<()> {
     let network = neighbour.network().await?;
     let subject = Subject {
         image: ImageRef::parse(images::BUSYBOX)?,
-        address: Ipv4Net::new(
-            Ipv4Addr::from(u32::from(neighbour.subnet.network()) + 2),
-            neighbour.subnet.prefix_len(),
-        )?
-        .into(),
+        addresses: neighbour
+            .subnets()
+            .addresses(Ipv4Addr::from(u32::from(neighbour.subnet.network()) + 2)),
     };
     for pause_rootfs in [PauseRootfs::Shared, PauseRootfs::Snapshot] {
         let runtime = neighbour.runtime(pause_rootfs)?;

@@ -166,7 +166,10 @@ async fn endpoints(session: &Session, app: String, service: String) -> Result<()
                 it.name.clone(),
                 it.sandbox.clone(),
                 it.generation.to_string(),
-                it.address.clone(),
+                match it.address6.as_str() {
+                    "" => it.address.clone(),
+                    address6 => format!("{},{address6}", it.address),
+                },
                 ports.join(","),
             ]
         });

@@ -32,6 +32,13 @@ async fn count(session: &Session) -> Result<(), Failure> {
     Ok(session.output.object(&ProtoJson(&it), || {
         page(vec![
             ("subnet", it.subnet.clone()),
+            (
+                "subnet6",
+                match it.subnet6.as_str() {
+                    "" => "none".to_owned(),
+                    subnet6 => subnet6.to_owned(),
+                },
+            ),
             ("bridge", it.bridge.clone()),
             ("addresses", it.capacity.to_string()),
             ("held", it.held.to_string()),

@@ -90,8 +90,13 @@ fn status_page(status: &v1::GetStatusResponse) -> String {
             capacity,
             held,
             cooling,
+            subnet6,
         } = network;
-        lines.push(("network", format!("{subnet} on {bridge}")));
+        let subnets = match subnet6.as_str() {
+            "" => subnet.clone(),
+            subnet6 => format!("{subnet} and {subnet6}"),
+        };
+        lines.push(("network", format!("{subnets} on {bridge}")));
         lines.push((
             "addresses",
             format!("{held} of {capacity} held, {cooling} at rest"),

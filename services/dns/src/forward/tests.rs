@@ -84,7 +84,7 @@ fn forwarder(upstreams: &[[u8; 4]], port: u16, change: impl FnOnce(&mut Config))
         ..Config::default()
     };
     change(&mut config);
-    Forwarder::new(&config, [10, 9, 0, 1].into())
+    Forwarder::new(&config, vec![[10, 9, 0, 1].into()])
 }
 
 #[tokio::test]

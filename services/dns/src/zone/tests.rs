@@ -90,7 +90,11 @@ fn known() -> Known {
 }
 
 fn zone(known: &Known) -> Zone {
-    Zone::new(known, DOMAIN, "10.9.0.0/24".parse().unwrap())
+    let subnets = Subnets {
+        v4: "10.9.0.0/24".parse().unwrap(),
+        v6: Some("fd00:9::/64".parse().unwrap()),
+    };
+    Zone::new(known, DOMAIN, subnets)
 }
 
 /// The answer in short: the records as texts, or what is done instead.

@@ -142,6 +142,7 @@ pub fn endpoint_to_proto(it: &Endpoint) -> v1::Endpoint {
         sandbox: it.sandbox.to_string(),
         generation: it.generation.0,
         address: it.address.to_string(),
+        address6: it.address6.map(|it| it.to_string()).unwrap_or_default(),
         ports: it.ports.iter().map(port_to_proto).collect(),
     }
 }

@@ -14,7 +14,7 @@ use berth_domain::{
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use prost::Message as _;
 
 use crate::v1;
@@ -364,10 +364,11 @@ impl Check {
         if !it.name.is_empty() {
             return None;
         }
-        let net = match it.cidr.parse::<Ipv4Net>() {
+        let net = match it.cidr.parse::<IpNet>() {
             Ok(net) if net == net.trunc() => Some(net),
             Ok(_) | Err(_) => {
-                let problem = "must be an IPv4 network without host bits, like `10.1.0.0/16`";
+                let problem =
+                    "must be an IPv4 or IPv6 network without host bits, like `10.1.0.0/16`";
                 self.wrong(format!("{field}.cidr"), problem);
                 None
             }

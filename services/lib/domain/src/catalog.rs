@@ -111,6 +111,8 @@ pub struct Endpoint {
     pub sandbox: SandboxId,
     pub generation: Generation,
     pub address: IpAddr,
+    /// Its first IPv6 address, where it has one.
+    pub address6: Option<Ipv6Addr>,
     pub ports: Vec<ServicePort>,
 }
 
@@ -175,6 +177,10 @@ impl Catalog {
         let Some(app) = self.app_of(&it.version) else {
             return vec![];
         };
+        let address6 = it.addresses.iter().find_map(|it| match it {
+            IpAddr::V6(it) => Some(*it),
+            IpAddr::V4(_) => None,
+        });
         let answers = |service: &&Service| {
             service.app == app
                 && service
@@ -189,6 +195,7 @@ impl Catalog {
             sandbox: it.id.clone(),
             generation: it.generation,
             address,
+            address6,
             ports: service.ports.clone(),
         };
         self.services().filter(answers).map(endpoint).collect()
@@ -436,6 +443,13 @@ mod tests {
                 assert_eq!((it.address, it.generation), ([10, 0, 0, 2].into(), Generation(7)));
             }
         }
+        let six: [Ipv6Addr; 2] = ["fd00::a00:2", "fd00::a00:3"].map(|it| it.parse().unwrap());
+        let mut addresses: Vec<IpAddr> = vec![[10, 0, 0, 2].into()];
+        addresses.extend(six.map(IpAddr::from));
+        let both = Placed { addresses, ..placed("a-v1", &[], Running) };
+        for it in Endpoints::new(catalog(), vec![both]).standing().values() {
+            assert_eq!((it.address, it.address6), ([10, 0, 0, 2].into(), Some(six[0])));
+        }
         let without = Placed { addresses: vec![], ..placed("a-v1", web, Running) };
         assert!(Endpoints::new(catalog(), vec![without]).standing().is_empty());
     }
@@ -451,6 +465,7 @@ mod tests {
             sandbox: web.id.clone(),
             generation: Generation(generation),
             address: [10, 0, 0, 2].into(),
+            address6: None,
             ports: vec![],
         };
         let gone = |generation| EndpointChange::Gone(stands(generation));

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::{id::ContainerName, image_ref::ImageRef};
 
@@ -53,7 +53,7 @@ pub enum Egress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Without host bits.
-    pub net: Ipv4Net,
+    pub net: IpNet,
     /// `None`: everything there.
     pub port: Option<(Protocol, u16)>,
 }

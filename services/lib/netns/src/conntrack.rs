@@ -1,48 +1,59 @@
 //! Connections that the kernel remembers of an address: an old one would send packets to whoever has the address next.
 
-use std::{io, net::Ipv4Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::nfnetlink::{Nfnetlink, attribute, attributes, nested};
 
 const CONNTRACK: u16 = 1;
 const GET: u16 = CONNTRACK << 8 | 1;
 const DELETE: u16 = CONNTRACK << 8 | 2;
-/// `AF_INET`.
-const IPV4: u8 = 2;
+/// `AF_INET` and `AF_INET6`.
+const FAMILIES: [(u8, fn(&IpAddr) -> bool); 2] = [(2, IpAddr::is_ipv4), (10, IpAddr::is_ipv6)];
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ADDRESSES: u16 = 1;
 const ZONE: u16 = 18;
 
 /// Deletes every connection in which one of `addresses` takes part, on either side of a translation.
-pub(crate) fn forget(socket: &mut Nfnetlink, addresses: &[Ipv4Addr]) -> io::Result<()> {
-    if addresses.is_empty() {
-        return Ok(());
-    }
-    let mut doomed = vec![];
-    socket.dump(GET, IPV4, &[], |payload| {
-        if takes_part(payload, addresses) {
-            doomed.push(name(payload));
+pub(crate) fn forget(socket: &mut Nfnetlink, addresses: &[IpAddr]) -> io::Result<()> {
+    for (family, is_of) in FAMILIES {
+        if !addresses.iter().any(is_of) {
+            continue;
         }
-    })?;
-    for body in doomed {
-        match socket.ask_for(DELETE, IPV4, &body) {
-            // It has ended by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => done?,
+        let mut doomed = vec![];
+        socket.dump(GET, family, &[], |payload| {
+            if takes_part(payload, addresses) {
+                doomed.push(name(payload));
+            }
+        })?;
+        for body in doomed {
+            match socket.ask_for(DELETE, family, &body) {
+                // It has ended by itself.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                done => done?,
+            }
         }
     }
     Ok(())
 }
 
-fn takes_part(connection: &[u8], addresses: &[Ipv4Addr]) -> bool {
+fn takes_part(connection: &[u8], addresses: &[IpAddr]) -> bool {
     [ORIGINAL, REPLY].iter().any(|&side| {
         let ends = attribute(connection, side).and_then(|it| attribute(it, ADDRESSES));
         // Its attributes are the source and the destination.
         attributes(ends.unwrap_or_default())
-            .filter_map(|(_, it)| Some(Ipv4Addr::from(*<&[u8; 4]>::try_from(it).ok()?)))
+            .filter_map(|(_, it)| read(it))
             .any(|it| addresses.contains(&it))
     })
+}
+
+fn read(address: &[u8]) -> Option<IpAddr> {
+    let four = <[u8; 4]>::try_from(address).map(|it| Ipv4Addr::from(it).into());
+    let six = || <[u8; 16]>::try_from(address).map(|it| Ipv6Addr::from(it).into());
+    four.or_else(|_| six()).ok()
 }
 
 /// What names a connection, as the kernel gave it.
@@ -58,8 +69,12 @@ mod tests {
     use super::*;
     use crate::nfnetlink::plain;
 
-    fn connection(original: [[u8; 4]; 2], reply: [[u8; 4]; 2]) -> Vec<u8> {
-        let side = |kind, [from, to]: [[u8; 4]; 2]| {
+    fn connection<const LENGTH: usize>(
+        original: [[u8; LENGTH]; 2],
+        reply: [[u8; LENGTH]; 2],
+    ) -> Vec<u8> {
+        // The numbers of the attributes are others in each family, and say nothing here.
+        let side = |kind, [from, to]: [[u8; LENGTH]; 2]| {
             let ends = [plain(1, &from), plain(2, &to)].concat();
             nested(kind, &nested(ADDRESSES, &ends))
         };
@@ -69,7 +84,7 @@ mod tests {
     #[test]
     fn a_connection_is_of_an_address_on_either_side_of_a_translation() {
         let (client, node, own, other) = ([9, 0, 0, 1], [9, 0, 0, 2], [10, 0, 0, 2], [10, 0, 0, 3]);
-        let addresses = [Ipv4Addr::from(own)];
+        let addresses = [IpAddr::from(own)];
         let cases = [
             ([client, node], [own, client], true),
             ([own, client], [client, node], true),
@@ -81,6 +96,12 @@ mod tests {
             assert_eq!(takes_part(&it, &addresses), expected, "{original:?}");
             assert_eq!(attribute(&name(&it), ORIGINAL), attribute(&it, ORIGINAL));
         }
+        let [client6, own6] = ["2001:db8::1", "fd00::2"].map(|it| it.parse::<Ipv6Addr>().unwrap());
+        let it = connection(
+            [client6.octets(), own6.octets()],
+            [own6.octets(), client6.octets()],
+        );
+        assert!(takes_part(&it, &[own6.into()]) && !takes_part(&it, &addresses));
         for length in 0..connection([own, own], [own, own]).len() {
             let torn = &connection([own, own], [own, own])[..length];
             let _ = (takes_part(torn, &addresses), name(torn));

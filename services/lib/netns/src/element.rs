@@ -1,6 +1,9 @@
 //! One element of one set or map of ours: as text for `nft`, and as the bytes that the kernel keeps. Pure.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use berth_domain::Protocol;
 
@@ -36,6 +39,7 @@ impl fmt::Display for Family {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Address(Ipv4Addr),
+    Address6(Ipv6Addr),
     Port(u16),
     Protocol(Protocol),
     Link(String),
@@ -59,6 +63,7 @@ impl Part {
     fn bytes(&self) -> Vec<u8> {
         match self {
             Self::Address(it) => it.octets().to_vec(),
+            Self::Address6(it) => it.octets().to_vec(),
             Self::Port(it) => it.to_be_bytes().to_vec(),
             Self::Protocol(Protocol::Tcp) => vec![6],
             Self::Protocol(Protocol::Udp) => vec![17],
@@ -90,6 +95,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(it) => write!(f, "{it}"),
+            Self::Address6(it) => write!(f, "{it}"),
             Self::Port(it) => write!(f, "{it}"),
             Self::Protocol(Protocol::Tcp) => f.write_str("tcp"),
             Self::Protocol(Protocol::Udp) => f.write_str("udp"),
@@ -132,12 +138,15 @@ mod tests {
     #[rustfmt::skip]
     fn a_key_has_this_text_and_these_bytes() {
         let address = Part::Address(Ipv4Addr::new(10, 1, 0, 2));
-        let cases: [(&[Part], &str, &[u8]); 5] = [
+        let address6 = Part::Address6("fd00::a01:2".parse().unwrap());
+        let cases: [(&[Part], &str, &[u8]); 6] = [
             (&[Part::Port(80)], "80", &[0, 80]),
             (&[Part::Protocol(Protocol::Udp), Part::Port(53)], "udp . 53", &[17, 0, 0, 0, 0, 53, 0, 0]),
             (&[address.clone(), Part::Port(443)], "10.1.0.2 . 443", &[10, 1, 0, 2, 1, 187, 0, 0]),
             (&[Part::Hardware([2, 66, 10, 1, 0, 2]), address], "02:42:0a:01:00:02 . 10.1.0.2",
              &[2, 66, 10, 1, 0, 2, 0, 0, 10, 1, 0, 2]),
+            (&[address6, Part::Port(443)], "fd00::a01:2 . 443",
+             &[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 10, 1, 0, 2, 1, 187, 0, 0]),
             (&[Part::Link("bt01".into())], "\"bt01\"", b"bt01\0\0\0\0\0\0\0\0\0\0\0\0"),
         ];
         for (key, text, expected) in cases {

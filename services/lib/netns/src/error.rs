@@ -27,6 +27,10 @@ pub enum NetnsError {
     Foreign { what: String },
     #[error("nft refused the table: {message}")]
     Table { message: String },
+    #[error(
+        "network.subnet6 is {subnet}, but this kernel has no IPv6: it was started with ipv6.disable=1, or is built without"
+    )]
+    NoIpv6 { subnet: ipnet::Ipv6Net },
 }
 
 impl NetnsError {
@@ -69,6 +73,7 @@ impl From<NetnsError> for NetworkError {
             NetnsError::File { source, .. } | NetnsError::Kernel { source, .. } => source.into(),
             NetnsError::Foreign { what } => what.into(),
             NetnsError::Table { message } => message.into(),
+            NetnsError::NoIpv6 { .. } => "no IPv6".into(),
         };
         NetworkError { operation, source }
     }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -18,6 +18,7 @@ use crate::{
     foreign,
     nfnetlink::{Held, Nfnetlink},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
+    rules6::{self, DENIALS6},
     table::{self, Rules},
 };
 
@@ -139,11 +140,13 @@ impl Fence {
         state.labels.give_back(&fenced.lets_in);
         self.change(&mut state, &elements, id)?;
         drop(state);
-        self.forget(&fenced.addresses)
+        let addresses = fenced.addresses.into_iter().map(IpAddr::from);
+        let addresses6 = fenced.addresses6.into_iter().map(IpAddr::from);
+        self.forget(&addresses.chain(addresses6).collect::<Vec<_>>())
     }
 
     /// Makes the kernel forget the connections of these addresses.
-    pub(crate) fn forget(&self, addresses: &[Ipv4Addr]) -> Result<(), NetnsError> {
+    pub(crate) fn forget(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
         conntrack::forget(&mut self.state().socket, addresses)
             .map_err(NetnsError::rules("forgetting connections"))
     }
@@ -185,15 +188,19 @@ impl Fence {
             return Ok(None);
         };
         let mut denied = Denied::default();
-        for (set, packets, size) in [
-            (DENIALS, &mut denied.packets, &mut denied.bytes),
+        for (sets, packets, size) in [
             (
-                SPOOFS,
+                [DENIALS, DENIALS6].as_slice(),
+                &mut denied.packets,
+                &mut denied.bytes,
+            ),
+            (
+                &[SPOOFS],
                 &mut denied.spoofed_packets,
                 &mut denied.spoofed_bytes,
             ),
         ] {
-            for element in elements.iter().filter(|it| it.set == set) {
+            for element in elements.iter().filter(|it| sets.contains(&it.set.as_str())) {
                 let held = socket.element(&self.name, element);
                 let held = held.map_err(NetnsError::rules("reading counters"))?;
                 *packets += held.counted.0;
@@ -216,7 +223,8 @@ impl Fence {
             }
         }
         let mut found = vec![];
-        for (family, set) in rules::sets() {
+        let sets6 = rules6::sets().into_iter().map(|it| (Family::Inet, it));
+        for (family, set) in rules::sets().into_iter().chain(sets6) {
             let held = read(&mut state.socket, family, &self.name, &set);
             for key in held
                 .map_err(NetnsError::rules("listing elements"))?
@@ -312,7 +320,7 @@ impl Fence {
     fn counted(&self, state: &mut State) -> BTreeMap<Element, (u64, u64)> {
         let State { socket, wanted, .. } = state;
         let mut counted = BTreeMap::new();
-        for set in [DENIALS, SPOOFS] {
+        for set in [DENIALS, DENIALS6, SPOOFS] {
             let Ok(held) = socket.elements(Family::Inet, &self.name, set) else {
                 continue;
             };

@@ -7,11 +7,13 @@ mod element;
 mod error;
 mod fence;
 mod foreign;
+mod ipv6;
 mod links;
 mod namespaces;
 mod network;
 mod nfnetlink;
 mod rules;
+mod rules6;
 mod sockets;
 mod table;
 

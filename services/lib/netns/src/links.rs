@@ -1,15 +1,16 @@
 //! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
 use futures::TryStreamExt as _;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::{AddressAttribute, AddressFlags, AddressScope},
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
         route::RouteScope,
     },
@@ -171,6 +172,78 @@ impl Links {
             add.execute(),
         )
         .await
+    }
+
+    /// Adds an address that is ours alone, so that nobody is asked whether it is free: it can be used at once, also on a link
+    /// that nothing is plugged into.
+    pub(crate) async fn add_address6(&self, index: u32, net: Ipv6Net) -> Result<(), NetnsError> {
+        let addresses = self.0.address();
+        let mut add = addresses.add(index, net.addr().into(), net.prefix_len());
+        let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+        add.message_mut().attributes.push(flags);
+        self.request(format!("adding address {net}"), add.replace().execute())
+            .await
+    }
+
+    /// Removes the IPv6 addresses of a link that others can reach, but this one.
+    pub(crate) async fn keep_address6(
+        &self,
+        index: u32,
+        kept: Option<Ipv6Net>,
+    ) -> Result<(), NetnsError> {
+        let listing = |it| failed("listing addresses", it);
+        let of_link = self.0.address().get().set_link_index_filter(index);
+        let all: Vec<_> = of_link.execute().try_collect().await.map_err(listing)?;
+        for message in all {
+            let ours = kept.map(|it| (IpAddr::V6(it.addr()), it.prefix_len()));
+            let length = message.header.prefix_len;
+            let address = message.attributes.iter().find_map(|it| match it {
+                AddressAttribute::Address(IpAddr::V6(it)) => Some(IpAddr::V6(*it)),
+                #[expect(clippy::wildcard_enum_match_arm, reason = "there are a dozen")]
+                _ => None,
+            });
+            let Some(address) = address.filter(|it| ours != Some((*it, length))) else {
+                continue;
+            };
+            if message.header.scope == AddressScope::Universe {
+                let remove = self.0.address().del(message).execute();
+                self.request(format!("removing address {address}"), remove)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leads everywhere by a neighbour on a link.
+    pub(crate) async fn add_default_route6(
+        &self,
+        link: u32,
+        next_hop: Ipv6Addr,
+    ) -> Result<(), NetnsError> {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .gateway(next_hop)
+            .output_interface(link)
+            .build();
+        let add = self.0.route().add(route).replace();
+        self.request("adding the IPv6 route to everywhere", add.execute())
+            .await
+    }
+
+    /// As [`Links::add_host_route`].
+    pub(crate) async fn add_host_route6(
+        &self,
+        address: Ipv6Addr,
+        link: u32,
+        from: Ipv6Addr,
+    ) -> Result<(), NetnsError> {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(address, 128)
+            .output_interface(link)
+            .pref_source(from)
+            .build();
+        let add = self.0.route().add(route).replace();
+        self.request(format!("adding the route to {address}"), add.execute())
+            .await
     }
 
     /// Leads to one address by a link; who opens a connection there does so as `from`.

@@ -4,39 +4,46 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use berth_domain::{Extent, Names, Sandbox, SandboxId, ipam};
+use berth_domain::{
+    Extent, Names, Sandbox, SandboxId,
+    ipam::{self, Subnets},
+};
 use berth_platform::{
     Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
 };
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
+    ipv6,
     links::{INSIDE, Link, Links},
     namespaces,
     rules::{self, Frame},
+    rules6::{Frame6, NEXT_HOP, link_local},
     sockets,
 };
 
 /// Rules that somebody took away are back after this.
 const LOOK_AT_RULES: Duration = Duration::from_secs(1);
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
+/// Of an address that is good for one link.
+const LINK_LOCAL_PREFIX: u8 = 64;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub names: Names,
     pub bridge: String,
-    pub subnet: Ipv4Net,
+    pub subnets: Subnets,
     /// Who beyond the node may open connections to the addresses of sandboxes.
-    pub reachable_from: Vec<Ipv4Net>,
+    pub reachable_from: Vec<IpNet>,
 }
 
 /// The network of one instance. Cheap to clone.
@@ -56,10 +63,30 @@ impl NetnsNetwork {
         let dir = settings.names.namespaces_dir();
         fs::create_dir_all(&dir).map_err(NetnsError::file("making", &dir))?;
         let links = Links::here()?;
-        let subnet = settings.subnet;
+        let Subnets {
+            v4: subnet,
+            v6: subnet6,
+        } = settings.subnets;
+        // Before anything is made.
+        if let Some(subnet) = subnet6 {
+            ipv6::check(subnet)?;
+        }
         let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
         let alias = format!("berth {instance} bridge");
-        links.add_bridge(&settings.bridge, &alias, address).await?;
+        let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
+        let v6 = subnet6.map(|subnet| Frame6 {
+            subnet,
+            gateway: ipam::address6(subnet, ipam::gateway(settings.subnets.v4)),
+        });
+        let address6 = v6
+            .as_ref()
+            .map(|it| Ipv6Net::new_assert(it.gateway, it.subnet.prefix_len()));
+        if let Some(address6) = address6 {
+            ipv6::set_up_bridge(&settings.bridge)?;
+            links.add_address6(bridge.index, address6).await?;
+            ipv6::forward()?;
+        }
+        links.keep_address6(bridge.index, address6).await?;
         let forward = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
         if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
             fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
@@ -70,6 +97,7 @@ impl NetnsNetwork {
             subnet,
             gateway: ipam::gateway(subnet),
             reachable_from: settings.reachable_from.clone(),
+            v6,
         };
         let fencing = blocking(move || Fence::start(frame)).await?;
         Ok(Self {
@@ -132,6 +160,10 @@ impl NetnsNetwork {
         let pin = dir.join("net");
         let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
         let own = ipv4(sandbox).next();
+        // A sandbox that has such an address keeps it, but has no use for it where the node has none.
+        let own6 = ipv6(sandbox)
+            .next()
+            .filter(|_| self.settings.subnets.v6.is_some());
         // The rules are first, so that no packet of the link is ever without them.
         let (fenced, its_link) = (sandbox.clone(), link.clone());
         self.fenced(move |fence| fence.admit(&fenced, its_link))
@@ -144,7 +176,7 @@ impl NetnsNetwork {
         self.links
             .set_alias(&link, &names.link_alias(&sandbox.id))
             .await?;
-        let gateway = ipam::gateway(self.settings.subnet);
+        let gateway = ipam::gateway(self.settings.subnets.v4);
         if let Some(ip) = own {
             let outside = self.links.find(&link).await?;
             let outside = outside.ok_or_else(|| NetnsError::Foreign {
@@ -153,6 +185,15 @@ impl NetnsNetwork {
             self.links
                 .add_host_route(ip, outside.index, gateway)
                 .await?;
+            if let (Some(ip), Some(subnet)) = (own6, self.settings.subnets.v6) {
+                ipv6::set_up_link(&link)?;
+                let next_hop = Ipv6Net::new_assert(NEXT_HOP, LINK_LOCAL_PREFIX);
+                self.links.add_address6(outside.index, next_hop).await?;
+                let gateway = ipam::address6(subnet, gateway);
+                self.links
+                    .add_host_route6(ip, outside.index, gateway)
+                    .await?;
+            }
         }
 
         let runtime = tokio::runtime::Handle::current();
@@ -160,6 +201,9 @@ impl NetnsNetwork {
         let inside = blocking(move || {
             set_up_routing(&link, has_node_ports)?;
             namespaces::inside(&dir, || {
+                if own6.is_some() {
+                    ipv6::set_up_link(INSIDE)?;
+                }
                 let _runtime = runtime.enter();
                 Links::here()
             })
@@ -174,11 +218,17 @@ impl NetnsNetwork {
                     sandbox.id
                 ),
             })?;
-        for net in &sandbox.addresses {
+        for net in sandbox.addresses.iter().filter(|it| it.addr().is_ipv4()) {
             inside.add_address(eth.index, net).await?;
         }
         inside.set_up(eth.index).await?;
         inside.add_route(EVERYWHERE, gateway).await?;
+        if let (Some(ip), Some(ip6)) = (own, own6) {
+            let own = Ipv6Net::new_assert(link_local(ip), LINK_LOCAL_PREFIX);
+            inside.add_address6(eth.index, own).await?;
+            inside.add_address6(eth.index, ip6.into()).await?;
+            inside.add_default_route6(eth.index, NEXT_HOP).await?;
+        }
         for route in &sandbox.spec.routes {
             inside
                 .add_route(route.destination, route.gateway.unwrap_or(gateway))
@@ -342,7 +392,8 @@ impl Network for NetnsNetwork {
         let sandboxes = sandboxes.into_iter().map(with_link);
         let (linked, others): (Vec<_>, Vec<_>) =
             sandboxes.partition(|(_, link)| links.contains(link));
-        let addresses: Vec<_> = others.iter().flat_map(|(it, _)| ipv4(it)).collect();
+        let addresses = others.iter().flat_map(|(it, _)| &it.addresses);
+        let addresses: Vec<_> = addresses.map(IpNet::addr).collect();
         let restored = self.fenced(move |fence| {
             fence.restore(&linked)?;
             // The former process may have ended between the end of a link and this.
@@ -396,6 +447,13 @@ fn ipv4(sandbox: &Sandbox) -> impl Iterator<Item = Ipv4Addr> {
     sandbox.addresses.iter().filter_map(|it| match it.addr() {
         IpAddr::V4(ip) => Some(ip),
         IpAddr::V6(_) => None,
+    })
+}
+
+fn ipv6(sandbox: &Sandbox) -> impl Iterator<Item = Ipv6Addr> {
+    sandbox.addresses.iter().filter_map(|it| match it.addr() {
+        IpAddr::V6(ip) => Some(ip),
+        IpAddr::V4(_) => None,
     })
 }
 

@@ -4,13 +4,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use berth_domain::{Egress, Protocol, Sandbox, SandboxSpec};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::element::{Element, Family, Part};
+use crate::{
+    element::{Element, Family, Part},
+    rules6::{self, Frame6},
+};
 
 /// Counts what was refused of a sandbox, by its address.
 pub(crate) const DENIALS: &str = "denials";
@@ -24,7 +27,9 @@ pub(crate) struct Frame {
     pub(crate) subnet: Ipv4Net,
     pub(crate) gateway: Ipv4Addr,
     /// Who beyond the node may open connections to the addresses of sandboxes.
-    pub(crate) reachable_from: Vec<Ipv4Net>,
+    pub(crate) reachable_from: Vec<IpNet>,
+    /// `None`: sandboxes have no IPv6.
+    pub(crate) v6: Option<Frame6>,
 }
 
 /// What the rules need to know of one sandbox.
@@ -32,6 +37,7 @@ pub(crate) struct Frame {
 pub(crate) struct Fenced {
     pub(crate) link: String,
     pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) addresses6: Vec<Ipv6Addr>,
     /// Protocol, port of the node, port of the sandbox.
     pub(crate) node_ports: Vec<(Protocol, u16, u16)>,
     pub(crate) egress: Egress,
@@ -74,13 +80,17 @@ impl Labels {
 impl Fenced {
     pub(crate) fn of(sandbox: &Sandbox, link: String, labels: &mut Labels) -> Self {
         let spec: &SandboxSpec = &sandbox.spec;
-        let address = |it: &ipnet::IpNet| match it.addr() {
-            std::net::IpAddr::V4(ip) => Some(ip),
-            std::net::IpAddr::V6(_) => None,
-        };
+        let (mut addresses, mut addresses6) = (vec![], vec![]);
+        for it in &sandbox.addresses {
+            match it.addr() {
+                IpAddr::V4(ip) => addresses.push(ip),
+                IpAddr::V6(ip) => addresses6.push(ip),
+            }
+        }
         Self {
             link,
-            addresses: sandbox.addresses.iter().filter_map(address).collect(),
+            addresses,
+            addresses6,
             node_ports: spec.node_ports().collect(),
             egress: spec.network.egress.clone(),
             labels: labels.take(
@@ -121,7 +131,8 @@ impl Fenced {
                 Egress::Allow(list) => {
                     add(Family::Inet, "listed".into(), own(), vec![]);
                     for it in list {
-                        let mut key = vec![Part::Address(ip), Part::Address(it.net.network())];
+                        let IpNet::V4(net) = it.net else { continue };
+                        let mut key = vec![Part::Address(ip), Part::Address(net.network())];
                         let kind = match it.port {
                             None => "any",
                             Some((protocol, port)) => {
@@ -129,7 +140,7 @@ impl Fenced {
                                 "port"
                             }
                         };
-                        let set = format!("{kind}{}", it.net.prefix_len());
+                        let set = format!("{kind}{}", net.prefix_len());
                         add(Family::Inet, set, key, vec![]);
                     }
                 }
@@ -150,6 +161,9 @@ impl Fenced {
                 let value = vec![Part::Address(ip), Part::Port(inside)];
                 add(Family::Inet, "node_ports".into(), key, value);
             }
+        }
+        for (set, key, value) in rules6::elements(self) {
+            add(Family::Inet, set, key, value);
         }
         if !self.addresses.is_empty() {
             add(Family::Inet, SPOOFS.into(), vec![link()], vec![]);
@@ -214,7 +228,7 @@ pub(crate) fn removal(instance: &str) -> String {
         .collect()
 }
 
-/// All sets and maps.
+/// All sets and maps for IPv4 and for ARP.
 pub(crate) fn sets() -> Vec<(Family, String)> {
     let plain = [
         "sources",
@@ -238,6 +252,7 @@ fn rules(frame: &Frame) -> String {
         subnet,
         gateway,
         reachable_from,
+        v6,
     } = frame;
     let (name, group) = (table(instance), group(instance));
     let version = env!("CARGO_PKG_VERSION");
@@ -269,13 +284,17 @@ fn rules(frame: &Frame) -> String {
              meta mark . ip saddr @members meta mark set 0 accept"
         );
     }
-    let reachable = match reachable_from.as_slice() {
-        [] => String::new(),
-        some => {
-            let list: Vec<_> = some.iter().map(ToString::to_string).collect();
-            format!("\t\tip saddr {{ {} }} accept\n", list.join(", "))
-        }
+    let four = |it: &IpNet| matches!(it, IpNet::V4(_)).then(|| it.to_string());
+    let reachable: Vec<_> = reachable_from.iter().filter_map(four).collect();
+    let reachable = match reachable.is_empty() {
+        true => String::new(),
+        false => format!("\t\tip saddr {{ {} }} accept\n", reachable.join(", ")),
     };
+    let six = match v6 {
+        Some(v6) => rules6::text(v6, group, reachable_from),
+        None => rules6::closed(),
+    };
+    let translate6 = &six.translate;
     format!(
         "table inet {name} {{\n\
          \tcomment \"Berth {version}, instance {instance}\"\n\
@@ -286,13 +305,13 @@ fn rules(frame: &Frame) -> String {
          \tset listed {{ type ipv4_addr; }}\n\
          \tset members {{ type mark . ipv4_addr; }}\n\
          \tmap node_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}\n\
-         {doors}{lists}\
+         {doors}{lists}{}\
          \tchain prerouting {{\n\
          \t\ttype filter hook prerouting priority raw; policy accept;\n\
          \t\tiifgroup {group} jump from_sandbox\n\
          \t}}\n\
          \tchain from_sandbox {{\n\
-         \t\tmeta nfproto ipv6 drop\n\
+         {}\
          \t\tiifname . ether saddr . ip saddr != @sources goto spoofed\n\
          \t\tip daddr 224.0.0.0/4 drop\n\
          \t\tip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} goto denied\n\
@@ -310,6 +329,7 @@ fn rules(frame: &Frame) -> String {
          \t\tiifgroup {group} jump to_node\n\
          \t}}\n\
          \tchain to_node {{\n\
+         {}\
          \t\tct state established,related accept\n\
          \t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
          \t\tip daddr {gateway} icmp type echo-request accept\n\
@@ -322,6 +342,7 @@ fn rules(frame: &Frame) -> String {
          \t\tiifgroup != {group} oifgroup {group} jump inward\n\
          \t}}\n\
          \tchain outward {{\n\
+         {}\
          \t\tip saddr @closed goto denied\n\
          \t\tip saddr @listed jump allow_list\n\
          \t\toifgroup {group} jump sideways\n\
@@ -337,6 +358,7 @@ fn rules(frame: &Frame) -> String {
          \t\tgoto denied\n\
          \t}}\n\
          \tchain inward {{\n\
+         {}\
          \t\tct status dnat accept\n\
          {reachable}\
          \t\tcounter drop\n\
@@ -344,16 +366,19 @@ fn rules(frame: &Frame) -> String {
          \tchain arrival {{\n\
          \t\ttype nat hook prerouting priority dstnat; policy accept;\n\
          \t\t{translate}\n\
+         {translate6}\
          \t}}\n\
          \tchain origin {{\n\
          \t\ttype nat hook output priority -100; policy accept;\n\
          \t\t{translate}\n\
+         {translate6}\
          \t}}\n\
          \tchain departure {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
          \t\tip saddr 127.0.0.0/8 oifgroup {group} snat ip to {gateway}\n\
          \t\tip saddr {subnet} oifgroup {group} ct status dnat snat ip to {gateway}\n\
          \t\tip saddr {subnet} oifgroup != {group} masquerade\n\
+         {}\
          \t}}\n\
          }}\n\
          table arp {name} {{\n\
@@ -363,7 +388,8 @@ fn rules(frame: &Frame) -> String {
          \t\ttype filter hook input priority filter; policy accept;\n\
          \t\tiifgroup {group} iifname . arp saddr ether . arp saddr ip != @sources drop\n\
          \t}}\n\
-         }}\n"
+         }}\n",
+        six.own, six.from_sandbox, six.to_node, six.outward, six.inward, six.departure
     )
 }
 
@@ -489,6 +515,7 @@ mod tests {
             subnet: "10.1.0.0/24".parse().unwrap(),
             gateway: Ipv4Addr::new(10, 1, 0, 1),
             reachable_from: vec!["192.0.2.0/24".parse().unwrap()],
+            v6: None,
         };
         let elements = fenced(Egress::Deny).elements();
         let denials = elements.iter().find(|it| it.set == DENIALS).unwrap();
@@ -510,6 +537,20 @@ mod tests {
                 text.contains(&format!(" {set} {{ type ")),
                 "{set} is declared"
             );
+        }
+        place("\tchain from_sandbox {\n\t\tmeta nfproto ipv6 drop\n");
+        let both = Frame {
+            v6: Some(Frame6 {
+                subnet: "fd00::/64".parse().unwrap(),
+                gateway: "fd00::a01:1".parse().unwrap(),
+            }),
+            ..frame.clone()
+        };
+        let text = render(&both, [], &BTreeMap::new());
+        assert!(!text.contains("ipv6 drop"));
+        for chain in ["from_sandbox", "to_node", "outward", "inward"] {
+            let leads = format!("\tchain {chain} {{\n\t\tmeta nfproto ipv6 goto {chain}6\n");
+            assert!(text.contains(&leads), "{chain} in {text}");
         }
         let alone = Frame {
             reachable_from: vec![],

@@ -37,8 +37,8 @@ const POLL: Duration = Duration::from_millis(5);
 pub struct Subject {
     /// An image with a shell and `httpd` that is on the node, or can be pulled.
     pub image: ImageRef,
-    /// A free address of the node's subnet.
-    pub address: IpNet,
+    /// Free addresses of the node's subnets, as one sandbox has them.
+    pub addresses: Vec<IpNet>,
 }
 
 /// Asks for every property.
@@ -540,7 +540,7 @@ impl Subject {
                 containers: vec![container],
                 ..SandboxSpec::default()
             }),
-            addresses: vec![self.address],
+            addresses: self.addresses.clone(),
         }
     }
 }

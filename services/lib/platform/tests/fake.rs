@@ -20,7 +20,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 fn subject() -> Subject {
     Subject {
         image: ImageRef::parse("app").unwrap(),
-        address: "10.1.0.2/24".parse().unwrap(),
+        addresses: vec!["10.1.0.2/24".parse().unwrap()],
     }
 }
 

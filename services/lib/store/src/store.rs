@@ -16,8 +16,10 @@ use std::{
 };
 
 use berth_domain::{
-    Admission, Generation, Protocol, SandboxId, SandboxRecord, SandboxSpec, Terms, admit, ipam,
-    node_port_conflict, record::Ending,
+    Admission, Generation, Protocol, SandboxId, SandboxRecord, SandboxSpec, Terms, admit,
+    ipam::{self, Subnets},
+    node_port_conflict,
+    record::Ending,
 };
 use ipnet::{IpNet, Ipv4Net};
 use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable, WriteTransaction};
@@ -45,7 +47,7 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
-    subnet: Ipv4Net,
+    subnets: Subnets,
     cool_down: Duration,
     _lock: Lock,
     reserve: Reserve,
@@ -99,6 +101,15 @@ impl Store {
     /// Opens the store, making it where there is none. Fails where another process has it, where its file is damaged, or
     /// where a held address lies outside of `subnet`.
     pub fn open(path: &Path, subnet: Ipv4Net, cool_down: Duration) -> Result<Self, StoreError> {
+        Self::open_within(path, subnet.into(), cool_down)
+    }
+
+    /// As `open`, where sandboxes may have IPv6 addresses beside.
+    pub fn open_within(
+        path: &Path,
+        subnets: Subnets,
+        cool_down: Duration,
+    ) -> Result<Self, StoreError> {
         let lock = Lock::take(path)?;
         let database = database::open(path)?;
         let reserve = Reserve::of(path);
@@ -107,7 +118,7 @@ impl Store {
         }
         let store = Self(Arc::new(Inner {
             path: path.to_owned(),
-            subnet,
+            subnets,
             cool_down,
             _lock: lock,
             reserve,
@@ -119,13 +130,19 @@ impl Store {
         }));
         store.0.check_leases()?;
         let (records, _) = store.0.read(|txn| rows::records(txn, None, usize::MAX))?;
+        store.0.check_addresses(&records)?;
         *store.0.node_ports() = NodePorts::of(&records);
         Ok(store)
     }
 
     /// The subnet that addresses are taken from.
     pub fn subnet(&self) -> Ipv4Net {
-        self.0.subnet
+        self.0.subnets.v4
+    }
+
+    /// With that of the IPv6 addresses that belong to them.
+    pub fn subnets(&self) -> Subnets {
+        self.0.subnets
     }
 
     /// Decides over a Create and, where it begins, makes the record and takes its address in one transaction.
@@ -273,7 +290,7 @@ impl Store {
         };
         let released: Vec<_> = rows.iter().filter_map(|it| it.released_at()).collect();
         Ok(LeaseCounts {
-            capacity: ipam::capacity(self.0.subnet),
+            capacity: ipam::capacity(self.0.subnets.v4),
             held: (rows.len() - released.len()) as u64,
             cooling: released.into_iter().filter(|it| rests(*it)).count() as u64,
         })
@@ -576,13 +593,30 @@ impl Inner {
         let foreign = rows
             .iter()
             .filter_map(|it| it.lease.as_ref().ok())
-            .find(|it| it.released_at.is_none() && !self.subnet.contains(&it.address));
+            .find(|it| it.released_at.is_none() && !self.subnets.v4.contains(&it.address));
         match foreign {
             None => Ok(()),
             Some(it) => Err(StoreError::ForeignAddress {
-                configured: self.subnet.to_string(),
+                configured: self.subnets.to_string(),
                 address: it.address.to_string(),
                 owner: it.owner.to_string(),
+            }),
+        }
+    }
+
+    /// A record without an IPv6 address was made where there were none, and stays so. One that has another than the subnet
+    /// gives would have it behind rules that know nothing of it.
+    fn check_addresses(&self, records: &[SandboxRecord]) -> Result<(), StoreError> {
+        let addresses = records
+            .iter()
+            .flat_map(|record| record.addresses.iter().map(move |it| (record, it.addr())));
+        let mut foreign = addresses.filter(|(_, it)| it.is_ipv6() && !self.subnets.contain(*it));
+        match foreign.next() {
+            None => Ok(()),
+            Some((record, address)) => Err(StoreError::ForeignAddress {
+                configured: self.subnets.to_string(),
+                address: address.to_string(),
+                owner: record.id.to_string(),
             }),
         }
     }
@@ -607,17 +641,11 @@ impl Inner {
                 (Admission::Begin | Admission::Join, _) => {
                     self.check_node_ports(spec, arrival)?;
                     let generation = Generation(next);
-                    let address = self.lease(txn, id, generation, now)?;
+                    let addresses = self.lease(txn, id, generation, now)?;
                     let record = SandboxRecord {
                         expires_at: arrival.expires_at,
                         boot_id: arrival.boot_id.clone(),
-                        ..SandboxRecord::new(
-                            id.clone(),
-                            generation,
-                            spec.clone(),
-                            vec![address],
-                            now,
-                        )
+                        ..SandboxRecord::new(id.clone(), generation, spec.clone(), addresses, now)
                     };
                     put(&mut table, &record)?;
                     let change = Change::Upserted(Box::new(record.clone()));
@@ -677,12 +705,13 @@ impl Inner {
         id: &SandboxId,
         generation: Generation,
         now: SystemTime,
-    ) -> Result<IpNet, AdmitError> {
+    ) -> Result<Vec<IpNet>, AdmitError> {
+        let subnet = self.subnets.v4;
         let mut table = txn.open_table(LEASES).map_err(StoreError::from)?;
         let rows = rows::leases(&table)?;
-        let inside = rows.iter().filter(|it| self.subnet.contains(&it.address));
+        let inside = rows.iter().filter(|it| subnet.contains(&it.address));
         let taken = inside.clone().map(rows::LeaseRow::taken);
-        let address = ipam::choose(self.subnet, taken, now, self.cool_down).map_err(|it| {
+        let address = ipam::choose(subnet, taken, now, self.cool_down).map_err(|it| {
             let held = inside.filter(|it| it.released_at().is_none()).count() as u64;
             AdmitError::Exhausted {
                 capacity: it.capacity,
@@ -696,7 +725,7 @@ impl Inner {
             released_at: None,
         };
         put_lease(&mut table, &lease)?;
-        Ok(Ipv4Net::new_assert(address, self.subnet.prefix_len()).into())
+        Ok(self.subnets.addresses(address))
     }
 
     fn update(
@@ -846,7 +875,8 @@ impl Inner {
                     ..lease
                 },
             )?;
-            addresses.push(Ipv4Net::new_assert(address, self.subnet.prefix_len()).into());
+            // One that has no IPv6 address loses nothing by a name for it.
+            addresses.extend(self.subnets.addresses(address));
         }
         Ok(addresses)
     }

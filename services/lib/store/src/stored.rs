@@ -133,7 +133,7 @@ enum StoredEgress {
 
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredDestination {
-    net: ipnet::Ipv4Net,
+    net: ipnet::IpNet,
     port: Option<(StoredProtocol, u16)>,
 }
 

@@ -59,7 +59,7 @@ fn bench() -> Bench {
 fn subject() -> Subject {
     Subject {
         image: ImageRef::parse("app").unwrap(),
-        address: "10.1.0.99/24".parse().unwrap(),
+        addresses: vec!["10.1.0.99/24".parse().unwrap()],
     }
 }
 

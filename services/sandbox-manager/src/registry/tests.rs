@@ -206,7 +206,7 @@ fn spec() -> Arc<SandboxSpec> {
 fn changed_spec(change: impl FnOnce(&mut SandboxSpec)) -> Arc<SandboxSpec> {
     let subject = Subject {
         image: image(),
-        address: "10.9.0.2/24".parse().unwrap(),
+        addresses: vec!["10.9.0.2/24".parse().unwrap()],
     };
     let mut spec = SandboxSpec::clone(&subject.sandbox("web").spec);
     spec.port_wait_timeout = PORT_WAIT;

@@ -66,8 +66,10 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let counts = store.lease_counts().await;
         let counts = counts.map_err(|it| refuse(store_failure(it)))?;
         let taken = counts.held + counts.cooling;
+        let subnets = store.subnets();
         Ok(Response::new(v1::CountLeasesResponse {
-            subnet: store.subnet().to_string(),
+            subnet: subnets.v4.to_string(),
+            subnet6: subnets.v6.map(|it| it.to_string()).unwrap_or_default(),
             bridge: self.bridge.clone(),
             capacity: counts.capacity,
             held: counts.held,
@@ -130,5 +132,6 @@ fn render(it: &LeaseView) -> v1::AddressLease {
         released_at: it.lease.released_at.map(Into::into),
         free_at: it.free_at.map(Into::into),
         boot_id: it.boot_id.clone(),
+        address6: it.address6.map(|it| it.to_string()).unwrap_or_default(),
     }
 }

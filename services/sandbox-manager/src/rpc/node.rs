@@ -7,7 +7,7 @@ use std::{
 };
 
 use berth_api::v1::{self, node_service_server::NodeService};
-use berth_domain::{Failure, Reason, SandboxRecord, Status as SandboxStatus};
+use berth_domain::{Failure, Reason, SandboxRecord, Status as SandboxStatus, ipam::Subnets};
 use berth_orphans::{Finding, Verdict, is_clean};
 use berth_platform::{Images, Network, Runtime};
 use berth_store::LeaseCounts;
@@ -37,7 +37,7 @@ pub(crate) struct About {
     pub(crate) node_id: Arc<str>,
     pub(crate) instance_id: String,
     pub(crate) bridge: String,
-    pub(crate) subnet: String,
+    pub(crate) subnets: Subnets,
     pub(crate) started: Instant,
     /// What this host does not allow, found at start.
     pub(crate) degraded: Vec<String>,
@@ -58,7 +58,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             node_id,
             instance_id,
             bridge,
-            subnet,
+            subnets,
             started,
             degraded,
         } = &self.about;
@@ -116,10 +116,11 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             }),
             network: Some(v1::NetworkStatus {
                 bridge: bridge.clone(),
-                subnet: subnet.clone(),
+                subnet: subnets.v4.to_string(),
                 capacity: leases.capacity,
                 held: leases.held,
                 cooling: leases.cooling,
+                subnet6: subnets.v6.map(|it| it.to_string()).unwrap_or_default(),
             }),
             sandboxes,
             degraded: [degraded.as_slice(), &facts.degraded].concat(),

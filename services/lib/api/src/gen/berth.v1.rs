@@ -54,8 +54,8 @@ pub struct SandboxSpec {
     pub network: ::core::option::Option<NetworkPolicy>,
 }
 /// What a sandbox may reach, and which sandboxes may reach it. Whatever it says, a sandbox reaches neither the node's own
-/// addresses (the name server on its gateway, and its ping, excepted) nor link-local ones (169.254.0.0/16), and cannot
-/// send in the name of another address.
+/// addresses (the name server on its gateway, and its ping, excepted) nor link-local ones (169.254.0.0/16, fe80::/10), and
+/// cannot send in the name of another address. On a node without an IPv6 subnet it reaches nothing over IPv6.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NetworkPolicy {
     /// Where the sandbox may open connections to. Default: OPEN.
@@ -73,7 +73,8 @@ pub struct NetworkPolicy {
 /// Allows connections to a network.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EgressRule {
-    /// IPv4 network in CIDR form without host bits, as in `10.1.0.0/16` or `192.0.2.7/32`. Required.
+    /// IPv4 or IPv6 network in CIDR form without host bits, as in `10.1.0.0/16`, `192.0.2.7/32` or `2001:db8::/32`. It says
+    /// nothing about the other family: a list of IPv4 networks alone allows nothing over IPv6. Required.
     #[prost(string, tag = "1")]
     pub cidr: ::prost::alloc::string::String,
     /// Only this protocol; needs a port. Default: TCP where there is a port, else every protocol.
@@ -601,6 +602,9 @@ pub struct Endpoint {
     /// The ports of the service; each `target_port` is set.
     #[prost(message, repeated, tag = "7")]
     pub ports: ::prost::alloc::vec::Vec<ServicePort>,
+    /// Its first IPv6 address, without mask. Empty where it has none.
+    #[prost(string, tag = "8")]
+    pub address6: ::prost::alloc::string::String,
 }
 /// Asks for a page of endpoints.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2340,6 +2344,9 @@ pub struct AddressLease {
     /// Boot of the node in which the owner's objects were made. Empty where it is not known.
     #[prost(string, tag = "8")]
     pub boot_id: ::prost::alloc::string::String,
+    /// IPv6 address that its owner has with it. Empty where it has none, and where no record holds the lease.
+    #[prost(string, tag = "9")]
+    pub address6: ::prost::alloc::string::String,
 }
 /// Asks for a page of leases.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2388,6 +2395,9 @@ pub struct CountLeasesResponse {
     /// Those that are neither.
     #[prost(uint64, tag = "6")]
     pub free: u64,
+    /// IPv6 subnet in CIDR form; each address of the subnet has one in it. Empty where sandboxes have no IPv6.
+    #[prost(string, tag = "7")]
+    pub subnet6: ::prost::alloc::string::String,
 }
 /// Makes an address free.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3074,6 +3084,9 @@ pub struct NetworkStatus {
     /// Addresses that were released lately and rest until the others are used up.
     #[prost(uint64, tag = "5")]
     pub cooling: u64,
+    /// IPv6 subnet in CIDR form. Empty where sandboxes have no IPv6.
+    #[prost(string, tag = "6")]
+    pub subnet6: ::prost::alloc::string::String,
 }
 /// How many sandboxes have a status.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3717,7 +3730,8 @@ pub struct Sandbox {
     /// When the record last changed.
     #[prost(message, optional, tag = "10")]
     pub updated_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Its addresses. They are kept until nothing of the sandbox is left.
+    /// Its addresses: one of the node's subnet, and behind it one of its IPv6 subnet where it had one when the sandbox was
+    /// admitted. They are kept until nothing of the sandbox is left.
     #[prost(message, repeated, tag = "11")]
     pub addresses: ::prost::alloc::vec::Vec<NetworkAddress>,
     /// The app containers.
@@ -3746,7 +3760,7 @@ pub struct Sandbox {
 /// An address of a sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NetworkAddress {
-    /// In CIDR form, as in `10.87.0.2/16`.
+    /// In CIDR form, as in `10.87.0.2/16` or `fd00::a57:2/128`.
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
     /// Name of the bridge that it is on.

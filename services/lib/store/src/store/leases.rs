@@ -1,6 +1,10 @@
 //! Leases as whoever looks after a node sees them, and the way to make one free at once.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::SystemTime,
+};
 
 use berth_domain::{Generation, SandboxId, SandboxRecord};
 use redb::ReadableTable as _;
@@ -23,6 +27,8 @@ pub struct LeaseView {
     pub free_at: Option<SystemTime>,
     /// Empty: not known.
     pub boot_id: String,
+    /// What the record that holds it has beside it.
+    pub address6: Option<Ipv6Addr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +85,7 @@ impl Inner {
                 held_since: holder.map(|it| it.created_at),
                 free_at,
                 boot_id: holder.map(|it| it.boot_id.clone()).unwrap_or_default(),
+                address6: holder.and_then(address6),
                 lease,
             }
         };
@@ -117,6 +124,13 @@ impl Inner {
             Ok(lease)
         })
     }
+}
+
+fn address6(record: &SandboxRecord) -> Option<Ipv6Addr> {
+    record.addresses.iter().find_map(|it| match it.addr() {
+        IpAddr::V6(it) => Some(it),
+        IpAddr::V4(_) => None,
+    })
 }
 
 fn holds(record: &SandboxRecord, lease: &Lease) -> bool {

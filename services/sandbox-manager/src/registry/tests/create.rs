@@ -268,7 +268,7 @@ async fn what_is_in_the_way_of_a_create_is_cleared_and_the_next_one_runs() {
     let lost = former.manager().await.admit(web()).await;
     let subject = Subject {
         image: image(),
-        address: "10.9.0.2/24".parse().unwrap(),
+        addresses: vec!["10.9.0.2/24".parse().unwrap()],
     };
     let mut sandbox = lost.sandbox();
     sandbox.generation = Generation(lost.generation.0 + 40);

@@ -50,7 +50,7 @@ async fn a_delete_of_an_id_without_a_record_clears_what_is_there() {
     let ground = Ground::new();
     let subject = Subject {
         image: image(),
-        address: "10.9.0.2/24".parse().unwrap(),
+        addresses: vec!["10.9.0.2/24".parse().unwrap()],
     };
     let sandbox = subject.sandbox("web");
     berth_platform::contract::bring_up(&ground.node, &ground.node, &subject, &sandbox).await;

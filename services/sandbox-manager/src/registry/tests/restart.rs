@@ -238,7 +238,7 @@ async fn what_stands_whole_becomes_running_only_when_its_port_listens() {
     };
     let subject = Subject {
         image: image(),
-        address: record.addresses[0],
+        addresses: vec![record.addresses[0]],
     };
     contract::bring_up(&ground.node, &ground.node, &subject, &record.sandbox()).await;
     let calls = ground.node.calls();
