@@ -202,7 +202,7 @@ fn sort_ports<'a>(
     let (mut seen, mut waiting) = (vec![], vec![]);
     for (container, port) in spec.tcp_ports() {
         let socket = listening.iter().find(|it| {
-            it.protocol == Protocol::Tcp && it.port == port.number && !it.address.is_loopback()
+            it.protocol == Protocol::Tcp && it.port == port.number && !is_loopback(it.address)
         });
         match (socket, reported.get(&port.number)) {
             (Some(socket), _) => seen.push(PortSighting {
@@ -219,6 +219,11 @@ fn sort_ports<'a>(
         }
     }
     (seen, waiting)
+}
+
+/// Also of an IPv4 address that a socket of IPv6 is bound to.
+fn is_loopback(address: std::net::IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 /// Says what was expected, what listened in its place, and what to do.
@@ -240,7 +245,7 @@ fn port_timeout(
     }));
     let loopback_only = waiting.iter().any(|(_, port)| {
         tcp.iter()
-            .any(|it| it.port == *port && it.address.is_loopback())
+            .any(|it| it.port == *port && is_loopback(it.address))
     });
     let advice = if loopback_only {
         "it listens on loopback only, where nobody outside the sandbox reaches it: bind 0.0.0.0"
@@ -354,6 +359,8 @@ mod tests {
             (Tcp, "127.0.0.1", 80, false),
             (Tcp, "127.3.2.1", 80, false),
             (Tcp, "::1",       80, false),
+            (Tcp, "::ffff:127.0.0.1", 80, false),
+            (Tcp, "::ffff:10.9.0.2",  80, true),
             (Tcp, "0.0.0.0",   81, false),
             (Udp, "0.0.0.0",   80, false),
         ];

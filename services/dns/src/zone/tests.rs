@@ -273,3 +273,45 @@ fn a_service_record_brings_the_addresses_of_its_target() {
     let target = "web.app.berth".to_owned();
     assert_eq!(beside, [(target, Data::A([10, 9, 0, 5].into()))]);
 }
+
+/// The reverse name of an IPv6 address.
+fn reverse6(address: &str) -> String {
+    let address: Ipv6Addr = address.parse().unwrap();
+    let digits = format!("{:032x}", u128::from(address));
+    let digits: Vec<_> = digits.chars().rev().map(String::from).collect();
+    format!("{}.ip6.arpa", digits.join("."))
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_sandbox_is_known_and_found_by_its_ipv6_address_as_by_the_other() {
+    use Kind::{A, Aaaa, Ptr};
+    let mut known = known();
+    let mut both = sandbox("a-1", 6, "a1", "10.9.0.2", Status::Running);
+    both.addresses.push("fd00:9::a09:2".parse().unwrap());
+    known.learn(Fact::Sandbox(both), 6);
+    let mut other = sandbox("b-1", 7, "b1", "10.9.0.5", Status::Running);
+    other.addresses.push("fd00:9::a09:5".parse().unwrap());
+    known.learn(Fact::Sandbox(other), 7);
+    let (four, six, b) = ("10.9.0.2", "fd00:9::a09:2", "fd00:9::a09:5");
+    let (own, far) = (reverse6(six), reverse6("fd00:8::a09:2"));
+    let cases = [
+        (four,              "web.app.berth", Aaaa, six),
+        (six,               "web.app.berth", Aaaa, six),
+        (six,               "web.app.berth", A,    "10.9.0.2 | 10.9.0.3"),
+        (b,                 "web.app.berth", Aaaa, b),
+        (six,               &own,            Ptr,  "web.app.berth"),
+        (four,              &own,            Ptr,  "web.app.berth"),
+        (b,                 &own,            Ptr,  ""),
+        (six,               &far,            Ptr,  "forward"),
+        ("fd00:9::a09:63",  "web.app.berth", Aaaa, ""),
+        ("fd00:8::a09:2",   "web.app.berth", Aaaa, "refused"),
+        ("::ffff:10.9.0.2", "web.app.berth", Aaaa, "refused"),
+    ];
+    for (caller, name, kind, expected) in cases {
+        assert_eq!(ask(&zone(&known), caller, name, kind), expected, "{caller} asks {kind:?} of {name}");
+    }
+    // What the node has no subnet for is nobody's.
+    let alone = Zone::new(&known, DOMAIN, "10.9.0.0/24".parse::<ipnet::Ipv4Net>().unwrap().into());
+    assert_eq!(ask(&alone, six, "web.app.berth", A), "refused");
+}

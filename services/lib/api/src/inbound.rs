@@ -1004,7 +1004,11 @@ mod tests {
     #[test]
     fn a_policy_of_the_network_is_read_like_this() {
         let mut request = request();
-        let mut policy = allowing(vec![rule("10.0.0.0/8", 0), rule("192.0.2.7/32", 443)]);
+        let mut policy = allowing(vec![
+            rule("10.0.0.0/8", 0),
+            rule("192.0.2.7/32", 443),
+            rule("2001:db8::/32", 443),
+        ]);
         policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
         spec(&mut request).network = policy;
         web(&mut request).ports = vec![v1::Port {
@@ -1022,6 +1026,7 @@ mod tests {
                 egress: Egress::Allow(vec![
                     destination("10.0.0.0/8", None),
                     destination("192.0.2.7/32", Some((Protocol::Tcp, 443))),
+                    destination("2001:db8::/32", Some((Protocol::Tcp, 443))),
                 ]),
                 allow_from: vec!["app=web".into()],
             }
@@ -1053,7 +1058,10 @@ mod tests {
                 spec(it).network = allowing(vec![rule("10.0.0.1/8", 0)]);
             }),
             ("spec.network.egress_rules[0].cidr", |it| {
-                spec(it).network = allowing(vec![rule("fd00::/8", 0)]);
+                spec(it).network = allowing(vec![rule("fd00::1/8", 0)]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                spec(it).network = allowing(vec![rule("fd00::/129", 0)]);
             }),
             ("spec.network.egress_rules[0].port", |it| {
                 spec(it).network = allowing(vec![rule("10.0.0.0/8", 65_536)]);

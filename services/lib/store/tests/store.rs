@@ -9,7 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_domain::{Failure, Generation, Reason, SandboxId, SandboxRecord, SandboxSpec, Status};
+use berth_domain::{
+    Failure, Generation, Reason, SandboxId, SandboxRecord, SandboxSpec, Status, ipam::Subnets,
+};
 use berth_store::{
     AdmitError, Admitted, Arrival, Change, Store, StoreError, UpdateError, WatchEnded,
 };
@@ -281,6 +283,63 @@ async fn all_is_there_after_the_store_was_opened_again() {
     assert_eq!(store.all().await.unwrap(), vec![other.clone(), web.clone()]);
     assert_eq!(store.list(None, 1).await.unwrap(), (vec![other.clone()], 2));
     assert_eq!(store.list(Some(other.id), 5).await.unwrap(), (vec![web], 2));
+}
+
+#[tokio::test]
+async fn a_lease_holds_both_addresses_and_one_that_is_held_keeps_its_subnet() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("test.redb");
+    let open = |v6: Option<&str>| {
+        let subnets = Subnets {
+            v4: subnet("10.9.0.0/24"),
+            v6: v6.map(|it| it.parse().unwrap()),
+        };
+        Store::open_within(&path, subnets, Duration::ZERO)
+    };
+    let addresses = |record: &SandboxRecord| {
+        let all = record.addresses.iter();
+        all.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let store = open(None).unwrap();
+    let before = begin(&store, "before").await;
+    assert_eq!(addresses(&before), ["10.9.0.2/24"]);
+    drop(store);
+
+    let store = open(Some("fd00:1::/64")).unwrap();
+    let kept = store.get(&before.id).await.unwrap().unwrap();
+    assert_eq!(kept, before, "it has what it was admitted with");
+    let both = begin(&store, "both").await;
+    assert_eq!(addresses(&both), ["10.9.0.3/24", "fd00:1::a09:3/128"]);
+    let leases = store.leases().await.unwrap();
+    assert_eq!(leases.len(), 2, "one for both");
+    let views = store.lease_views(SystemTime::now()).await.unwrap();
+    let six: Vec<_> = views.iter().map(|it| it.address6).collect();
+    assert_eq!(six, [None, Some("fd00:1::a09:3".parse().unwrap())]);
+    drop(store);
+
+    for other in [None, Some("fd00:2::/64")] {
+        match open(other).unwrap_err() {
+            StoreError::ForeignAddress { address, owner, .. } => {
+                assert_eq!(
+                    (address.as_str(), owner.as_str()),
+                    ("fd00:1::a09:3", "both")
+                );
+            }
+            error => panic!("{error:?} with {other:?}"),
+        }
+    }
+    // It is in this one as well.
+    let store = open(Some("fd00:1::/48")).unwrap();
+    let now = SystemTime::now();
+    assert!(store.remove(&both.id, both.generation, now).await.unwrap());
+    drop(store);
+    let store = open(None).unwrap();
+    let next = begin(&store, "next").await;
+    assert_eq!(
+        addresses(&next),
+        ["10.9.0.3/24"],
+        "the lease was given back"
+    );
 }
 
 /// Needs the right to mount.
