@@ -11,7 +11,8 @@ const CONNTRACK: u16 = 1;
 const GET: u16 = CONNTRACK << 8 | 1;
 const DELETE: u16 = CONNTRACK << 8 | 2;
 /// `AF_INET` and `AF_INET6`.
-const FAMILIES: [(u8, fn(&IpAddr) -> bool); 2] = [(2, IpAddr::is_ipv4), (10, IpAddr::is_ipv6)];
+const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const ADDRESSES: u16 = 1;
@@ -19,8 +20,8 @@ const ZONE: u16 = 18;
 
 /// Deletes every connection in which one of `addresses` takes part, on either side of a translation.
 pub(crate) fn forget(socket: &mut Nfnetlink, addresses: &[IpAddr]) -> io::Result<()> {
-    for (family, is_of) in FAMILIES {
-        if !addresses.iter().any(is_of) {
+    for family in [IPV4, IPV6] {
+        if addresses.iter().all(|it| it.is_ipv6() != (family == IPV6)) {
             continue;
         }
         let mut doomed = vec![];

@@ -195,14 +195,14 @@ impl Links {
         let of_link = self.0.address().get().set_link_index_filter(index);
         let all: Vec<_> = of_link.execute().try_collect().await.map_err(listing)?;
         for message in all {
-            let ours = kept.map(|it| (IpAddr::V6(it.addr()), it.prefix_len()));
             let length = message.header.prefix_len;
-            let address = message.attributes.iter().find_map(|it| match it {
-                AddressAttribute::Address(IpAddr::V6(it)) => Some(IpAddr::V6(*it)),
-                #[expect(clippy::wildcard_enum_match_arm, reason = "there are a dozen")]
-                _ => None,
+            let address = message.attributes.iter().find_map(|it| {
+                if let AddressAttribute::Address(IpAddr::V6(ip)) = it {
+                    return Some(Ipv6Net::new_assert(*ip, length));
+                }
+                None
             });
-            let Some(address) = address.filter(|it| ours != Some((*it, length))) else {
+            let Some(address) = address.filter(|it| Some(*it) != kept) else {
                 continue;
             };
             if message.header.scope == AddressScope::Universe {
