@@ -668,6 +668,25 @@ async fn without_a_subnet_of_it_no_packet_of_ipv6_leaves_a_sandbox() -> anyhow::
     send()?;
     let got = received(&receiver);
     ensure!(got.is_none(), "{got:?} arrived");
+
+    // And beyond the node, which somebody else has made a router.
+    let client = Client::beside(&node)?;
+    fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+    let mut nsenter = Command::new("nsenter");
+    nsenter.arg(format!("--net={}", front.display()));
+    let add = format!("ip route add default via {end}");
+    succeed(nsenter.args(add.split_whitespace()))?;
+    let any = Ipv6Addr::UNSPECIFIED.into();
+    let receiver = udp_in(&client.namespace(), any, 9000)?;
+    let to = (client.own, 9000);
+    within(&front, move || {
+        UdpSocket::bind((own, 0))?.send_to(b"six", to)?;
+        Ok(())
+    })?;
+    UdpSocket::bind((client.node, 0))?.send_to(b"mark", to)?;
+    let first = received(&receiver).map(|(text, _)| text);
+    ensure!(first.as_deref() == Some("mark"), "{first:?} arrived");
+    drop(client);
     node.finish()
 }
 
