@@ -656,6 +656,12 @@ async fn without_a_subnet_of_it_no_packet_of_ipv6_leaves_a_sandbox() -> anyhow::
     nsenter.arg(format!("--net={}", front.display()));
     let add = format!("ip addr add {own}/64 dev eth0 nodad");
     succeed(nsenter.args(add.split_whitespace()))?;
+    // What it would have to ask the node for, it knows.
+    let hardware = fs::read_to_string(format!("/sys/class/net/{outside}/address"))?;
+    let mut nsenter = Command::new("nsenter");
+    nsenter.arg(format!("--net={}", front.display()));
+    let add = format!("ip neigh add {end} lladdr {} dev eth0", hardware.trim());
+    succeed(nsenter.args(add.split_whitespace()))?;
     let receiver = UdpSocket::bind((end, 0))?;
     receiver.set_read_timeout(Some(PATIENCE))?;
     let port = receiver.local_addr()?.port();

@@ -318,15 +318,12 @@ async fn a_lease_holds_both_addresses_and_one_that_is_held_keeps_its_subnet() {
     drop(store);
 
     for other in [None, Some("fd00:2::/64")] {
-        match open(other).unwrap_err() {
-            StoreError::ForeignAddress { address, owner, .. } => {
-                assert_eq!(
-                    (address.as_str(), owner.as_str()),
-                    ("fd00:1::a09:3", "both")
-                );
-            }
-            error => panic!("{error:?} with {other:?}"),
-        }
+        let refused = open(other).unwrap_err();
+        let StoreError::ForeignAddress { address, owner, .. } = &refused else {
+            panic!("{refused:?} with {other:?}");
+        };
+        let named = (address.as_str(), owner.as_str());
+        assert_eq!(named, ("fd00:1::a09:3", "both"));
     }
     // It is in this one as well.
     let store = open(Some("fd00:1::/48")).unwrap();
