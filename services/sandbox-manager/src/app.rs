@@ -38,6 +38,7 @@ use crate::{
         About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
         deadline::DeadlineLayer,
     },
+    slots,
 };
 
 /// How long the last answers may take on their way, once every plan is at rest.
@@ -52,6 +53,7 @@ pub struct App {
     socket: PathBuf,
     about: About,
     imports: Imports,
+    slot_count: usize,
     stop: CancellationToken,
 }
 
@@ -130,6 +132,7 @@ impl App {
             socket: config.socket,
             about,
             imports,
+            slot_count: config.network.slots,
             stop,
         })
     }
@@ -146,6 +149,7 @@ impl App {
             socket,
             about,
             imports,
+            slot_count,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -162,6 +166,7 @@ impl App {
                 () = stopping => {}
             }
         });
+        registry.spawn(slots::keep(registry.clone(), slot_count));
         let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
 

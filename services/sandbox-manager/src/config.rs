@@ -23,6 +23,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const BRIDGE_NAME_MAX: usize = 15;
 /// Each holds a process of the OCI runtime; a node that can run more at a time does not exist.
 const PARALLEL_CREATES_MAX: usize = 1024;
+/// Each is a network namespace with a link, whether it will be wanted or not.
+const SLOTS_MAX: usize = 256;
 /// containerd's limit for its identifiers.
 const IDENTIFIER_MAX: usize = 76;
 /// The longest domain name, and the longest of its labels.
@@ -150,6 +152,8 @@ pub struct Network {
     pub cool_down: Duration,
     /// Who beyond the node may open connections to the addresses of sandboxes. Node ports are open to all.
     pub reachable_from: Vec<Ipv4Net>,
+    /// Namespaces and links that are made ahead of the sandboxes that will have them.
+    pub slots: usize,
 }
 
 impl Default for Config {
@@ -190,6 +194,7 @@ impl Default for Config {
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
+                slots: 4,
             },
             import: Import {
                 max_bytes: 8 << 30,
@@ -350,6 +355,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
         "network.subnet: the prefix of {subnet} must be /{} to /{}",
         ipam::PREFIX_RANGE.start(),
         ipam::PREFIX_RANGE.end()
+    );
+    ensure!(
+        config.network.slots <= SLOTS_MAX,
+        "network.slots: must be at most {SLOTS_MAX}"
     );
     for registry in &config.containerd.plain_http_registries {
         let Some((host, port)) = registry.rsplit_once(':') else {

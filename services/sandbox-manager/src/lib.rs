@@ -16,6 +16,7 @@ mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod slots;
 mod spool;
 mod store_command;
 mod sweep;

@@ -1,6 +1,7 @@
 //! Which address a sandbox gets. Who holds one and since when is the store's business.
 
 use std::{
+    collections::BTreeMap,
     net::Ipv4Addr,
     time::{Duration, SystemTime},
 };
@@ -79,6 +80,34 @@ pub fn choose(
     })
 }
 
+/// The addresses that the next `count` choices give, as far as there are so many.
+pub fn upcoming(
+    subnet: Ipv4Net,
+    taken: impl IntoIterator<Item = Taken>,
+    now: SystemTime,
+    cool_down: Duration,
+    count: usize,
+) -> Vec<Ipv4Addr> {
+    let taken = taken.into_iter().map(|it| (it.address, it));
+    let mut taken: BTreeMap<_, _> = taken.collect();
+    let mut upcoming = vec![];
+    while upcoming.len() < count {
+        let Ok(address) = choose(subnet, taken.values().copied(), now, cool_down) else {
+            break;
+        };
+        let released_at = None;
+        taken.insert(
+            address,
+            Taken {
+                address,
+                released_at,
+            },
+        );
+        upcoming.push(address);
+    }
+    upcoming
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,5 +166,24 @@ mod tests {
     fn a_clock_that_went_backwards_does_not_end_a_rest() {
         let later = Some(SystemTime::UNIX_EPOCH + NOW + Duration::from_secs(900));
         assert_eq!(choose_in("10.0.0.0/29", &[(2, later)]), Ok(3));
+    }
+
+    #[test]
+    fn what_is_coming_is_what_the_next_choices_give() {
+        let subnet: Ipv4Net = "10.1.0.0/29".parse().unwrap();
+        let address = |host| Ipv4Addr::new(10, 1, 0, host);
+        let taken = [(2, None), (3, ago(5)), (5, ago(61))].map(|(host, released_at)| Taken {
+            address: address(host),
+            released_at,
+        });
+        let now = SystemTime::UNIX_EPOCH + NOW;
+        let upcoming = |count| upcoming(subnet, taken, now, Duration::from_secs(60), count);
+        assert_eq!(upcoming(2), [4, 5].map(address));
+        assert_eq!(
+            upcoming(9),
+            [4, 5, 6, 3].map(address),
+            "no more than there are"
+        );
+        assert!(super::upcoming(subnet, taken, now, Duration::ZERO, 0).is_empty());
     }
 }

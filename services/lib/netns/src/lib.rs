@@ -12,6 +12,7 @@ mod namespaces;
 mod network;
 mod nfnetlink;
 mod rules;
+mod slots;
 mod sockets;
 mod table;
 

@@ -131,6 +131,22 @@ impl Links {
         .await
     }
 
+    /// Gives the link with this number a name and an alias, and sets it up. Returns whether it is there.
+    pub(crate) async fn take_over(
+        &self,
+        index: u32,
+        name: &str,
+        alias: &str,
+    ) -> Result<bool, NetnsError> {
+        let message = LinkUnspec::new_with_index(index).name(name).alias(alias);
+        let taken = self.0.link().set(message.up().build());
+        match taken.execute().await {
+            Ok(()) => Ok(true),
+            Err(error) if is(&error, Errno::NODEV) => Ok(false),
+            Err(error) => Err(failed(format!("naming link {name}"), error)),
+        }
+    }
+
     pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_name(name).alias(alias).build();
         self.request(

@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::ErrorKind,
+    os::fd::AsFd as _,
     path::Path,
     thread,
 };
@@ -53,6 +54,20 @@ pub(crate) fn open<T: Send>(
     })
 }
 
+/// Gives the host inside of the namespaces that are pinned in `dir` another name.
+pub(crate) fn rename_host(dir: &Path, host_name: &str) -> Result<(), NetnsError> {
+    let pin = dir.join("uts");
+    let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
+    on_a_thread(|| {
+        move_into_link_name_space(
+            namespace.as_fd(),
+            Some(LinkNameSpaceType::HostNameAndNISDomainName),
+        )
+        .map_err(NetnsError::kernel("entering the uts namespace"))?;
+        sethostname(host_name.as_bytes()).map_err(NetnsError::kernel("setting the host name"))
+    })
+}
+
 /// Does `work` in the network namespace that is pinned in `dir`.
 pub(crate) fn inside<T: Send>(
     dir: &Path,
@@ -61,7 +76,6 @@ pub(crate) fn inside<T: Send>(
     let pin = dir.join("net");
     let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
     on_a_thread(|| {
-        use std::os::fd::AsFd as _;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(NetnsError::kernel("entering the network namespace"))?;
         work()

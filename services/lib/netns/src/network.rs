@@ -6,7 +6,7 @@ use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr},
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use crate::{
     links::{INSIDE, Link, Links},
     namespaces,
     rules::{self, Frame},
+    slots::{self, Slots},
     sockets,
 };
 
@@ -47,6 +48,7 @@ pub struct NetnsNetwork {
     /// That all links of this instance are in.
     group: u32,
     fencing: Arc<Fencing>,
+    slots: Arc<Slots>,
 }
 
 impl NetnsNetwork {
@@ -72,12 +74,15 @@ impl NetnsNetwork {
             reachable_from: settings.reachable_from.clone(),
         };
         let fencing = blocking(move || Fence::start(frame)).await?;
-        Ok(Self {
+        let network = Self {
             settings: Arc::new(settings),
             links,
             group,
             fencing: Arc::new(fencing),
-        })
+            slots: Arc::default(),
+        };
+        slots::clear(&network.place()).await?;
+        Ok(network)
     }
 
     /// What this host does not allow, a sentence each.
@@ -138,12 +143,17 @@ impl NetnsNetwork {
             .await?;
         // A former attempt may have ended anywhere.
         self.links.remove(&link).await?;
-        self.links
-            .add_pair(&link, self.group, namespace.as_fd(), own)
-            .await?;
-        self.links
-            .set_alias(&link, &names.link_alias(&sandbox.id))
-            .await?;
+        let alias = names.link_alias(&sandbox.id);
+        let taken = match self.slots.claim(&sandbox.id) {
+            Some(slot) => self.links.take_over(slot, &link, &alias).await?,
+            None => false,
+        };
+        if !taken {
+            self.links
+                .add_pair(&link, self.group, namespace.as_fd(), own)
+                .await?;
+            self.links.set_alias(&link, &alias).await?;
+        }
         let gateway = ipam::gateway(self.settings.subnet);
         if let Some(ip) = own {
             let outside = self.links.find(&link).await?;
@@ -187,6 +197,27 @@ impl NetnsNetwork {
         Ok(())
     }
 
+    /// Has network slots ready for each of these addresses, and for no other.
+    pub async fn prepare_slots(&self, addresses: BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        Ok(self.slots.prepare(&self.place(), &addresses).await?)
+    }
+
+    fn place(&self) -> slots::Place<'_> {
+        slots::Place {
+            names: &self.settings.names,
+            links: &self.links,
+            group: self.group,
+        }
+    }
+
+    /// The link of a slot that a sandbox was given and that never became its own.
+    async fn drop_slot(&self, id: &SandboxId) -> Result<(), NetnsError> {
+        match self.slots.claim(id) {
+            Some(link) => self.links.remove_index(link).await,
+            None => Ok(()),
+        }
+    }
+
     async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
         let dismissed = self.fenced(move |fence| fence.dismiss(&id));
         dismissed.await.map(Option::unwrap_or_default)
@@ -195,9 +226,16 @@ impl NetnsNetwork {
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
         let names = self.settings.names.clone();
         let links = self.links.all().await?;
-        let links = links.into_iter().filter_map(|link| self.of_link(link));
-        let mut objects: Vec<_> = links.collect();
-        objects.extend(blocking(move || pinned(&names)).await?);
+        // A slot is nobody's yet, and the process that made it knows it.
+        let links = links.into_iter().filter(|it| !self.slots.has_link(it));
+        let mut objects: Vec<_> = links.filter_map(|link| self.of_link(link)).collect();
+        let slots = self.slots.clone();
+        let pinned = blocking(move || {
+            let pinned = pinned(&names)?.into_iter();
+            let others = pinned.filter(|it| !slots.has_namespaces(&names, Path::new(&it.name)));
+            Ok(others.collect::<Vec<_>>())
+        });
+        objects.extend(pinned.await?);
         let rules = self.fenced(|fence| {
             let table = fence.stands()?.then(|| fence.name().to_owned());
             Ok((table, fence.list()?))
@@ -222,6 +260,7 @@ impl NetnsNetwork {
         // A link of ours has its name and its group before it has its alias.
         let unnamed =
             link.alias.is_empty() && link.group == self.group && Names::is_link(&link.name);
+        let unnamed = unnamed || self.place().is_slot(&link);
         (sandbox.is_some() || unnamed).then(|| NetworkObject {
             kind: NetworkObjectKind::Link,
             strange: sandbox
@@ -301,24 +340,27 @@ impl Network for NetnsNetwork {
     async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
         let dir = self.settings.names.namespaces(&sandbox.id);
         let id = sandbox.id.clone();
-        let runtime = tokio::runtime::Handle::current();
-        let inside = blocking(move || {
+        let (names, slots) = (self.settings.names.clone(), self.slots.clone());
+        let address = ipv4(sandbox).next();
+        let open = blocking(move || {
+            let dir = names.namespaces(&id);
             if namespaces::are_open(&dir) {
-                return Ok(None);
+                return Ok(true);
             }
             namespaces::close(&dir)?;
-            namespaces::open(&dir, id.as_str(), || {
-                // As container runtimes do: an app needs no rights to listen on port 80 of a network of its own.
-                let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-                fs::write(ports, "0").map_err(NetnsError::file("writing", ports))?;
-                let _runtime = runtime.enter();
-                Links::here().map(Some)
-            })
-        })
-        .await?;
-        let Some(inside) = inside else { return Ok(()) };
-        if let Some(loopback) = inside.find("lo").await? {
-            inside.set_up(loopback.index).await?;
+            match address.map_or(Ok(false), |it| slots.take(&names, it, &id)) {
+                Err(error) => {
+                    let error = NetworkError::from(error);
+                    tracing::warn!(sandbox = %id, %error, cause = %error.source, "a network slot is of no use");
+                    namespaces::close(&dir)?;
+                    Ok(false)
+                }
+                taken => taken,
+            }
+        });
+        if !open.await? {
+            self.drop_slot(&sandbox.id).await?;
+            open_namespaces(dir, sandbox.id.to_string()).await?;
         }
         Ok(())
     }
@@ -328,6 +370,7 @@ impl Network for NetnsNetwork {
     }
 
     async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.drop_slot(id).await?;
         self.links.remove(&self.settings.names.link(id)).await?;
         Ok(self.dismiss(id.clone()).await?)
     }
@@ -363,6 +406,7 @@ impl Network for NetnsNetwork {
     }
 
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.drop_slot(id).await?;
         let dir = self.settings.names.namespaces(id);
         blocking(move || namespaces::close(&dir)).await?;
         // Its link may have been taken away by somebody else.
@@ -397,6 +441,25 @@ fn ipv4(sandbox: &Sandbox) -> impl Iterator<Item = Ipv4Addr> {
         IpAddr::V4(ip) => Some(ip),
         IpAddr::V6(_) => None,
     })
+}
+
+/// Makes namespaces in which the loopback is up, and pins them in `dir`.
+pub(crate) async fn open_namespaces(dir: PathBuf, host_name: String) -> Result<(), NetnsError> {
+    let runtime = tokio::runtime::Handle::current();
+    let inside = blocking(move || {
+        namespaces::open(&dir, &host_name, || {
+            // As container runtimes do: an app needs no rights to listen on port 80 of a network of its own.
+            let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+            fs::write(ports, "0").map_err(NetnsError::file("writing", ports))?;
+            let _runtime = runtime.enter();
+            Links::here()
+        })
+    })
+    .await?;
+    match inside.find("lo").await? {
+        Some(loopback) => inside.set_up(loopback.index).await,
+        None => Ok(()),
+    }
 }
 
 /// What the kernel must know of the node's end of a link, beside its rules.
@@ -457,7 +520,7 @@ fn of_instance(kind: NetworkObjectKind, name: String) -> NetworkObject {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
 ) -> Result<T, NetnsError> {
     match tokio::task::spawn_blocking(work).await {

@@ -279,6 +279,18 @@ impl Store {
         })
     }
 
+    /// The addresses that the next `count` sandboxes are given, as things stand.
+    pub async fn upcoming_addresses(&self, count: usize) -> Result<Vec<Ipv4Addr>, StoreError> {
+        let rows = self.lease_rows().await?;
+        let Inner {
+            subnet, cool_down, ..
+        } = &*self.0;
+        let inside = rows.iter().filter(|it| subnet.contains(&it.address));
+        let taken = inside.map(rows::LeaseRow::taken);
+        let now = SystemTime::now();
+        Ok(ipam::upcoming(*subnet, taken, now, *cool_down, count))
+    }
+
     async fn lease_rows(&self) -> Result<Vec<rows::LeaseRow>, StoreError> {
         self.blocking(|inner| inner.read(|txn| rows::leases(&txn.open_table(LEASES)?)))
             .await
