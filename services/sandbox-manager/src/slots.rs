@@ -50,7 +50,7 @@ async fn follow(store: &Store, network: &NetnsNetwork, count: usize, mut watch: 
             // Who is on the way up has no need of company.
             Ok((_, Change::Upserted(record))) if record.status == Status::Pending => {}
             Ok((_, Change::Upserted(_) | Change::Removed { .. })) => {
-                let filled = crash::around("create/slots", refill(store, network, count));
+                let filled = crash::around("slots/refill", refill(store, network, count));
                 if filled.await.is_err() {
                     return;
                 }

@@ -101,7 +101,7 @@ async fn a_crash_leaves_no_slot_and_a_stop_none_either() -> anyhow::Result<()> {
     let node = TestNode::start_with(TWO, &[]).await?;
     let former: Vec<_> = two_wait(&node, &[]).await?.into_values().collect();
     for point in [
-        "create/slots/before",
+        "slots/refill/before",
         "create/open-namespaces/after",
         "create/attach-link/before",
     ] {
