@@ -162,7 +162,7 @@ impl App {
         let (node, stopping) = (registry.node().network.clone(), registry.stopping());
         registry.spawn(async move {
             tokio::select! {
-                () = node.keep_rules() => {}
+                () = node.keep() => {}
                 () = stopping => {}
             }
         });

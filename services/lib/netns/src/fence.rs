@@ -129,17 +129,28 @@ impl Fence {
         self.change(&mut state, &former, &sandbox.id)
     }
 
-    /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next.
+    /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next. What fails
+    /// is to be asked for again.
     pub(crate) fn dismiss(&self, id: &SandboxId) -> Result<(), NetnsError> {
         let mut state = self.state();
-        let Some(Wanted { fenced, elements }) = state.wanted.remove(id) else {
+        let Some(wanted) = state.wanted.get_mut(id) else {
             return Ok(());
         };
-        state.labels.give_back(&fenced.labels);
-        state.labels.give_back(&fenced.lets_in);
-        self.change(&mut state, &elements, id)?;
-        drop(state);
-        self.forget(&fenced.addresses)
+        let elements = std::mem::take(&mut wanted.elements);
+        if let Err(error) = self.change(&mut state, &elements, id) {
+            if let Some(wanted) = state.wanted.get_mut(id) {
+                wanted.elements = elements;
+            }
+            return Err(error);
+        }
+        let addresses = state.wanted.get(id).map(|it| it.fenced.addresses.clone());
+        conntrack::forget(&mut state.socket, &addresses.unwrap_or_default())
+            .map_err(NetnsError::rules("forgetting connections"))?;
+        if let Some(Wanted { fenced, .. }) = state.wanted.remove(id) {
+            state.labels.give_back(&fenced.labels);
+            state.labels.give_back(&fenced.lets_in);
+        }
+        Ok(())
     }
 
     /// Makes the kernel forget the connections of these addresses.

@@ -15,6 +15,7 @@ mod rules;
 mod slots;
 mod sockets;
 mod table;
+mod ways;
 
 pub use error::NetnsError;
 pub use network::{NetnsNetwork, Settings};

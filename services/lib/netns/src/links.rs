@@ -1,7 +1,8 @@
 //! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeSet,
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
@@ -10,8 +11,8 @@ use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
-        route::RouteScope,
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope},
     },
 };
 use rustix::io::Errno;
@@ -28,6 +29,7 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     pub(crate) group: u32,
     pub(crate) is_bridge: bool,
+    pub(crate) is_up: bool,
 }
 
 /// Netlink requests of one network namespace.
@@ -95,22 +97,36 @@ impl Links {
             let what = format!("link {name} exists and is not the bridge of this instance");
             return Err(NetnsError::Foreign { what });
         }
-        let add = self
-            .0
-            .address()
-            .add(found.index, IpAddr::V4(net.addr()), net.prefix_len());
-        self.request(format!("adding {net} to {name}"), add.replace().execute())
-            .await?;
-        self.set_up(found.index).await?;
+        if !self.has_address(found.index, net).await? {
+            self.add_address(found.index, &net.into()).await?;
+        }
+        if !found.is_up {
+            self.set_up(found.index).await?;
+        }
         Ok(found)
     }
 
+    async fn has_address(&self, index: u32, net: Ipv4Net) -> Result<bool, NetnsError> {
+        let mut all = self
+            .0
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .set_address_filter(net.addr().into())
+            .execute();
+        let found = all.try_next().await;
+        let found = found.map_err(|it| failed("listing addresses", it))?;
+        Ok(found.is_some_and(|it| it.header.prefix_len == net.prefix_len()))
+    }
+
     /// Makes a pair whose other end is [`INSIDE`] the namespace `inside`, with the hardware address that belongs to `ip`:
-    /// what others remember of an address stays true when its sandbox is made again.
+    /// what others remember of an address stays true when its sandbox is made again. This end has that of `outside`, and is
+    /// down: many kernels rename no link that is up.
     pub(crate) async fn add_pair(
         &self,
         name: &str,
         group: u32,
+        outside: Ipv4Addr,
         inside: BorrowedFd<'_>,
         ip: Option<Ipv4Addr>,
     ) -> Result<(), NetnsError> {
@@ -122,7 +138,7 @@ impl Links {
         let pair = LinkVeth::new(name, INSIDE)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .append_extra_attribute(LinkAttribute::Group(group))
-            .up()
+            .address(hardware_address(outside).into())
             .build();
         self.request(
             format!("adding link {name}"),
@@ -131,20 +147,17 @@ impl Links {
         .await
     }
 
-    /// Gives the link with this number a name and an alias, and sets it up. Returns whether it is there.
+    /// Gives the link with this number a name and an alias, and sets it up.
     pub(crate) async fn take_over(
         &self,
         index: u32,
         name: &str,
         alias: &str,
-    ) -> Result<bool, NetnsError> {
+    ) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_index(index).name(name).alias(alias);
         let taken = self.0.link().set(message.up().build());
-        match taken.execute().await {
-            Ok(()) => Ok(true),
-            Err(error) if is(&error, Errno::NODEV) => Ok(false),
-            Err(error) => Err(failed(format!("naming link {name}"), error)),
-        }
+        self.request(format!("taking over link {name}"), taken.execute())
+            .await
     }
 
     pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> Result<(), NetnsError> {
@@ -172,6 +185,19 @@ impl Links {
             .await
     }
 
+    /// Tells the hardware address of a neighbour, so that nobody is asked for it and nobody can say another one.
+    pub(crate) async fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        hardware: [u8; 6],
+    ) -> Result<(), NetnsError> {
+        let add = self.0.neighbours().add(index, address.into());
+        let add = add.link_layer_address(&hardware).replace();
+        self.request(format!("adding neighbour {address}"), add.execute())
+            .await
+    }
+
     pub(crate) async fn add_route(
         &self,
         destination: Ipv4Net,
@@ -194,17 +220,32 @@ impl Links {
         &self,
         address: Ipv4Addr,
         link: u32,
-        from: Ipv4Addr,
+        from: Option<Ipv4Addr>,
     ) -> Result<(), NetnsError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .output_interface(link)
-            .scope(RouteScope::Link)
-            .pref_source(from)
-            .build();
-        let add = self.0.route().add(route).replace();
+            .scope(RouteScope::Link);
+        if let Some(from) = from {
+            route = route.pref_source(from);
+        }
+        let add = self.0.route().add(route.build()).replace();
         self.request(format!("adding the route to {address}"), add.execute())
             .await
+    }
+
+    /// The single addresses that a route by a link leads to, with the number of the link.
+    pub(crate) async fn host_routes(&self) -> Result<BTreeSet<(Ipv4Addr, u32)>, NetnsError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let all: Vec<_> = self
+            .0
+            .route()
+            .get(all)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing routes", it))?;
+        Ok(all.iter().filter_map(host_route).collect())
     }
 
     /// Gone is a success.
@@ -250,6 +291,24 @@ fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
+    reason = "a route has a dozen attributes"
+)]
+fn host_route(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+    let (mut address, mut link) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(to)) => address = Some(*to),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    let is_one = message.header.destination_prefix_length == 32
+        && message.header.table == RouteHeader::RT_TABLE_MAIN;
+    is_one.then_some((address?, link?))
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
     reason = "a link has a hundred attributes"
 )]
 fn read(message: LinkMessage) -> Link {
@@ -259,6 +318,7 @@ fn read(message: LinkMessage) -> Link {
         alias: String::new(),
         group: 0,
         is_bridge: false,
+        is_up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in message.attributes {
         match attribute {

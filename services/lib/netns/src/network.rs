@@ -1,13 +1,13 @@
 //! The verbs of the network, each found again by names from the sandbox id.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, BorrowedFd},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,10 +25,13 @@ use crate::{
     rules::{self, Frame},
     slots::{self, Slots},
     sockets,
+    ways::{self, Way},
 };
 
 /// Rules that somebody took away are back after this.
 const LOOK_AT_RULES: Duration = Duration::from_secs(1);
+/// Each so many looks, also what else leads to sandboxes is looked at.
+const LOOK_AT_WAYS: u64 = 5;
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 
 #[derive(Clone, Debug)]
@@ -43,12 +46,14 @@ pub struct Settings {
 /// The network of one instance. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct NetnsNetwork {
-    settings: Arc<Settings>,
-    links: Links,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) links: Links,
     /// That all links of this instance are in.
     group: u32,
     fencing: Arc<Fencing>,
     slots: Arc<Slots>,
+    /// Of all sandboxes with a link.
+    ways: Arc<Mutex<BTreeMap<SandboxId, Way>>>,
 }
 
 impl NetnsNetwork {
@@ -59,13 +64,7 @@ impl NetnsNetwork {
         fs::create_dir_all(&dir).map_err(NetnsError::file("making", &dir))?;
         let links = Links::here()?;
         let subnet = settings.subnet;
-        let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
-        let alias = format!("berth {instance} bridge");
-        links.add_bridge(&settings.bridge, &alias, address).await?;
-        let forward = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
-        if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
-            fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
-        }
+        ways::keep_bridge(&links, &settings).await?;
         let group = rules::group(&instance);
         let frame = Frame {
             instance,
@@ -80,6 +79,7 @@ impl NetnsNetwork {
             group,
             fencing: Arc::new(fencing),
             slots: Arc::default(),
+            ways: Arc::default(),
         };
         slots::clear(&network.place()).await?;
         Ok(network)
@@ -96,9 +96,20 @@ impl NetnsNetwork {
         }
     }
 
-    /// Looks again and again whether the rules stand, and makes them anew where somebody has taken them away. Ends never.
-    pub async fn keep_rules(&self) {
-        loop {
+    pub(crate) fn ways(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Way>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks again and again whether the rules and the ways to all sandboxes stand, and makes them anew where somebody has
+    /// taken them away. Ends never.
+    pub async fn keep(&self) {
+        for look in 0_u64.. {
+            if look.is_multiple_of(LOOK_AT_WAYS)
+                && let Err(error) = self.keep_ways().await
+            {
+                let error = NetworkError::from(error);
+                tracing::warn!(%error, cause = %error.source, "the ways to sandboxes cannot be kept");
+            }
             match self.fenced(Fence::look).await {
                 Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
                 Ok(Some(true) | None) => {}
@@ -143,32 +154,23 @@ impl NetnsNetwork {
             .await?;
         // A former attempt may have ended anywhere.
         self.links.remove(&link).await?;
-        let alias = names.link_alias(&sandbox.id);
-        let taken = match self.slots.claim(&sandbox.id) {
-            Some(slot) => self.links.take_over(slot, &link, &alias).await?,
-            None => false,
-        };
-        if !taken {
-            self.links
-                .add_pair(&link, self.group, namespace.as_fd(), own)
-                .await?;
-            self.links.set_alias(&link, &alias).await?;
-        }
+        let index = self
+            .outside(&sandbox.id, &link, namespace.as_fd(), own)
+            .await?;
         let gateway = ipam::gateway(self.settings.subnet);
         if let Some(ip) = own {
-            let outside = self.links.find(&link).await?;
-            let outside = outside.ok_or_else(|| NetnsError::Foreign {
-                what: format!("link {link} vanished while it was made"),
-            })?;
-            self.links
-                .add_host_route(ip, outside.index, gateway)
-                .await?;
+            let has_node_ports = sandbox.spec.node_ports().next().is_some();
+            let way = Way {
+                link,
+                ip,
+                has_node_ports,
+            };
+            self.lead(&way, index).await?;
+            self.ways().insert(sandbox.id.clone(), way);
         }
 
         let runtime = tokio::runtime::Handle::current();
-        let has_node_ports = sandbox.spec.node_ports().next().is_some();
         let inside = blocking(move || {
-            set_up_routing(&link, has_node_ports)?;
             namespaces::inside(&dir, || {
                 let _runtime = runtime.enter();
                 Links::here()
@@ -185,9 +187,15 @@ impl NetnsNetwork {
                 ),
             })?;
         for net in &sandbox.addresses {
-            inside.add_address(eth.index, net).await?;
+            // Of one host: nobody is a neighbour but the node, so that all that it sends is routed and passes the rules,
+            // and no search for neighbours fills the table that all of the node share.
+            inside.add_address(eth.index, &net.addr().into()).await?;
         }
         inside.set_up(eth.index).await?;
+        inside
+            .add_neighbour(eth.index, gateway, rules::hardware_address(gateway))
+            .await?;
+        inside.add_host_route(gateway, eth.index, None).await?;
         inside.add_route(EVERYWHERE, gateway).await?;
         for route in &sandbox.spec.routes {
             inside
@@ -195,6 +203,37 @@ impl NetnsNetwork {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Makes the node's end of a sandbox's link, and returns its number.
+    async fn outside(
+        &self,
+        id: &SandboxId,
+        link: &str,
+        namespace: BorrowedFd<'_>,
+        own: Option<Ipv4Addr>,
+    ) -> Result<u32, NetnsError> {
+        let alias = self.settings.names.link_alias(id);
+        if let Some(slot) = self.slots.claim(id) {
+            match self.links.take_over(slot, link, &alias).await {
+                Ok(()) => return Ok(slot),
+                Err(error) => {
+                    let error = NetworkError::from(error);
+                    tracing::warn!(sandbox = %id, %error, cause = %error.source, "a network slot is of no use");
+                    self.links.remove_index(slot).await?;
+                }
+            }
+        }
+        let gateway = ipam::gateway(self.settings.subnet);
+        self.links
+            .add_pair(link, self.group, gateway, namespace, own)
+            .await?;
+        let made = self.links.find(link).await?;
+        let made = made.ok_or_else(|| NetnsError::Foreign {
+            what: format!("link {link} vanished while it was made"),
+        })?;
+        self.links.take_over(made.index, link, &alias).await?;
+        Ok(made.index)
     }
 
     /// Has network slots ready for each of these addresses, and for no other.
@@ -207,6 +246,7 @@ impl NetnsNetwork {
             names: &self.settings.names,
             links: &self.links,
             group: self.group,
+            gateway: ipam::gateway(self.settings.subnet),
         }
     }
 
@@ -219,6 +259,7 @@ impl NetnsNetwork {
     }
 
     async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
+        self.ways().remove(&id);
         let dismissed = self.fenced(move |fence| fence.dismiss(&id));
         dismissed.await.map(Option::unwrap_or_default)
     }
@@ -385,6 +426,17 @@ impl Network for NetnsNetwork {
         let sandboxes = sandboxes.into_iter().map(with_link);
         let (linked, others): (Vec<_>, Vec<_>) =
             sandboxes.partition(|(_, link)| links.contains(link));
+        *self.ways() = linked
+            .iter()
+            .filter_map(|(it, link)| {
+                let way = Way {
+                    link: link.clone(),
+                    ip: ipv4(it).next()?,
+                    has_node_ports: it.spec.node_ports().next().is_some(),
+                };
+                Some((it.id.clone(), way))
+            })
+            .collect();
         let addresses: Vec<_> = others.iter().flat_map(|(it, _)| ipv4(it)).collect();
         let restored = self.fenced(move |fence| {
             fence.restore(&linked)?;
@@ -392,7 +444,7 @@ impl Network for NetnsNetwork {
             fence.forget(&addresses)
         });
         restored.await?;
-        Ok(())
+        Ok(self.keep_ways().await?)
     }
 
     async fn denied(&self, id: &SandboxId) -> Result<Option<Denied>, NetworkError> {
@@ -460,24 +512,6 @@ pub(crate) async fn open_namespaces(dir: PathBuf, host_name: String) -> Result<(
         Some(loopback) => inside.set_up(loopback.index).await,
         None => Ok(()),
     }
-}
-
-/// What the kernel must know of the node's end of a link, beside its rules.
-fn set_up_routing(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
-    let set = |key: &str, value: &str| {
-        let path = format!("/proc/sys/net/ipv4/conf/{link}/{key}");
-        fs::write(&path, value).map_err(NetnsError::file("writing", path))
-    };
-    // The sandbox takes its neighbours for near and asks for their hardware: the node answers for them all, so that
-    // everything between two sandboxes is routed, and passes the rules.
-    set("proxy_arp", "1")?;
-    // What comes from here has the sandbox's address, also while there are no rules.
-    set("rp_filter", "1")?;
-    if has_node_ports {
-        // Who opens a connection to 127.0.0.1 on the node is led here.
-        set("route_localnet", "1")?;
-    }
-    Ok(())
 }
 
 /// The folders of pinned namespaces.

@@ -47,6 +47,7 @@ pub(crate) struct Place<'a> {
     pub(crate) names: &'a Names,
     pub(crate) links: &'a Links,
     pub(crate) group: u32,
+    pub(crate) gateway: Ipv4Addr,
 }
 
 impl Slots {
@@ -172,7 +173,13 @@ async fn make(place: &Place<'_>, address: Ipv4Addr) -> Result<u32, NetnsError> {
     let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
     let links = place.links;
     links
-        .add_pair(&name, place.group, namespace.as_fd(), Some(address))
+        .add_pair(
+            &name,
+            place.group,
+            place.gateway,
+            namespace.as_fd(),
+            Some(address),
+        )
         .await?;
     links.set_alias(&name, &place.names.slot_alias()).await?;
     let made = links.find(&name).await?;
