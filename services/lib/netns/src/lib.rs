@@ -8,6 +8,7 @@ mod error;
 mod fence;
 mod foreign;
 mod links;
+mod named;
 mod namespaces;
 mod network;
 mod nfnetlink;
@@ -16,4 +17,5 @@ mod sockets;
 mod table;
 
 pub use error::NetnsError;
+pub use named::{NameSets, Opening, Owner};
 pub use network::{NetnsNetwork, Settings};
