@@ -233,7 +233,9 @@ mod tests {
     fn reply(zone: &Zone, query: &Message) -> Message {
         match judge(zone, [10, 9, 0, 2].into(), &query.to_vec().unwrap()) {
             Verdict::Reply(reply) => *reply,
-            other => panic!("{other:?}"),
+            other @ (Verdict::Ignore | Verdict::ReplyBehind(..) | Verdict::Forward(..)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -294,7 +296,7 @@ mod tests {
         let code = |packet: &[u8], caller: [u8; 4]| match judge(&zone, caller.into(), packet) {
             Verdict::Reply(reply) => Some(reply.metadata.response_code),
             Verdict::Ignore => None,
-            other => panic!("{other:?}"),
+            other @ (Verdict::ReplyBehind(..) | Verdict::Forward(..)) => panic!("{other:?}"),
         };
         let inside = [10, 9, 0, 2];
         let query = question("web.app.berth.", RecordType::A);
