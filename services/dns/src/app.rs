@@ -10,6 +10,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::Config,
+    egress::Egress,
     follow::{Knowledge, await_subnet, follow},
     forward::Forwarder,
     known::Known,
@@ -40,9 +41,12 @@ impl App {
         let (zone, zones) = watch::channel(Arc::new(Zone::new(&known, &config.domain, subnet)));
         let gateway = zones.borrow().gateway();
         let sockets = Sockets::bind(gateway, config.port)?;
+        let egress = Egress::new(&config);
+        egress.learn(&known).await;
         let answers = Answers {
             zone: zones,
             forwarder: Arc::new(Forwarder::new(&config, gateway.into())),
+            egress: egress.clone(),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
         let listener = health_socket(&config.socket)?;
@@ -54,7 +58,8 @@ impl App {
         let said = config.subnet().is_none().then_some(subnet);
         tokio::select! {
             () = sockets.serve(answers) => Ok(()),
-            () = publish(changes, &zone, &file, &config.domain, subnet) => Ok(()),
+            () = publish(changes, &zone, &egress, &file, &config.domain, subnet) => Ok(()),
+            () = egress.keep() => Ok(()),
             ended = serve_health(listener) => ended,
             subnet = follow(&config.manager, said, &knowledge) => {
                 let known = Known { subnet: Some(subnet), ..Known::default() };
@@ -69,6 +74,7 @@ impl App {
 async fn publish(
     mut changes: watch::Receiver<Known>,
     zone: &watch::Sender<Arc<Zone>>,
+    egress: &Egress,
     file: &Path,
     domain: &str,
     subnet: Ipv4Net,
@@ -78,11 +84,12 @@ async fn publish(
     while changes.changed().await.is_ok() {
         let known = changes.borrow_and_update().clone();
         let fresh = Zone::new(&known, domain, subnet);
-        let path = file.to_owned();
-        let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &known)).await;
+        let (path, written) = (file.to_owned(), known.clone());
+        let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &written)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(%error, "what is known cannot be written");
         }
+        egress.learn(&known).await;
         zone.send_replace(Arc::new(fresh));
         tokio::time::sleep(PAUSE).await;
     }

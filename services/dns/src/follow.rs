@@ -40,12 +40,18 @@ enum Broken {
 pub(crate) async fn follow(manager: &str, said: Option<Ipv4Net>, knowledge: &Knowledge) -> Ipv4Net {
     let sandboxes = again("sandboxes", || async {
         // It changes with a restart of the manager only, and with that the stream breaks off.
+        let status = current_status(manager).await?;
         if let Some(said) = said {
-            let subnet = current_subnet(manager).await?;
+            let subnet = subnet_of(&status)?;
             if subnet != said {
                 return Err(Broken::Moved(subnet));
             }
         }
+        knowledge.send_if_modified(|known| {
+            let changed = known.instance != status.instance_id;
+            known.instance = status.instance_id;
+            changed
+        });
         sandboxes(manager, knowledge).await
     });
     let catalog = again("catalog", || catalog(manager, knowledge));
@@ -59,7 +65,8 @@ pub(crate) async fn follow(manager: &str, said: Option<Ipv4Net>, knowledge: &Kno
 pub(crate) async fn await_subnet(manager: &str) -> Ipv4Net {
     let mut said = false;
     loop {
-        match current_subnet(manager).await {
+        let status = current_status(manager).await;
+        match status.and_then(|it| subnet_of(&it)) {
             Ok(subnet) => return subnet,
             Err(error) if !said => {
                 said = true;
@@ -74,10 +81,14 @@ pub(crate) async fn await_subnet(manager: &str) -> Ipv4Net {
     }
 }
 
-async fn current_subnet(manager: &str) -> Result<Ipv4Net, Broken> {
+async fn current_status(manager: &str) -> Result<v1::GetStatusResponse, Broken> {
     let mut client = NodeServiceClient::new(connect(manager).await?);
     let status = client.get_status(v1::GetStatusRequest {}).await?;
-    let network = status.into_inner().network.unwrap_or_default();
+    Ok(status.into_inner())
+}
+
+fn subnet_of(status: &v1::GetStatusResponse) -> Result<Ipv4Net, Broken> {
+    let network = status.network.clone().unwrap_or_default();
     let subnet = network.subnet.parse();
     subnet.map_err(|_| Broken::Subnet(network.subnet))
 }

@@ -8,8 +8,8 @@ use std::{
 
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, Failure, Generation, ImageRef,
-    NetworkPolicy, Port, Protocol, Reason, Resources, RestartPolicy, Route, SandboxId, SandboxSpec,
-    StaticHost, Violation,
+    NAME_SERVER_PORTS, NamePattern, NamedDestination, NetworkPolicy, Port, Protocol, Reason,
+    Resources, RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
@@ -324,11 +324,21 @@ impl Check {
         self.count(field, it.egress_rules.len(), EGRESS_RULES_MAX);
         let listed = !it.egress_rules.is_empty();
         let rules = it.egress_rules.iter().take(EGRESS_RULES_MAX).enumerate();
-        let rules: Vec<_> = rules
-            .filter_map(|(at, it)| self.destination(&format!("{field}[{at}]"), it))
-            .collect();
+        let (mut nets, mut egress_names) = (vec![], vec![]);
+        let by_name = it.egress_rules.iter().any(|it| !it.dns_name.is_empty());
+        for (at, it) in rules {
+            let field = format!("{field}[{at}]");
+            if by_name && NAME_SERVER_PORTS.iter().any(|&port| it.port == port.into()) {
+                let problem = "is that of name servers, which a policy with names does not allow";
+                self.wrong(format!("{field}.port"), problem);
+            }
+            match it.dns_name.is_empty() {
+                true => nets.extend(self.destination(&field, it)),
+                false => egress_names.extend(self.named(&field, it)),
+            }
+        }
         let egress = match v1::EgressMode::try_from(it.egress) {
-            Ok(v1::EgressMode::Allow) => Egress::Allow(rules),
+            Ok(v1::EgressMode::Allow) => Egress::Allow(nets),
             Ok(_) if listed => {
                 self.wrong(field, "needs the egress ALLOW");
                 Egress::Open
@@ -355,15 +365,12 @@ impl Check {
         }
         NetworkPolicy {
             egress,
+            egress_names,
             allow_from: it.allow_from,
         }
     }
 
     fn destination(&mut self, field: &str, it: &v1::EgressRule) -> Option<Destination> {
-        self.unsupported(format!("{field}.name"), !it.name.is_empty());
-        if !it.name.is_empty() {
-            return None;
-        }
         let net = match it.cidr.parse::<Ipv4Net>() {
             Ok(net) if net == net.trunc() => Some(net),
             Ok(_) | Err(_) => {
@@ -372,6 +379,28 @@ impl Check {
                 None
             }
         };
+        let port = self.rule_port(field, it)?;
+        Some(Destination { net: net?, port })
+    }
+
+    fn named(&mut self, field: &str, it: &v1::EgressRule) -> Option<NamedDestination> {
+        if !it.cidr.is_empty() {
+            self.wrong(format!("{field}.cidr"), "is there beside a name");
+        }
+        let name = match NamePattern::parse(&it.dns_name) {
+            Ok(name) => Some(name),
+            Err(problem) => {
+                self.wrong(format!("{field}.dns_name"), problem.to_string());
+                None
+            }
+        };
+        let port = self.rule_port(field, it)?;
+        Some(NamedDestination { name: name?, port })
+    }
+
+    /// `None` where it is wrong.
+    #[expect(clippy::option_option, reason = "a rule without a port is a rule")]
+    fn rule_port(&mut self, field: &str, it: &v1::EgressRule) -> Option<Option<(Protocol, u16)>> {
         let protocol = protocol_from_proto(&format!("{field}.protocol"), it.protocol);
         let protocol = match protocol {
             Ok(it) => it,
@@ -380,20 +409,19 @@ impl Check {
                 return None;
             }
         };
-        let port = match u16::try_from(it.port) {
+        match u16::try_from(it.port) {
             Ok(0) if it.protocol != 0 => {
                 let problem = "is needed beside a protocol";
                 self.wrong(format!("{field}.port"), problem);
                 None
             }
-            Ok(0) => None,
-            Ok(port) => Some((protocol, port)),
+            Ok(0) => Some(None),
+            Ok(port) => Some(Some((protocol, port))),
             Err(_) => {
                 self.wrong(format!("{field}.port"), "must be at most 65535");
                 None
             }
-        };
-        Some(Destination { net: net?, port })
+        }
     }
 
     fn labels(&mut self, field: &str, it: HashMap<String, String>) -> BTreeMap<String, String> {
@@ -1000,10 +1028,23 @@ mod tests {
         }
     }
 
+    fn by_name(name: &str, port: u32) -> v1::EgressRule {
+        v1::EgressRule {
+            dns_name: name.into(),
+            port,
+            ..v1::EgressRule::default()
+        }
+    }
+
     #[test]
     fn a_policy_of_the_network_is_read_like_this() {
         let mut request = request();
-        let mut policy = allowing(vec![rule("10.0.0.0/8", 0), rule("192.0.2.7/32", 443)]);
+        let named = v1::EgressRule {
+            protocol: v1::Protocol::Udp.into(),
+            ..by_name("*.example.org", 123)
+        };
+        let rules = vec![rule("10.0.0.0/8", 0), named, rule("192.0.2.7/32", 443)];
+        let mut policy = allowing(rules);
         policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
         spec(&mut request).network = policy;
         web(&mut request).ports = vec![v1::Port {
@@ -1022,6 +1063,10 @@ mod tests {
                     destination("10.0.0.0/8", None),
                     destination("192.0.2.7/32", Some((Protocol::Tcp, 443))),
                 ]),
+                egress_names: vec![NamedDestination {
+                    name: NamePattern::parse("*.example.org").unwrap(),
+                    port: Some((Protocol::Udp, 123)),
+                }],
                 allow_from: vec!["app=web".into()],
             }
         );
@@ -1047,6 +1092,45 @@ mod tests {
             }),
             ("spec.network.egress_rules", |it| {
                 spec(it).network = allowing(vec![rule("10.0.0.0/8", 0); 10_000]);
+            }),
+            ("spec.network.egress_rules", |it| {
+                // Networks and names count together, and the limit is said.
+                let mut rules = vec![by_name("api.example.org", 443); 9_900];
+                rules.extend(vec![rule("10.0.0.0/8", 0); 100]);
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[1].dns_name", |it| {
+                let rules = vec![rule("10.0.0.0/8", 0), by_name("API.example.org", 443)];
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[0].dns_name", |it| {
+                spec(it).network = allowing(vec![by_name("a_b.example.org", 0)]);
+            }),
+            ("spec.network.egress_rules[0].dns_name", |it| {
+                spec(it).network = allowing(vec![by_name("*", 0)]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                let both = v1::EgressRule {
+                    dns_name: "api.example.org".into(),
+                    ..rule("10.0.0.0/8", 0)
+                };
+                spec(it).network = allowing(vec![both]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                spec(it).network = allowing(vec![v1::EgressRule::default()]);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                let rules = vec![rule("10.0.0.0/8", 53), by_name("api.example.org", 443)];
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                spec(it).network = allowing(vec![by_name("dns.example.org", 853)]);
+            }),
+            ("spec.network.egress_rules", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress_rules: vec![by_name("api.example.org", 443)],
+                    ..v1::NetworkPolicy::default()
+                });
             }),
             ("spec.network.egress_rules[0].cidr", |it| {
                 spec(it).network = allowing(vec![rule("10.0.0.1/8", 0)]);
@@ -1100,6 +1184,22 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_too_long_is_refused_with_the_limit_and_one_of_networks_may_have_port_53() {
+        let with = |rules| {
+            let mut request = request();
+            spec(&mut request).network = allowing(rules);
+            create_from_proto(request, subnet())
+        };
+        let rules = |number| vec![by_name("api.example.org", 443); number];
+        with(rules(EGRESS_RULES_MAX)).unwrap();
+        let refused = with(rules(10_000)).unwrap_err();
+        let said = refused.violations.iter().map(|it| it.problem.as_str());
+        let said: Vec<_> = said.filter(|it| it.contains("256")).collect();
+        assert_eq!(said.len(), 1, "{refused:?}");
+        with(vec![rule("10.0.0.0/8", 53)]).unwrap();
+    }
+
+    #[test]
     fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
         type Spoil = fn(&mut v1::CreateRequest);
         let cases: &[(&str, Spoil)] = &[
@@ -1114,12 +1214,6 @@ mod tests {
             ("spec.containers[0].stdin", |it| web(it).stdin = true),
             ("spec.containers[0].mounts", |it| {
                 web(it).mounts.push(v1::Mount::default())
-            }),
-            ("spec.network.egress_rules[0].name", |it| {
-                spec(it).network = allowing(vec![v1::EgressRule {
-                    name: "example.org".into(),
-                    ..v1::EgressRule::default()
-                }]);
             }),
         ];
         for (field, spoil) in cases {

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::Ipv4Net;
 
-use crate::{id::ContainerName, image_ref::ImageRef};
+use crate::{egress::NamedDestination, id::ContainerName, image_ref::ImageRef};
 
 /// How long a port may take when the spec does not say.
 pub const PORT_WAIT_DEFAULT: Duration = Duration::from_secs(15);
@@ -36,6 +36,8 @@ pub struct SandboxSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkPolicy {
     pub egress: Egress,
+    /// What an [`Egress::Allow`] allows by name, beside its networks; empty with any other.
+    pub egress_names: Vec<NamedDestination>,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one.
     pub allow_from: Vec<String>,
 }

@@ -15,7 +15,7 @@ use crate::{
     conntrack,
     element::{Element, Family, bytes},
     error::NetnsError,
-    foreign,
+    foreign, named,
     nfnetlink::{Held, Nfnetlink},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
     table::{self, Rules},
@@ -147,6 +147,12 @@ impl Fence {
         conntrack::forget(&mut state.socket, &addresses.unwrap_or_default())
             .map_err(NetnsError::rules("forgetting connections"))?;
         if let Some(Wanted { fenced, .. }) = state.wanted.remove(id) {
+            if let Some(owner) = fenced.namer {
+                // What is left there serves nobody, and ends by itself.
+                if let Err(error) = named::forget(&mut state.socket, &self.name, owner) {
+                    tracing::debug!(sandbox = %id, %error, "what its names opened is left to end");
+                }
+            }
             state.labels.give_back(&fenced.labels);
             state.labels.give_back(&fenced.lets_in);
         }
@@ -309,7 +315,7 @@ impl Fence {
     fn render(&self, state: &mut State) -> Result<(), NetnsError> {
         let counted = self.counted(state);
         let elements = state.wanted.values().flat_map(|it| &it.elements);
-        let text = rules::render(&self.frame, elements, &counted);
+        let text = rules::render(&self.frame, elements, &counted) + &self.opened(state);
         if let Rules::Unsupported { message } = table::install(&text)? {
             return Err(NetnsError::Table { message });
         }
@@ -317,6 +323,17 @@ impl Fence {
         let standing = self.standing(socket);
         *whole = standing.map_err(NetnsError::rules("reading the tables"))?;
         Ok(())
+    }
+
+    /// The text with what names have opened, as far as it can be read. The resolver puts back what is missing.
+    fn opened(&self, state: &mut State) -> String {
+        let owners = state.wanted.values().filter_map(|it| it.fenced.namer);
+        let owners: BTreeSet<_> = owners.collect();
+        if owners.is_empty() {
+            return String::new();
+        }
+        let held = named::held(&mut state.socket, &self.name).unwrap_or_default();
+        named::render(&self.frame.instance, &held, &owners)
     }
 
     /// What each wanted element has counted so far, as far as it can be read.

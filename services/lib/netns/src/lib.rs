@@ -8,6 +8,7 @@ mod error;
 mod fence;
 mod foreign;
 mod links;
+mod named;
 mod namespaces;
 mod network;
 mod nfnetlink;
@@ -18,4 +19,5 @@ mod table;
 mod ways;
 
 pub use error::NetnsError;
+pub use named::{NameSets, Opening, Owner};
 pub use network::{NetnsNetwork, Settings};

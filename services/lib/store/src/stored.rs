@@ -9,9 +9,9 @@ use std::{
 
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
-    Generation, ImageRef, NetworkPolicy, Phase, Port, PortSighting, Protocol, Reason, Resources,
-    RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec, StaticHost, Status,
-    Violation,
+    Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
+    Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec,
+    StaticHost, Status, Violation,
     catalog::{App, Entry, Host, Object, Service, ServicePort, Version},
     record::Ending,
 };
@@ -120,6 +120,8 @@ struct StoredSpec {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct StoredPolicy {
     egress: StoredEgress,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    egress_names: Vec<StoredNamed>,
     allow_from: Vec<String>,
 }
 
@@ -134,6 +136,12 @@ enum StoredEgress {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredDestination {
     net: ipnet::Ipv4Net,
+    port: Option<(StoredProtocol, u16)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredNamed {
+    name: String,
     port: Option<(StoredProtocol, u16)>,
 }
 
@@ -686,7 +694,7 @@ impl TryFrom<StoredSpec> for SandboxSpec {
                 .map(Container::try_from)
                 .collect::<Result<_, _>>()?,
             resources: it.resources.into(),
-            network: it.network.into(),
+            network: it.network.try_into()?,
         })
     }
 }
@@ -703,18 +711,41 @@ impl From<&NetworkPolicy> for StoredPolicy {
                 Egress::Deny => StoredEgress::Deny,
                 Egress::Allow(list) => StoredEgress::Allow(list.iter().map(destination).collect()),
             },
+            egress_names: it.egress_names.iter().map(StoredNamed::from).collect(),
             allow_from: it.allow_from.clone(),
         }
     }
 }
 
-impl From<StoredPolicy> for NetworkPolicy {
-    fn from(it: StoredPolicy) -> Self {
+impl From<&NamedDestination> for StoredNamed {
+    fn from(it: &NamedDestination) -> Self {
+        Self {
+            name: it.name.to_string(),
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        }
+    }
+}
+
+impl TryFrom<StoredNamed> for NamedDestination {
+    type Error = String;
+
+    fn try_from(it: StoredNamed) -> Result<Self, String> {
+        Ok(Self {
+            name: NamePattern::parse(&it.name).map_err(say)?,
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        })
+    }
+}
+
+impl TryFrom<StoredPolicy> for NetworkPolicy {
+    type Error = String;
+
+    fn try_from(it: StoredPolicy) -> Result<Self, String> {
         let destination = |it: StoredDestination| Destination {
             net: it.net,
             port: it.port.map(|(protocol, port)| (protocol.into(), port)),
         };
-        Self {
+        Ok(Self {
             egress: match it.egress {
                 StoredEgress::Open => Egress::Open,
                 StoredEgress::Deny => Egress::Deny,
@@ -722,8 +753,13 @@ impl From<StoredPolicy> for NetworkPolicy {
                     Egress::Allow(list.into_iter().map(destination).collect())
                 }
             },
+            egress_names: it
+                .egress_names
+                .into_iter()
+                .map(NamedDestination::try_from)
+                .collect::<Result<_, _>>()?,
             allow_from: it.allow_from,
-        }
+        })
     }
 }
 
@@ -832,8 +868,12 @@ mod tests {
             network: NetworkPolicy {
                 egress: Egress::Allow(vec![Destination {
                     net: "10.0.0.0/8".parse().unwrap(),
-                    port: Some((Protocol::Udp, 53)),
+                    port: Some((Protocol::Udp, 123)),
                 }]),
+                egress_names: vec![NamedDestination {
+                    name: NamePattern::parse("*.example.org").unwrap(),
+                    port: Some((Protocol::Tcp, 443)),
+                }],
                 allow_from: vec![text("app=web")],
             },
         };

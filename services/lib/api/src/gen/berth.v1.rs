@@ -62,7 +62,7 @@ pub struct NetworkPolicy {
     #[prost(enumeration = "EgressMode", tag = "1")]
     pub egress: i32,
     /// What is allowed with ALLOW, and refused with INVALID_FIELD with any other mode. An address behind a node port counts
-    /// as that of its sandbox. At most 256.
+    /// as that of its sandbox. At most 256, networks and names together.
     #[prost(message, repeated, tag = "2")]
     pub egress_rules: ::prost::alloc::vec::Vec<EgressRule>,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one, as far as its own egress
@@ -70,21 +70,27 @@ pub struct NetworkPolicy {
     #[prost(string, repeated, tag = "3")]
     pub allow_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Allows connections to a network.
+/// Allows connections to a network, or to the addresses that a name stands for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EgressRule {
-    /// IPv4 network in CIDR form without host bits, as in `10.1.0.0/16` or `192.0.2.7/32`. Required.
+    /// IPv4 network in CIDR form without host bits, as in `10.1.0.0/16` or `192.0.2.7/32`. Required where `dns_name` is
+    /// empty, and refused with INVALID_FIELD where it is not.
     #[prost(string, tag = "1")]
     pub cidr: ::prost::alloc::string::String,
     /// Only this protocol; needs a port. Default: TCP where there is a port, else every protocol.
     #[prost(enumeration = "Protocol", tag = "2")]
     pub protocol: i32,
-    /// Only this port, at most 65535. Default: 0, all.
+    /// Only this port, at most 65535. 53 and 853 are refused with INVALID_FIELD where any rule has a `dns_name`: who may
+    /// reach names asks the name server of the node, and no other one. Default: 0, all (in that case all but these two).
     #[prost(uint32, tag = "3")]
     pub port: u32,
-    /// A DNS name in place of a network. Refused with UNSUPPORTED_FIELD when not empty.
+    /// A DNS name in place of a network: `api.example.org`, or `*.example.org` for every name below it and not itself. In
+    /// lower case, without a dot at its end; labels of 1 to 63 letters, digits and `-`, at most 253 bytes; another one is
+    /// refused with INVALID_FIELD. It allows connections to the addresses that the node's name server has answered this
+    /// sandbox for the name, for as long as they live, a minute at least; connections that stand go on after that. Where a
+    /// policy has such rules, names that none of them matches are not handed on to other name servers.
     #[prost(string, tag = "4")]
-    pub name: ::prost::alloc::string::String,
+    pub dns_name: ::prost::alloc::string::String,
 }
 /// One route inside the sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -266,7 +272,7 @@ pub enum EgressMode {
     Unspecified = 0,
     /// Everywhere beyond the node.
     Open = 1,
-    /// Nowhere.
+    /// Nowhere. Names of others are not looked up either.
     Deny = 2,
     /// Where a rule allows it.
     Allow = 3,
