@@ -13,6 +13,7 @@ use berth_domain::{
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
+    subnets::check_identifier,
 };
 use ipnet::Ipv4Net;
 use prost::Message as _;
@@ -353,9 +354,14 @@ impl Check {
                 self.wrong(field, "is there twice");
             }
         }
+        let subnet = (!it.subnet.is_empty()).then_some(it.subnet);
+        if let Some(identifier) = &subnet {
+            self.take("spec.network.subnet", check_identifier(identifier));
+        }
         NetworkPolicy {
             egress,
             allow_from: it.allow_from,
+            subnet,
         }
     }
 
@@ -988,7 +994,7 @@ mod tests {
         Some(v1::NetworkPolicy {
             egress: v1::EgressMode::Allow.into(),
             egress_rules,
-            allow_from: vec![],
+            ..v1::NetworkPolicy::default()
         })
     }
 
@@ -1005,6 +1011,7 @@ mod tests {
         let mut request = request();
         let mut policy = allowing(vec![rule("10.0.0.0/8", 0), rule("192.0.2.7/32", 443)]);
         policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
+        policy.as_mut().unwrap().subnet = "team".into();
         spec(&mut request).network = policy;
         web(&mut request).ports = vec![v1::Port {
             node_port: 8080,
@@ -1023,6 +1030,7 @@ mod tests {
                     destination("192.0.2.7/32", Some((Protocol::Tcp, 443))),
                 ]),
                 allow_from: vec!["app=web".into()],
+                subnet: Some("team".into()),
             }
         );
         let ports: Vec<_> = read.node_ports().collect();
@@ -1074,6 +1082,12 @@ mod tests {
             ("spec.network.allow_from[0]", |it| {
                 spec(it).network = Some(v1::NetworkPolicy {
                     allow_from: vec!["web".into()],
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.subnet", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    subnet: "x".repeat(129),
                     ..v1::NetworkPolicy::default()
                 });
             }),

@@ -145,6 +145,7 @@ fn network_to_proto(it: &NetworkPolicy) -> Option<v1::NetworkPolicy> {
         egress: mode.into(),
         egress_rules: rules,
         allow_from: it.allow_from.clone(),
+        subnet: it.subnet.clone().unwrap_or_default(),
     })
 }
 

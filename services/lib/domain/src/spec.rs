@@ -38,6 +38,8 @@ pub struct NetworkPolicy {
     pub egress: Egress,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one.
     pub allow_from: Vec<String>,
+    /// Whose part of the node's subnet the address is taken from; `None`: from what is nobody's.
+    pub subnet: Option<String>,
 }
 
 /// Where a sandbox may open connections to, beside the name server of the node. The node itself, link-local addresses and

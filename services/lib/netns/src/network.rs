@@ -332,6 +332,11 @@ impl Network for NetnsNetwork {
         Ok(self.dismiss(id.clone()).await?)
     }
 
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), NetworkError> {
+        self.fenced(move |fence| fence.forget(&addresses)).await?;
+        Ok(())
+    }
+
     async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
         let links = self.links.all().await?.into_iter();
         let links: BTreeSet<_> = links.map(|it| it.name).collect();

@@ -45,6 +45,13 @@ pub(crate) struct StoredLease {
     pub(crate) owner: String,
     pub(crate) generation: u64,
     pub(crate) released_at: Option<SystemTime>,
+    #[serde(default)]
+    pub(crate) boot_id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoredSubnet {
+    pub(crate) subnet: ipnet::Ipv4Net,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,6 +128,8 @@ struct StoredSpec {
 struct StoredPolicy {
     egress: StoredEgress,
     allow_from: Vec<String>,
+    #[serde(default)]
+    subnet: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -704,6 +713,7 @@ impl From<&NetworkPolicy> for StoredPolicy {
                 Egress::Allow(list) => StoredEgress::Allow(list.iter().map(destination).collect()),
             },
             allow_from: it.allow_from.clone(),
+            subnet: it.subnet.clone(),
         }
     }
 }
@@ -723,6 +733,7 @@ impl From<StoredPolicy> for NetworkPolicy {
                 }
             },
             allow_from: it.allow_from,
+            subnet: it.subnet,
         }
     }
 }
@@ -835,6 +846,7 @@ mod tests {
                     port: Some((Protocol::Udp, 53)),
                 }]),
                 allow_from: vec![text("app=web")],
+                subnet: Some(text("team")),
             },
         };
         let id = SandboxId::parse("web").unwrap();
