@@ -19,7 +19,7 @@ use berth_api::{
     },
 };
 use berth_containerd::Containerd;
-use berth_domain::{InstanceId, Names, ipam};
+use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::NetnsNetwork;
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
 use berth_store::Store;
@@ -52,6 +52,7 @@ pub struct App {
     socket: PathBuf,
     about: About,
     imports: Imports,
+    allow_host_network: bool,
     stop: CancellationToken,
 }
 
@@ -130,6 +131,7 @@ impl App {
             socket: config.socket,
             about,
             imports,
+            allow_host_network: config.network.allow_host_network,
             stop,
         })
     }
@@ -146,6 +148,7 @@ impl App {
             socket,
             about,
             imports,
+            allow_host_network,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -193,6 +196,7 @@ impl App {
         let sandboxes = SandboxRpc {
             registry: registry.clone(),
             place: Arc::new(place),
+            host_network: allow_host_network,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)
@@ -242,7 +246,8 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         Store::open(&store, subnet, config.network.cool_down).context("opening the store")?;
     let records = store.all().await.context("reading the records")?;
     let unreadable = store.unreadable().await.context("reading the records")?;
-    let held = records.iter().filter(|it| !it.addresses.is_empty()).count() + unreadable.len();
+    let live = |it: &&SandboxRecord| it.status != Status::Dead || !it.addresses.is_empty();
+    let held = records.iter().filter(live).count() + unreadable.len();
     if held > 0 {
         bail!(
             "there are {held} sandboxes: remove them first, with `berth rm` while the manager runs"

@@ -2,7 +2,7 @@
 
 use std::{error::Error, time::Duration};
 
-use berth_domain::{ExitRecord, Failure, Reason, Role};
+use berth_domain::{ExitRecord, Failure, Reason, Role, Violation};
 use berth_platform::{ImageError, NetworkError, RuntimeError};
 use berth_store::{
     AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, UnreserveError,
@@ -113,6 +113,16 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
         | StoreError::ForeignAddress { .. }
         | StoreError::Failed { .. } => internal("the store failed"),
     }
+}
+
+/// The node is not asked for more than its configuration allows.
+pub(crate) fn host_network_disabled() -> Failure {
+    let setting = "network.allow_host_network";
+    let violation = Violation {
+        field: "spec.host_network".to_owned(),
+        problem: format!("is not allowed by the node's setting `{setting}`"),
+    };
+    Failure::of_violations(Reason::DisabledOnNode, vec![violation]).with("setting", setting)
 }
 
 pub(crate) fn admit_failure(error: AdmitError) -> Failure {

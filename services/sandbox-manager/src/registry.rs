@@ -369,7 +369,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     /// The ports on which programs of the node listen, as far as `spec` asks for some.
     async fn node_listens(&self, spec: &SandboxSpec) -> Result<BTreeSet<(Protocol, u16)>, Failure> {
-        if spec.node_ports().next().is_none() {
+        if spec.claimed_ports().next().is_none() {
             return Ok(BTreeSet::new());
         }
         let listens = self.node().network.node_listens().await;

@@ -44,6 +44,8 @@ pub(crate) struct Fence {
 struct State {
     socket: Nfnetlink,
     wanted: BTreeMap<SandboxId, Wanted>,
+    /// Addresses of dismissed sandboxes whose connections the kernel has not forgotten yet.
+    remembered: BTreeMap<SandboxId, Vec<Ipv4Addr>>,
     labels: Labels,
     /// How the tables were when they were last known to be whole; `None`: they have to be looked at.
     whole: Option<Standing>,
@@ -93,6 +95,7 @@ impl Fence {
             state: Mutex::new(State {
                 socket,
                 wanted: BTreeMap::new(),
+                remembered: BTreeMap::new(),
                 labels: Labels::default(),
                 whole: None,
             }),
@@ -132,14 +135,19 @@ impl Fence {
     /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next.
     pub(crate) fn dismiss(&self, id: &SandboxId) -> Result<(), NetnsError> {
         let mut state = self.state();
-        let Some(Wanted { fenced, elements }) = state.wanted.remove(id) else {
+        if let Some(Wanted { fenced, elements }) = state.wanted.remove(id) {
+            state.labels.give_back(&fenced.labels);
+            state.labels.give_back(&fenced.lets_in);
+            state.remembered.insert(id.clone(), fenced.addresses);
+            self.change(&mut state, &elements, id)?;
+        }
+        let Some(addresses) = state.remembered.get(id).cloned() else {
             return Ok(());
         };
-        state.labels.give_back(&fenced.labels);
-        state.labels.give_back(&fenced.lets_in);
-        self.change(&mut state, &elements, id)?;
         drop(state);
-        self.forget(&fenced.addresses)
+        self.forget(&addresses)?;
+        self.state().remembered.remove(id);
+        Ok(())
     }
 
     /// Makes the kernel forget the connections of these addresses.

@@ -21,7 +21,7 @@ use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
     links::{INSIDE, Link, Links},
-    namespaces,
+    namespaces, owned,
     rules::{self, Frame},
     sockets,
 };
@@ -187,6 +187,18 @@ impl NetnsNetwork {
         Ok(())
     }
 
+    async fn open_in_own_network(&self, id: SandboxId) -> Result<(), NetnsError> {
+        let dir = self.settings.names.namespaces(&id);
+        blocking(move || {
+            if namespaces::are_open(&dir) {
+                return Ok(());
+            }
+            namespaces::close(&dir)?;
+            namespaces::open_in_own_network(&dir, id.as_str())
+        })
+        .await
+    }
+
     async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
         let dismissed = self.fenced(move |fence| fence.dismiss(&id));
         dismissed.await.map(Option::unwrap_or_default)
@@ -299,6 +311,9 @@ impl Network for NetnsNetwork {
     }
 
     async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        if sandbox.spec.host_network {
+            return Ok(self.open_in_own_network(sandbox.id.clone()).await?);
+        }
         let dir = self.settings.names.namespaces(&sandbox.id);
         let id = sandbox.id.clone();
         let runtime = tokio::runtime::Handle::current();
@@ -368,15 +383,19 @@ impl Network for NetnsNetwork {
     }
 
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        // Its link may have been taken away by somebody else. First, so that what fails here is done again.
+        self.dismiss(id.clone()).await?;
         let dir = self.settings.names.namespaces(id);
-        blocking(move || namespaces::close(&dir)).await?;
-        // Its link may have been taken away by somebody else.
-        Ok(self.dismiss(id.clone()).await?)
+        Ok(blocking(move || namespaces::close(&dir)).await?)
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
         let dir = self.settings.names.namespaces(id);
-        Ok(blocking(move || namespaces::inside(&dir, sockets::listening)).await?)
+        let listening = blocking(move || match namespaces::is_own_network(&dir)? {
+            true => owned::listening(&dir),
+            false => namespaces::inside(&dir, sockets::listening),
+        });
+        Ok(listening.await?)
     }
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {

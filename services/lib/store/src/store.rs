@@ -385,11 +385,11 @@ impl Inner {
         if let Some((protocol, port, owner)) = self.node_ports().conflict(spec) {
             return refused(node_port_conflict(protocol, port, Some(owner)));
         }
-        let mut ports = spec.node_ports();
-        let listens =
-            ports.find(|(protocol, port, _)| arrival.node_listens.contains(&(*protocol, *port)));
+        let listens = spec
+            .claimed_ports()
+            .find(|it| arrival.node_listens.contains(it));
         match listens {
-            Some((protocol, port, _)) => refused(node_port_conflict(protocol, port, None)),
+            Some((protocol, port)) => refused(node_port_conflict(protocol, port, None)),
             None => Ok(()),
         }
     }
@@ -626,17 +626,14 @@ impl Inner {
                 (Admission::Begin | Admission::Join, _) => {
                     self.check_node_ports(spec, arrival)?;
                     let generation = Generation(next);
-                    let address = self.lease(txn, id, generation, spec, arrival, now)?;
+                    let addresses = match spec.host_network {
+                        true => vec![],
+                        false => vec![self.lease(txn, id, generation, spec, arrival, now)?],
+                    };
                     let record = SandboxRecord {
                         expires_at: arrival.expires_at,
                         boot_id: arrival.boot_id.clone(),
-                        ..SandboxRecord::new(
-                            id.clone(),
-                            generation,
-                            spec.clone(),
-                            vec![address],
-                            now,
-                        )
+                        ..SandboxRecord::new(id.clone(), generation, spec.clone(), addresses, now)
                     };
                     put(&mut table, &record)?;
                     let change = Change::Upserted(Box::new(record.clone()));

@@ -121,6 +121,8 @@ struct StoredSpec {
     containers: Vec<StoredContainer>,
     resources: StoredResources,
     #[serde(default)]
+    host_network: bool,
+    #[serde(default)]
     network: StoredPolicy,
 }
 
@@ -379,6 +381,7 @@ impl From<&SandboxSpec> for StoredSpec {
                 .collect(),
             containers: it.containers.iter().map(StoredContainer::from).collect(),
             resources: it.resources.into(),
+            host_network: it.host_network,
             network: (&it.network).into(),
         }
     }
@@ -695,6 +698,7 @@ impl TryFrom<StoredSpec> for SandboxSpec {
                 .map(Container::try_from)
                 .collect::<Result<_, _>>()?,
             resources: it.resources.into(),
+            host_network: it.host_network,
             network: it.network.into(),
         })
     }
@@ -840,6 +844,7 @@ mod tests {
                 resources,
             }],
             resources,
+            host_network: true,
             network: NetworkPolicy {
                 egress: Egress::Allow(vec![Destination {
                     net: "10.0.0.0/8".parse().unwrap(),

@@ -508,6 +508,81 @@ async fn a_port_of_the_node_has_one_owner_until_its_end() {
     assert_eq!(owner(&taken), Some("next"), "the former owner has no claim");
 }
 
+/// A sandbox in the network of the node that listens on these ports.
+fn shared(ports: &[(Protocol, u16)]) -> SandboxSpec {
+    let port = |&(protocol, number): &(Protocol, u16)| Port {
+        number,
+        name: String::new(),
+        protocol,
+        kind: String::new(),
+        node_port: None,
+    };
+    SandboxSpec {
+        host_network: true,
+        containers: vec![with_ports(ports.iter().map(port).collect())],
+        ..SandboxSpec::default()
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_in_the_network_of_the_node_has_no_address_and_owns_its_ports_there() {
+    use Protocol::{Tcp, Udp};
+    let ground = Ground::new();
+    let store = ground.open();
+    let ports = [(Tcp, 80), (Udp, 53)];
+    let host = admit(&store, "host", shared(&ports)).await.unwrap();
+    assert_eq!(host.addresses, []);
+    assert_eq!(store.leases().await.unwrap(), []);
+    let cases = [
+        ("the same port", shared(&[(Tcp, 80)])),
+        ("one of two", shared(&[(Tcp, 81), (Udp, 53)])),
+        ("a node port", published(Tcp, 80)),
+    ];
+    for (case, spec) in cases {
+        let taken = admit(&store, "next", spec).await.unwrap_err();
+        assert_eq!(owner(&taken), Some("host"), "{case}");
+    }
+    admit(&store, "udp", shared(&[(Udp, 80)])).await.unwrap();
+    admit(&store, "own", spec_with(Tcp, 80)).await.unwrap();
+    admit(&store, "web", published(Tcp, 8080)).await.unwrap();
+    let taken = admit(&store, "next", shared(&[(Tcp, 8080)]))
+        .await
+        .unwrap_err();
+    assert_eq!(owner(&taken), Some("web"));
+    drop(store);
+    let store = ground.open();
+    let taken = admit(&store, "next", published(Udp, 53)).await.unwrap_err();
+    assert_eq!(owner(&taken), Some("host"), "also after a restart");
+
+    let now = SystemTime::now();
+    let enter = |status| move |it: &mut SandboxRecord| it.enter(status, "", "", now);
+    let stopped = enter(Status::Stopped);
+    store
+        .update(&host.id, host.generation, now, stopped)
+        .await
+        .unwrap();
+    let taken = admit(&store, "next", published(Tcp, 80)).await.unwrap_err();
+    assert_eq!(
+        owner(&taken),
+        Some("host"),
+        "its processes may still be there"
+    );
+    let dead = enter(Status::Dead);
+    store
+        .bury(&host.id, host.generation, now, dead)
+        .await
+        .unwrap();
+    admit(&store, "next", published(Tcp, 80)).await.unwrap();
+}
+
+/// A sandbox with a network of its own that listens on this port.
+fn spec_with(protocol: Protocol, number: u16) -> SandboxSpec {
+    SandboxSpec {
+        host_network: false,
+        ..shared(&[(protocol, number)])
+    }
+}
+
 #[tokio::test]
 async fn a_port_on_which_a_program_of_the_node_listens_is_nobodys() {
     let ground = Ground::new();
@@ -527,6 +602,10 @@ async fn a_port_on_which_a_program_of_the_node_listens_is_nobodys() {
         .unwrap_err();
     assert_eq!(owner(&taken), None);
     assert_eq!(store.lease_counts().await.unwrap().held, 0);
+    let taken = begin("web", shared(&[(Protocol::Tcp, 8080)]))
+        .await
+        .unwrap_err();
+    assert_eq!(owner(&taken), None);
     let udp = begin("web", published(Protocol::Udp, 8080)).await.unwrap();
     assert!(
         matches!(udp, Admitted::Begun(it) if it.generation > Generation(0)),
