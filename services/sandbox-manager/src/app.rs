@@ -20,7 +20,7 @@ use berth_api::{
 };
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
-use berth_netns::NetnsNetwork;
+use berth_netns::{NetnsError, NetnsNetwork};
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
@@ -235,6 +235,12 @@ impl App {
         registry.finish().await;
         served
     }
+}
+
+/// Whether a start failed because of its configuration, so that starting again will not help.
+pub fn is_misconfigured(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|it| it.downcast_ref());
+    causes.any(|it| matches!(it, NetnsError::Misconfigured { .. }))
 }
 
 /// Removes what a manager makes on the node for all sandboxes.

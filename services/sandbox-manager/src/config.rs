@@ -441,6 +441,7 @@ mod tests {
             ("network.bridge",                   |it| it.network.bridge = "a/b".into()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.1/16".parse().unwrap()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/30".parse().unwrap()),
+            ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),

@@ -11,6 +11,7 @@ mod links;
 mod namespaces;
 mod network;
 mod nfnetlink;
+mod others;
 mod owned;
 mod rules;
 mod sockets;

@@ -1,6 +1,7 @@
 //! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, BorrowedFd},
 };
@@ -10,16 +11,24 @@ use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::{AddressAttribute, AddressMessage},
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
-        route::RouteScope,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use rustix::io::Errno;
 
-use crate::{error::NetnsError, rules::hardware_address};
+use crate::{
+    error::NetnsError,
+    others::{self, Claim, ClaimKind},
+    rules::hardware_address,
+};
 
 /// The link inside every sandbox.
 pub(crate) const INSIDE: &str = "eth0";
+
+/// `RT_TABLE_LOCAL`: what the kernel itself writes down of each address.
+const LOCAL_TABLE: u8 = 255;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -92,9 +101,14 @@ impl Links {
             }
         };
         if !found.is_bridge || !(found.alias.is_empty() || found.alias == alias) {
-            let what = format!("link {name} exists and is not the bridge of this instance");
-            return Err(NetnsError::Foreign { what });
+            return Err(NetnsError::Misconfigured {
+                setting: "network.bridge",
+                problem: format!("link {name} exists and is not the bridge of this instance"),
+            });
         }
+        let addresses = self.addresses().await?.into_iter();
+        let own = addresses.filter(|(index, _)| *index == found.index);
+        others::check_bridge(name, net, own.map(|(_, it)| it))?;
         let add = self
             .0
             .address()
@@ -103,6 +117,53 @@ impl Links {
             .await?;
         self.set_up(found.index).await?;
         Ok(found)
+    }
+
+    /// The networks that links lead to, other than those that `is_own` knows.
+    pub(crate) async fn claims(
+        &self,
+        is_own: impl Fn(&Link) -> bool,
+    ) -> Result<Vec<Claim>, NetnsError> {
+        let links: BTreeMap<u32, Link> = self
+            .all()
+            .await?
+            .into_iter()
+            .map(|it| (it.index, it))
+            .collect();
+        let claim = |kind, index: u32, net| {
+            let link = links.get(&index).filter(|it| !is_own(it))?;
+            let link = link.name.clone();
+            Some(Claim { kind, net, link })
+        };
+        let addresses = self.addresses().await?.into_iter();
+        let mut claims: Vec<_> = addresses
+            .filter_map(|(index, net)| claim(ClaimKind::Address, index, net))
+            .collect();
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let routes: Vec<_> = self
+            .0
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing routes", it))?;
+        let routes = routes.iter().filter_map(read_route);
+        claims.extend(routes.filter_map(|(index, net)| claim(ClaimKind::Route, index, net)));
+        Ok(claims)
+    }
+
+    /// The IPv4 addresses of all links, by the numbers of these.
+    async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+        let all: Vec<_> = self
+            .0
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing addresses", it))?;
+        Ok(all.iter().filter_map(read_address).collect())
     }
 
     /// Makes a pair whose other end is [`INSIDE`] the namespace `inside`, with the hardware address that belongs to `ip`:
@@ -219,6 +280,42 @@ impl Links {
     ) -> Result<(), NetnsError> {
         answer.await.map_err(|it| failed(operation, it))
     }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an address has a dozen attributes"
+)]
+fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
+    let local = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+        _ => None,
+    });
+    let net = Ipv4Net::new(local?, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
+}
+
+/// The link and the destination of a route, unless it leads everywhere or is the kernel's for an address of its own.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a route has thirty attributes"
+)]
+fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
+    if message.header.table == LOCAL_TABLE {
+        return None;
+    }
+    let (mut link, mut destination) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                destination = Some(*address);
+            }
+            _ => {}
+        }
+    }
+    let net = Ipv4Net::new(destination?, message.header.destination_prefix_length).ok()?;
+    Some((link?, net))
 }
 
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {

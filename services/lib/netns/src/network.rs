@@ -21,7 +21,7 @@ use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
     links::{INSIDE, Link, Links},
-    namespaces, owned,
+    namespaces, others, owned,
     rules::{self, Frame},
     sockets,
 };
@@ -57,6 +57,9 @@ impl NetnsNetwork {
         fs::create_dir_all(&dir).map_err(NetnsError::file("making", &dir))?;
         let links = Links::here()?;
         let subnet = settings.subnet;
+        let group = rules::group(&instance);
+        let own = |it: &Link| it.name == settings.bridge || it.group == group;
+        others::check(subnet, &links.claims(own).await?)?;
         let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
         let alias = format!("berth {instance} bridge");
         links.add_bridge(&settings.bridge, &alias, address).await?;
@@ -64,7 +67,6 @@ impl NetnsNetwork {
         if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
             fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
         }
-        let group = rules::group(&instance);
         let frame = Frame {
             instance,
             subnet,
