@@ -243,13 +243,13 @@ async fn a_subnet_is_reserved_counted_and_released() {
         .count_leases(Request::new(v1::CountLeasesRequest {}));
     let counts = counts.await.unwrap().into_inner();
     assert_eq!((counts.capacity, counts.held, counts.free), (13, 1, 12));
-    assert_eq!(counts.subnets, [expected.clone()]);
+    assert_eq!(counts.subnets, std::slice::from_ref(&expected));
     let listed = ground
         .network
         .list_subnets(Request::new(v1::ListSubnetsRequest {}));
     assert_eq!(
         listed.await.unwrap().into_inner().subnets,
-        [expected.clone()]
+        std::slice::from_ref(&expected)
     );
 
     let in_use = ground.release_subnet("team").await.unwrap_err();
