@@ -19,8 +19,8 @@ use berth_api::{
     },
 };
 use berth_containerd::Containerd;
-use berth_domain::{InstanceId, Names, ipam};
-use berth_netns::NetnsNetwork;
+use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
+use berth_netns::{NetnsError, NetnsNetwork};
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
@@ -54,6 +54,7 @@ pub struct App {
     about: About,
     imports: Imports,
     slot_count: usize,
+    allow_host_network: bool,
     stop: CancellationToken,
 }
 
@@ -133,6 +134,7 @@ impl App {
             about,
             imports,
             slot_count: config.network.slots,
+            allow_host_network: config.network.allow_host_network,
             stop,
         })
     }
@@ -150,6 +152,7 @@ impl App {
             about,
             imports,
             slot_count,
+            allow_host_network,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -198,6 +201,7 @@ impl App {
         let sandboxes = SandboxRpc {
             registry: registry.clone(),
             place: Arc::new(place),
+            host_network: allow_host_network,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)
@@ -238,6 +242,12 @@ impl App {
     }
 }
 
+/// Whether a start failed because of its configuration, so that starting again will not help.
+pub fn is_misconfigured(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|it| it.downcast_ref());
+    causes.any(|it| matches!(it, NetnsError::Misconfigured { .. }))
+}
+
 /// Removes what a manager makes on the node for all sandboxes.
 pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
     let store = config.state_dir.join(STORE_FILE);
@@ -247,7 +257,8 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         Store::open(&store, subnet, config.network.cool_down).context("opening the store")?;
     let records = store.all().await.context("reading the records")?;
     let unreadable = store.unreadable().await.context("reading the records")?;
-    let held = records.iter().filter(|it| !it.addresses.is_empty()).count() + unreadable.len();
+    let live = |it: &&SandboxRecord| it.status != Status::Dead || !it.addresses.is_empty();
+    let held = records.iter().filter(live).count() + unreadable.len();
     if held > 0 {
         bail!(
             "there are {held} sandboxes: remove them first, with `berth rm` while the manager runs"

@@ -154,6 +154,8 @@ pub struct Network {
     pub reachable_from: Vec<Ipv4Net>,
     /// Namespaces and links that are made ahead of the sandboxes that will have them.
     pub slots: usize,
+    /// Whether sandboxes may have the node's network, where no rule of the node holds them.
+    pub allow_host_network: bool,
 }
 
 impl Default for Config {
@@ -195,6 +197,7 @@ impl Default for Config {
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
                 slots: 4,
+                allow_host_network: false,
             },
             import: Import {
                 max_bytes: 8 << 30,
@@ -447,6 +450,7 @@ mod tests {
             ("network.bridge",                   |it| it.network.bridge = "a/b".into()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.1/16".parse().unwrap()),
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/30".parse().unwrap()),
+            ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),

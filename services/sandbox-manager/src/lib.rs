@@ -21,7 +21,7 @@ mod spool;
 mod store_command;
 mod sweep;
 
-pub use app::{App, uninstall};
+pub use app::{App, is_misconfigured, uninstall};
 pub use berth_store::StoreError;
 pub use config::{Command, Config, Flags, load};
 pub use store_command::{Outcome, StoreCommand};

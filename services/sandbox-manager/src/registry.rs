@@ -14,14 +14,14 @@ use berth_domain::{
     SandboxRecord, SandboxSpec, Status, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
-use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
+use berth_store::{Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
 use ipnet::Ipv4Net;
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     crash,
-    failures::{exited, internal, network_failure, store_failure},
+    failures::{admit_failure, exited, internal, network_failure, store_failure},
     node::Node,
     oom::FormerKills,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
@@ -363,20 +363,13 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Ok(record)
             }
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
-            Err(AdmitError::Refused(failure)) => Err(failure),
-            Err(AdmitError::Exhausted { capacity, held }) => Err(Failure::new(
-                Reason::AddressesExhausted,
-                format!("all {capacity} addresses of the subnet are held"),
-            )
-            .with("capacity", capacity)
-            .with("held", held)),
-            Err(AdmitError::Store(error)) => Err(store_failure(error)),
+            Err(error) => Err(admit_failure(error)),
         }
     }
 
     /// The ports on which programs of the node listen, as far as `spec` asks for some.
     async fn node_listens(&self, spec: &SandboxSpec) -> Result<BTreeSet<(Protocol, u16)>, Failure> {
-        if spec.node_ports().next().is_none() {
+        if spec.claimed_ports().next().is_none() {
             return Ok(BTreeSet::new());
         }
         let listens = self.node().network.node_listens().await;

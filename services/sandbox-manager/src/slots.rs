@@ -62,8 +62,8 @@ async fn follow(store: &Store, network: &NetnsNetwork, count: usize, mut watch: 
 }
 
 async fn refill(store: &Store, network: &NetnsNetwork, count: usize) -> Result<(), ()> {
-    let upcoming = store.upcoming_addresses(count).await.map_err(drop)?;
-    let filled = network.prepare_slots(upcoming.into_iter().collect()).await;
+    let upcoming = store.upcoming_addresses(count).into_iter().collect();
+    let filled = network.prepare_slots(upcoming).await;
     filled.map_err(|error| warn(&error))
 }
 

@@ -331,7 +331,7 @@ fn allow(egress_rules: Vec<EgressRule>) -> NetworkPolicy {
     NetworkPolicy {
         egress: EgressMode::Allow.into(),
         egress_rules,
-        allow_from: vec![],
+        ..NetworkPolicy::default()
     }
 }
 

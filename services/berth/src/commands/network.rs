@@ -1,4 +1,4 @@
-//! Commands on the addresses of the node: net ls, leases, release.
+//! Commands on the addresses of the node: net ls, leases, release, subnets, reserve, unreserve.
 
 use berth_api::v1::{self, network_service_client::NetworkServiceClient};
 use jiff::Timestamp;
@@ -17,7 +17,14 @@ pub(super) async fn run(session: &Session, command: Net) -> Result<(), Failure> 
     match command {
         Net::Ls => count(session).await,
         Net::Leases { state } => list(session, state).await,
-        Net::Release { ip } => release(session, &ip).await,
+        Net::Release { ip: Some(ip), .. } => release(session, &ip).await,
+        Net::Release { ip: None, .. } => release_resting(session).await,
+        Net::Subnets => subnets(session).await,
+        Net::Reserve {
+            identifier,
+            prefix_length,
+        } => reserve(session, identifier, prefix_length).await,
+        Net::Unreserve { identifier } => unreserve(session, identifier).await,
     }
 }
 
@@ -30,14 +37,18 @@ async fn count(session: &Session) -> Result<(), Failure> {
     let answer = client(session).await?.count_leases(request).await?;
     let it = answer.into_inner();
     Ok(session.output.object(&ProtoJson(&it), || {
-        page(vec![
+        let whole = page(vec![
             ("subnet", it.subnet.clone()),
             ("bridge", it.bridge.clone()),
             ("addresses", it.capacity.to_string()),
             ("held", it.held.to_string()),
             ("resting", it.resting.to_string()),
             ("free", it.free.to_string()),
-        ])
+        ]);
+        match it.subnets.as_slice() {
+            [] => whole,
+            some => format!("{whole}\n\n{}", subnet_table(some)),
+        }
     })?)
 }
 
@@ -95,6 +106,62 @@ async fn release(session: &Session, address: &str) -> Result<(), Failure> {
         .object(&ProtoJson(&answer), || format!("{address} is free"))?)
 }
 
+async fn release_resting(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::ReleaseRestingLeasesRequest {});
+    let mut client = client(session).await?;
+    let answer = client.release_resting_leases(request).await?.into_inner();
+    Ok(session.output.object(&ProtoJson(&answer), || {
+        format!("{} addresses are free", answer.released)
+    })?)
+}
+
+async fn subnets(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::ListSubnetsRequest {});
+    let answer = client(session).await?.list_subnets(request).await?;
+    let it = answer.into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&it), || subnet_table(&it.subnets))?)
+}
+
+async fn reserve(session: &Session, identifier: String, prefix_length: u32) -> Result<(), Failure> {
+    let request = session.request(v1::ReserveSubnetRequest {
+        identifier,
+        prefix_length,
+    });
+    let answer = client(session).await?.reserve_subnet(request).await?;
+    let it = answer.into_inner();
+    Ok(session.output.object(&ProtoJson(&it), || {
+        let subnet = it.subnet.clone().unwrap_or_default();
+        format!("{} is reserved for {}", subnet.subnet, subnet.identifier)
+    })?)
+}
+
+async fn unreserve(session: &Session, identifier: String) -> Result<(), Failure> {
+    let request = session.request(v1::ReleaseSubnetRequest { identifier });
+    let answer = client(session).await?.release_subnet(request).await?;
+    let it = answer.into_inner();
+    Ok(session.output.object(&ProtoJson(&it), || {
+        let subnet = it.former.clone().unwrap_or_default();
+        format!("{} is everybody's again", subnet.subnet)
+    })?)
+}
+
+fn subnet_table(subnets: &[v1::ReservedSubnet]) -> String {
+    let rows = subnets.iter().map(|it| {
+        [
+            it.subnet.clone(),
+            it.identifier.clone(),
+            it.capacity.to_string(),
+            it.held.to_string(),
+            it.resting.to_string(),
+            it.free.to_string(),
+        ]
+    });
+    let columns = ["SUBNET", "FOR", "ADDRESSES", "HELD", "RESTING", "FREE"];
+    table(columns, rows.collect())
+}
+
 fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {
     let rows = leases.iter().map(|it| {
         let state = word(it.state().as_str_name(), "LEASE_STATE_").to_owned();
@@ -115,6 +182,23 @@ fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_subnet_tells_whose_it_is_and_what_is_left_of_it() {
+        let subnet = v1::ReservedSubnet {
+            identifier: "team".to_owned(),
+            subnet: "10.0.0.16/28".to_owned(),
+            capacity: 16,
+            held: 3,
+            resting: 1,
+            free: 12,
+        };
+        assert_eq!(
+            subnet_table(&[subnet]),
+            "SUBNET        FOR   ADDRESSES  HELD  RESTING  FREE\n\
+             10.0.0.16/28  team  16         3     1        12"
+        );
+    }
 
     #[test]
     fn a_lease_tells_since_when_it_is_what_it_is() {

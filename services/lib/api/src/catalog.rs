@@ -213,6 +213,7 @@ pub fn lookup_to_proto(it: &Lookup) -> Option<v1::NetworkPolicy> {
         egress: mode.into(),
         egress_rules,
         allow_from: vec![],
+        subnet: String::new(),
     })
 }
 

@@ -13,6 +13,7 @@ use berth_domain::{
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
+    subnets::check_identifier,
 };
 use ipnet::Ipv4Net;
 use prost::Message as _;
@@ -256,7 +257,6 @@ impl Check {
         let log_attributes = self.labels("spec.log_attributes", it.log_attributes);
         self.text("spec.version", &it.version, TEXT_MAX);
         self.text("spec.log_entity", &it.log_entity, TEXT_MAX);
-        self.unsupported("spec.host_network".into(), it.host_network);
         self.unsupported("spec.volumes".into(), !it.volumes.is_empty());
         let given = it
             .port_wait_timeout
@@ -304,11 +304,12 @@ impl Check {
             .filter_map(|(at, it)| self.container(at, it, &resources))
             .collect();
         let network = self.network(it.network.unwrap_or_default());
-        SandboxSpec {
+        let spec = SandboxSpec {
             labels,
             version: it.version,
             log_entity: it.log_entity,
             log_attributes,
+            host_network: it.host_network,
             port_wait_timeout,
             restart_policy,
             routes,
@@ -316,6 +317,36 @@ impl Check {
             containers,
             resources,
             network,
+        };
+        if spec.host_network {
+            self.beside_host_network(&spec);
+        }
+        spec
+    }
+
+    /// What only a network of its own can have.
+    fn beside_host_network(&mut self, spec: &SandboxSpec) {
+        let NetworkPolicy {
+            egress,
+            // Refused beside any other egress than a list.
+            egress_names: _,
+            allow_from,
+            subnet,
+        } = &spec.network;
+        let mut given = vec![];
+        let mut note = |field: String, is_set: bool| given.extend(is_set.then_some(field));
+        note("spec.routes".into(), !spec.routes.is_empty());
+        note("spec.network.egress".into(), *egress != Egress::Open);
+        note("spec.network.allow_from".into(), !allow_from.is_empty());
+        note("spec.network.subnet".into(), subnet.is_some());
+        for (at, container) in spec.containers.iter().enumerate() {
+            for (number, port) in container.ports.iter().enumerate() {
+                let field = format!("spec.containers[{at}].ports[{number}].node_port");
+                note(field, port.node_port.is_some());
+            }
+        }
+        for field in given {
+            self.wrong(field, "must not be set beside `spec.host_network`");
         }
     }
 
@@ -363,10 +394,15 @@ impl Check {
                 self.wrong(field, "is there twice");
             }
         }
+        let subnet = (!it.subnet.is_empty()).then_some(it.subnet);
+        if let Some(identifier) = &subnet {
+            self.take("spec.network.subnet", check_identifier(identifier));
+        }
         NetworkPolicy {
             egress,
             egress_names,
             allow_from: it.allow_from,
+            subnet,
         }
     }
 
@@ -1016,7 +1052,7 @@ mod tests {
         Some(v1::NetworkPolicy {
             egress: v1::EgressMode::Allow.into(),
             egress_rules,
-            allow_from: vec![],
+            ..v1::NetworkPolicy::default()
         })
     }
 
@@ -1046,6 +1082,7 @@ mod tests {
         let rules = vec![rule("10.0.0.0/8", 0), named, rule("192.0.2.7/32", 443)];
         let mut policy = allowing(rules);
         policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
+        policy.as_mut().unwrap().subnet = "team".into();
         spec(&mut request).network = policy;
         web(&mut request).ports = vec![v1::Port {
             node_port: 8080,
@@ -1068,6 +1105,7 @@ mod tests {
                     port: Some((Protocol::Udp, 123)),
                 }],
                 allow_from: vec!["app=web".into()],
+                subnet: Some("team".into()),
             }
         );
         let ports: Vec<_> = read.node_ports().collect();
@@ -1161,6 +1199,12 @@ mod tests {
                     ..v1::NetworkPolicy::default()
                 });
             }),
+            ("spec.network.subnet", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    subnet: "x".repeat(129),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
             ("spec.containers[0].ports[1].node_port", |it| {
                 let port = |number| v1::Port {
                     node_port: 8080,
@@ -1200,10 +1244,63 @@ mod tests {
     }
 
     #[test]
+    fn what_only_a_network_of_its_own_has_is_refused_beside_that_of_the_node() {
+        type Spoil = fn(&mut v1::CreateRequest);
+        let cases: &[(&str, Spoil)] = &[
+            ("spec.routes", |it| spec(it).routes = by_gateway("")),
+            ("spec.network.egress", |it| {
+                spec(it).network = allowing(vec![rule("10.0.0.0/8", 0)]);
+            }),
+            ("spec.network.egress", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress: v1::EgressMode::Deny.into(),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.allow_from", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    allow_from: vec!["a=b".into()],
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.subnet", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    subnet: "team".into(),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.containers[0].ports[1].node_port", |it| {
+                let published = v1::Port {
+                    node_port: 8080,
+                    ..port(81)
+                };
+                web(it).ports = vec![port(80), published];
+            }),
+        ];
+        for (field, spoil) in cases {
+            let shared = |it: &mut v1::CreateRequest| {
+                spoil(it);
+                spec(it).host_network = true;
+            };
+            let expected = (Reason::InvalidField, vec![(*field).to_owned()]);
+            assert_eq!(refused(shared), expected);
+            let mut own = request();
+            spoil(&mut own);
+            create_from_proto(own, subnet()).unwrap();
+        }
+        let mut request = request();
+        spec(&mut request).host_network = true;
+        web(&mut request).ports = vec![port(80)];
+        let read = create_from_proto(request, subnet()).unwrap().spec;
+        let claimed: Vec<_> = read.claimed_ports().collect();
+        assert_eq!(claimed, [(Protocol::Tcp, 80)]);
+        assert_eq!(read.node_ports().next(), None);
+    }
+
+    #[test]
     fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
         type Spoil = fn(&mut v1::CreateRequest);
         let cases: &[(&str, Spoil)] = &[
-            ("spec.host_network", |it| spec(it).host_network = true),
             ("spec.volumes", |it| {
                 spec(it).volumes.push(v1::Volume::default())
             }),

@@ -116,7 +116,7 @@ fn spec_to_proto(spec: &SandboxSpec) -> v1::SandboxSpec {
         version: spec.version.clone(),
         log_entity: spec.log_entity.clone(),
         log_attributes: spec.log_attributes.clone().into_iter().collect(),
-        host_network: false,
+        host_network: spec.host_network,
         port_wait_timeout: duration(spec.port_wait_timeout),
         restart_policy: restart_policy.into(),
         routes: spec.routes.iter().map(route).collect(),
@@ -149,6 +149,7 @@ fn network_to_proto(it: &NetworkPolicy) -> Option<v1::NetworkPolicy> {
         egress: mode.into(),
         egress_rules: rules,
         allow_from: it.allow_from.clone(),
+        subnet: it.subnet.clone().unwrap_or_default(),
     })
 }
 

@@ -15,6 +15,7 @@ pub mod names;
 pub mod record;
 pub mod spec;
 pub mod step;
+pub mod subnets;
 
 pub use admit::{Admission, Terms, admit, node_port_conflict};
 pub use decide::{Goal, decide};

@@ -23,6 +23,8 @@ pub struct SandboxSpec {
     /// Empty: the sandbox id.
     pub log_entity: String,
     pub log_attributes: BTreeMap<String, String>,
+    /// It has the node's network: no address, no link and no rules of its own, and its ports are the node's.
+    pub host_network: bool,
     pub port_wait_timeout: Duration,
     pub restart_policy: RestartPolicy,
     pub routes: Vec<Route>,
@@ -40,6 +42,8 @@ pub struct NetworkPolicy {
     pub egress_names: Vec<NamedDestination>,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one.
     pub allow_from: Vec<String>,
+    /// Whose part of the node's subnet the address is taken from; `None`: from what is nobody's.
+    pub subnet: Option<String>,
 }
 
 /// Where a sandbox may open connections to, beside the name server of the node. The node itself, link-local addresses and
@@ -152,6 +156,15 @@ impl SandboxSpec {
         ports.filter_map(|it| Some((it.protocol, it.node_port?, it.number)))
     }
 
+    /// The ports of the node that nobody else may have while it lives.
+    pub fn claimed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        let ports = self.containers.iter().flat_map(|it| &it.ports);
+        ports.filter_map(|it| {
+            let own = self.host_network.then_some(it.number);
+            Some((it.protocol, it.node_port.or(own)?))
+        })
+    }
+
     /// CPU in thousandths and memory in bytes that its limits allow it: those of the sandbox, else the sum of its
     /// containers'. What has no limit was promised nothing.
     pub fn promised(&self) -> (u64, u64) {
@@ -214,6 +227,7 @@ impl SandboxSpec {
                 version,
                 log_entity,
                 log_attributes,
+                host_network,
                 port_wait_timeout,
                 restart_policy,
                 routes,
@@ -281,6 +295,7 @@ pub(crate) mod tests {
             version: String::new(),
             log_entity: String::new(),
             log_attributes: BTreeMap::new(),
+            host_network: false,
             port_wait_timeout: PORT_WAIT_DEFAULT,
             restart_policy: RestartPolicy::Always,
             routes: vec![],

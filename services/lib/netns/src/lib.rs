@@ -12,6 +12,8 @@ mod named;
 mod namespaces;
 mod network;
 mod nfnetlink;
+mod others;
+mod owned;
 mod rules;
 mod slots;
 mod sockets;

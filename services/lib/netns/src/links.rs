@@ -1,8 +1,8 @@
 //! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
 
 use std::{
-    collections::BTreeSet,
-    net::Ipv4Addr,
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd as _, BorrowedFd},
 };
 
@@ -11,16 +11,24 @@ use ipnet::{IpNet, Ipv4Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
+        address::{AddressAttribute, AddressMessage},
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use rustix::io::Errno;
 
-use crate::{error::NetnsError, rules::hardware_address};
+use crate::{
+    error::NetnsError,
+    others::{self, Claim, ClaimKind},
+    rules::hardware_address,
+};
 
 /// The link inside every sandbox.
 pub(crate) const INSIDE: &str = "eth0";
+
+/// `RT_TABLE_LOCAL`: what the kernel itself writes down of each address.
+const LOCAL_TABLE: u8 = 255;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -94,10 +102,16 @@ impl Links {
             }
         };
         if !found.is_bridge || !(found.alias.is_empty() || found.alias == alias) {
-            let what = format!("link {name} exists and is not the bridge of this instance");
-            return Err(NetnsError::Foreign { what });
+            return Err(NetnsError::Misconfigured {
+                setting: "network.bridge",
+                problem: format!("link {name} exists and is not the bridge of this instance"),
+            });
         }
-        if !self.has_address(found.index, net).await? {
+        let addresses = self.addresses().await?.into_iter();
+        let own = addresses.filter(|(index, _)| *index == found.index);
+        let own: Vec<_> = own.map(|(_, it)| it).collect();
+        others::check_bridge(name, net, own.iter().copied())?;
+        if !own.contains(&net) {
             self.add_address(found.index, &net.into()).await?;
         }
         if !found.is_up {
@@ -106,17 +120,42 @@ impl Links {
         Ok(found)
     }
 
-    async fn has_address(&self, index: u32, net: Ipv4Net) -> Result<bool, NetnsError> {
-        let mut all = self
+    /// The networks that links lead to, other than those that `is_own` knows.
+    pub(crate) async fn claims(
+        &self,
+        is_own: impl Fn(&Link) -> bool,
+    ) -> Result<Vec<Claim>, NetnsError> {
+        let links: BTreeMap<u32, Link> = self
+            .all()
+            .await?
+            .into_iter()
+            .map(|it| (it.index, it))
+            .collect();
+        let claim = |kind, index: u32, net| {
+            let link = links.get(&index).filter(|it| !is_own(it))?;
+            let link = link.name.clone();
+            Some(Claim { kind, net, link })
+        };
+        let addresses = self.addresses().await?.into_iter();
+        let mut claims: Vec<_> = addresses
+            .filter_map(|(index, net)| claim(ClaimKind::Address, index, net))
+            .collect();
+        let routes = self.routes().await?.into_iter();
+        claims.extend(routes.filter_map(|(index, net)| claim(ClaimKind::Route, index, net)));
+        Ok(claims)
+    }
+
+    /// The IPv4 addresses of all links, by the numbers of these.
+    async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+        let all: Vec<_> = self
             .0
             .address()
             .get()
-            .set_link_index_filter(index)
-            .set_address_filter(net.addr().into())
-            .execute();
-        let found = all.try_next().await;
-        let found = found.map_err(|it| failed("listing addresses", it))?;
-        Ok(found.is_some_and(|it| it.header.prefix_len == net.prefix_len()))
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing addresses", it))?;
+        Ok(all.iter().filter_map(read_address).collect())
     }
 
     /// Makes a pair whose other end is [`INSIDE`] the namespace `inside`, with the hardware address that belongs to `ip`:
@@ -236,16 +275,23 @@ impl Links {
 
     /// The single addresses that a route by a link leads to, with the number of the link.
     pub(crate) async fn host_routes(&self) -> Result<BTreeSet<(Ipv4Addr, u32)>, NetnsError> {
-        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let single = |it: &(u32, Ipv4Net)| it.1.prefix_len() == 32;
+        let routes = self.routes().await?.into_iter().filter(single);
+        Ok(routes.map(|(link, net)| (net.addr(), link)).collect())
+    }
+
+    /// The IPv4 networks that routes by links lead to, by the numbers of these.
+    async fn routes(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let all: Vec<_> = self
             .0
             .route()
-            .get(all)
+            .get(request)
             .execute()
             .try_collect()
             .await
             .map_err(|it| failed("listing routes", it))?;
-        Ok(all.iter().filter_map(host_route).collect())
+        Ok(all.iter().filter_map(read_route).collect())
     }
 
     /// Gone is a success.
@@ -278,6 +324,42 @@ impl Links {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an address has a dozen attributes"
+)]
+fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
+    let local = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+        _ => None,
+    });
+    let net = Ipv4Net::new(local?, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
+}
+
+/// The link and the destination of a route, unless it leads everywhere or is the kernel's for an address of its own.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a route has thirty attributes"
+)]
+fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
+    if message.header.table == LOCAL_TABLE {
+        return None;
+    }
+    let (mut link, mut destination) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                destination = Some(*address);
+            }
+            _ => {}
+        }
+    }
+    let net = Ipv4Net::new(destination?, message.header.destination_prefix_length).ok()?;
+    Some((link?, net))
+}
+
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {
     NetnsError::Netlink {
         operation: operation.into(),
@@ -287,24 +369,6 @@ fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError 
 
 fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(it) if it.raw_code() == -errno.raw_os_error())
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a route has a dozen attributes"
-)]
-fn host_route(message: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
-    let (mut address, mut link) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(to)) => address = Some(*to),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            _ => {}
-        }
-    }
-    let is_one = message.header.destination_prefix_length == 32
-        && message.header.table == RouteHeader::RT_TABLE_MAIN;
-    is_one.then_some((address?, link?))
 }
 
 #[expect(

@@ -21,7 +21,7 @@ use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
     links::{INSIDE, Link, Links},
-    namespaces,
+    namespaces, others, owned,
     rules::{self, Frame},
     slots::{self, Slots},
     sockets,
@@ -64,8 +64,10 @@ impl NetnsNetwork {
         fs::create_dir_all(&dir).map_err(NetnsError::file("making", &dir))?;
         let links = Links::here()?;
         let subnet = settings.subnet;
-        ways::keep_bridge(&links, &settings).await?;
         let group = rules::group(&instance);
+        let own = |it: &Link| it.name == settings.bridge || it.group == group;
+        others::check(subnet, &links.claims(own).await?)?;
+        ways::keep_bridge(&links, &settings).await?;
         let frame = Frame {
             instance,
             subnet,
@@ -258,6 +260,18 @@ impl NetnsNetwork {
         }
     }
 
+    async fn open_in_own_network(&self, id: SandboxId) -> Result<(), NetnsError> {
+        let dir = self.settings.names.namespaces(&id);
+        blocking(move || {
+            if namespaces::are_open(&dir) {
+                return Ok(());
+            }
+            namespaces::close(&dir)?;
+            namespaces::open_in_own_network(&dir, id.as_str())
+        })
+        .await
+    }
+
     async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
         self.ways().remove(&id);
         let dismissed = self.fenced(move |fence| fence.dismiss(&id));
@@ -379,6 +393,9 @@ impl Network for NetnsNetwork {
     }
 
     async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        if sandbox.spec.host_network {
+            return Ok(self.open_in_own_network(sandbox.id.clone()).await?);
+        }
         let dir = self.settings.names.namespaces(&sandbox.id);
         let id = sandbox.id.clone();
         let (names, slots) = (self.settings.names.clone(), self.slots.clone());
@@ -414,6 +431,11 @@ impl Network for NetnsNetwork {
         self.drop_slot(id).await?;
         self.links.remove(&self.settings.names.link(id)).await?;
         Ok(self.dismiss(id.clone()).await?)
+    }
+
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), NetworkError> {
+        self.fenced(move |fence| fence.forget(&addresses)).await?;
+        Ok(())
     }
 
     async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
@@ -459,15 +481,19 @@ impl Network for NetnsNetwork {
 
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
         self.drop_slot(id).await?;
+        // Its link may have been taken away by somebody else. First, so that what fails here is done again.
+        self.dismiss(id.clone()).await?;
         let dir = self.settings.names.namespaces(id);
-        blocking(move || namespaces::close(&dir)).await?;
-        // Its link may have been taken away by somebody else.
-        Ok(self.dismiss(id.clone()).await?)
+        Ok(blocking(move || namespaces::close(&dir)).await?)
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
         let dir = self.settings.names.namespaces(id);
-        Ok(blocking(move || namespaces::inside(&dir, sockets::listening)).await?)
+        let listening = blocking(move || match namespaces::is_own_network(&dir)? {
+            true => owned::listening(&dir),
+            false => namespaces::inside(&dir, sockets::listening),
+        });
+        Ok(listening.await?)
     }
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {

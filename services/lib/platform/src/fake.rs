@@ -788,6 +788,12 @@ impl Network for FakeNode {
         .await
     }
 
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), NetworkError> {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        self.change("forget_connections", words.join(" "), |_| Ok(()))
+            .await
+    }
+
     async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
         self.call("restore", "", |state| {
             for (id, held) in &mut state.sandboxes {

@@ -1,6 +1,9 @@
 //! The network of sandboxes, at the height of a step. Every verb can be repeated.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::SystemTime,
+};
 
 use berth_domain::{Extent, Protocol, Sandbox, SandboxId};
 
@@ -41,6 +44,12 @@ pub trait Network: Send + Sync + 'static {
         &self,
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
+
+    /// Makes the kernel forget the connections of these addresses, which no link may have.
+    fn forget_connections(
+        &self,
+        addresses: Vec<Ipv4Addr>,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
 
     /// Makes the node's rules anew, for exactly those of these sandboxes that have a link: what a former process left of them
     /// is not known.

@@ -45,6 +45,13 @@ pub(crate) struct StoredLease {
     pub(crate) owner: String,
     pub(crate) generation: u64,
     pub(crate) released_at: Option<SystemTime>,
+    #[serde(default)]
+    pub(crate) boot_id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoredSubnet {
+    pub(crate) subnet: ipnet::Ipv4Net,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,6 +121,8 @@ struct StoredSpec {
     containers: Vec<StoredContainer>,
     resources: StoredResources,
     #[serde(default)]
+    host_network: bool,
+    #[serde(default)]
     network: StoredPolicy,
 }
 
@@ -123,6 +132,8 @@ struct StoredPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     egress_names: Vec<StoredNamed>,
     allow_from: Vec<String>,
+    #[serde(default)]
+    subnet: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -378,6 +389,7 @@ impl From<&SandboxSpec> for StoredSpec {
                 .collect(),
             containers: it.containers.iter().map(StoredContainer::from).collect(),
             resources: it.resources.into(),
+            host_network: it.host_network,
             network: (&it.network).into(),
         }
     }
@@ -694,6 +706,7 @@ impl TryFrom<StoredSpec> for SandboxSpec {
                 .map(Container::try_from)
                 .collect::<Result<_, _>>()?,
             resources: it.resources.into(),
+            host_network: it.host_network,
             network: it.network.try_into()?,
         })
     }
@@ -713,6 +726,7 @@ impl From<&NetworkPolicy> for StoredPolicy {
             },
             egress_names: it.egress_names.iter().map(StoredNamed::from).collect(),
             allow_from: it.allow_from.clone(),
+            subnet: it.subnet.clone(),
         }
     }
 }
@@ -759,6 +773,7 @@ impl TryFrom<StoredPolicy> for NetworkPolicy {
                 .map(NamedDestination::try_from)
                 .collect::<Result<_, _>>()?,
             allow_from: it.allow_from,
+            subnet: it.subnet,
         })
     }
 }
@@ -865,6 +880,7 @@ mod tests {
                 resources,
             }],
             resources,
+            host_network: true,
             network: NetworkPolicy {
                 egress: Egress::Allow(vec![Destination {
                     net: "10.0.0.0/8".parse().unwrap(),
@@ -875,6 +891,7 @@ mod tests {
                     port: Some((Protocol::Tcp, 443)),
                 }],
                 allow_from: vec![text("app=web")],
+                subnet: Some(text("team")),
             },
         };
         let id = SandboxId::parse("web").unwrap();

@@ -24,7 +24,7 @@ use super::{
     watches::{resume, too_slow},
 };
 use crate::{
-    failures::{network_failure, runtime_failure, store_failure},
+    failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     ready::OWN_SIGHTING,
     registry::{CreateTerms, Registry, not_found},
     sandbox::Doing,
@@ -38,6 +38,8 @@ const SOURCE_MAX: usize = 63;
 pub(crate) struct SandboxRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
     pub(crate) place: Arc<Place>,
+    /// Whether the configuration allows sandboxes in the network of the node.
+    pub(crate) host_network: bool,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -65,6 +67,9 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let request = request.into_inner();
         let subnet = self.registry.store().subnet();
         let create = berth_api::create_from_proto(request, subnet).map_err(refuse)?;
+        if create.spec.host_network && !self.host_network {
+            return Err(refuse(host_network_disabled()));
+        }
         let id = create.id;
         let terms = CreateTerms {
             expected: create.expected_generation,

@@ -23,7 +23,10 @@ pub struct SandboxSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Use the network of the host. Refused with UNSUPPORTED_FIELD when true. Default: false.
+    /// Use the network of the node: the sandbox has no address and no rules of its own, its name servers are the node's, and its
+    /// ports are ports of the node. A declared port that a sandbox has or a program of the node listens on is refused with
+    /// NODE_PORT_IN_USE. Only where the configuration of the node allows it (`network.allow_host_network`), else refused with
+    /// DISABLED_ON_NODE. Routes, node ports, and all of `network` are refused beside it. Default: false.
     #[prost(bool, tag = "5")]
     pub host_network: bool,
     /// How long each declared TCP port may take until something listens on it. Default: 15 s (also when zero).
@@ -69,6 +72,11 @@ pub struct NetworkPolicy {
     /// allows it. Node ports are reachable without. At most 4. Default: none.
     #[prost(string, repeated, tag = "3")]
     pub allow_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Identifier of a reserved subnet of the node, from which the address is taken. One that is not reserved is refused with
+    /// SUBNET_NOT_FOUND, one that is used up with ADDRESSES_EXHAUSTED. At most 128 bytes. Default: none, an address that is in
+    /// no reserved subnet.
+    #[prost(string, tag = "4")]
+    pub subnet: ::prost::alloc::string::String,
 }
 /// Allows connections to a network, or to the addresses that a name stands for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1475,7 +1483,9 @@ pub enum ErrorReason {
     CreateCancelled = 8,
     /// NOT_FOUND. No sandbox has a container with this container id.
     ContainerNotFound = 9,
-    /// RESOURCE_EXHAUSTED. The subnet has no free address. `QuotaFailure` has the figures.
+    /// RESOURCE_EXHAUSTED. The subnet has no free address. `QuotaFailure` has the figures; the metadata has `capacity`, `held`,
+    /// and either `subnet`, the identifier of the reserved one that is used up, or `reserved`, how many addresses are kept in
+    /// such, which nobody else gets.
     AddressesExhausted = 10,
     /// NOT_FOUND. The registry (or the node, for a name that cannot be pulled) does not have the image.
     ImageNotFound = 11,
@@ -1538,6 +1548,18 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. A port of the node that the spec asks for is taken. The metadata has `node_port`, `protocol`
     /// (`tcp` or `udp`) and `owner`, the id of the sandbox that has it; without `owner`, a program of the node listens there.
     NodePortInUse = 37,
+    /// NOT_FOUND. No subnet is reserved for the identifier. The metadata has `identifier`.
+    SubnetNotFound = 38,
+    /// ALREADY_EXISTS. A subnet of another size is reserved for the identifier. The metadata has `identifier` and `subnet`.
+    SubnetConflict = 39,
+    /// FAILED_PRECONDITION. Sandboxes hold addresses of the reserved subnet. The metadata has `subnet` and `held`.
+    SubnetInUse = 40,
+    /// RESOURCE_EXHAUSTED. The node's subnet has no room for another one of this size, or as many are reserved as can be. The
+    /// metadata has `reserved`, how many there are, and `prefix_length` or `limit`.
+    SubnetsExhausted = 41,
+    /// FAILED_PRECONDITION. The configuration of the node does not allow what the field asks for. `BadRequest` names the field,
+    /// the metadata has `setting`.
+    DisabledOnNode = 42,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1584,6 +1606,11 @@ impl ErrorReason {
             Self::LeaseNotFound => "ERROR_REASON_LEASE_NOT_FOUND",
             Self::LeaseHeld => "ERROR_REASON_LEASE_HELD",
             Self::NodePortInUse => "ERROR_REASON_NODE_PORT_IN_USE",
+            Self::SubnetNotFound => "ERROR_REASON_SUBNET_NOT_FOUND",
+            Self::SubnetConflict => "ERROR_REASON_SUBNET_CONFLICT",
+            Self::SubnetInUse => "ERROR_REASON_SUBNET_IN_USE",
+            Self::SubnetsExhausted => "ERROR_REASON_SUBNETS_EXHAUSTED",
+            Self::DisabledOnNode => "ERROR_REASON_DISABLED_ON_NODE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1627,6 +1654,11 @@ impl ErrorReason {
             "ERROR_REASON_LEASE_NOT_FOUND" => Some(Self::LeaseNotFound),
             "ERROR_REASON_LEASE_HELD" => Some(Self::LeaseHeld),
             "ERROR_REASON_NODE_PORT_IN_USE" => Some(Self::NodePortInUse),
+            "ERROR_REASON_SUBNET_NOT_FOUND" => Some(Self::SubnetNotFound),
+            "ERROR_REASON_SUBNET_CONFLICT" => Some(Self::SubnetConflict),
+            "ERROR_REASON_SUBNET_IN_USE" => Some(Self::SubnetInUse),
+            "ERROR_REASON_SUBNETS_EXHAUSTED" => Some(Self::SubnetsExhausted),
+            "ERROR_REASON_DISABLED_ON_NODE" => Some(Self::DisabledOnNode),
             _ => None,
         }
     }
@@ -2374,7 +2406,7 @@ pub struct ListLeasesResponse {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CountLeasesRequest {}
 /// How many addresses there are.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CountLeasesResponse {
     /// Subnet in CIDR form.
     #[prost(string, tag = "1")]
@@ -2394,6 +2426,77 @@ pub struct CountLeasesResponse {
     /// Those that are neither.
     #[prost(uint64, tag = "6")]
     pub free: u64,
+    /// The reserved subnets, by identifier, at most 1024. Their addresses are counted above too.
+    #[prost(message, repeated, tag = "7")]
+    pub subnets: ::prost::alloc::vec::Vec<ReservedSubnet>,
+}
+/// A part of the node's subnet that is kept for sandboxes that name its identifier.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReservedSubnet {
+    /// Whose it is.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+    /// In CIDR form.
+    #[prost(string, tag = "2")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Addresses that sandboxes can have: all of it. Where the configuration's `network.subnet` was changed since, those that
+    /// lie in the present one.
+    #[prost(uint64, tag = "3")]
+    pub capacity: u64,
+    /// Those that are held.
+    #[prost(uint64, tag = "4")]
+    pub held: u64,
+    /// Those that rest.
+    #[prost(uint64, tag = "5")]
+    pub resting: u64,
+    /// Those that are neither.
+    #[prost(uint64, tag = "6")]
+    pub free: u64,
+}
+/// Asks for a subnet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveSubnetRequest {
+    /// Whose it shall be: a text without control characters. At most 128 bytes. Required.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+    /// Its size: longer than the prefix of the node's subnet, at most 30. Another one than the identifier's subnet has is
+    /// refused with SUBNET_CONFLICT. Required.
+    #[prost(uint32, tag = "2")]
+    pub prefix_length: u32,
+}
+/// The subnet of the identifier.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveSubnetResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub subnet: ::core::option::Option<ReservedSubnet>,
+    /// Whether it was reserved by this call.
+    #[prost(bool, tag = "2")]
+    pub created: bool,
+}
+/// Asks for the reserved subnets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSubnetsRequest {}
+/// The reserved subnets.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSubnetsResponse {
+    /// By identifier, at most 1024.
+    #[prost(message, repeated, tag = "1")]
+    pub subnets: ::prost::alloc::vec::Vec<ReservedSubnet>,
+}
+/// Names the subnet to be released.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseSubnetRequest {
+    /// Whose it is. Required.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+}
+/// The subnet is everybody's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseSubnetResponse {
+    /// As it was.
+    #[prost(message, optional, tag = "1")]
+    pub former: ::core::option::Option<ReservedSubnet>,
 }
 /// Makes an address free.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2414,6 +2517,16 @@ pub struct ReleaseLeaseResponse {
     /// The lease as it was.
     #[prost(message, optional, tag = "1")]
     pub former: ::core::option::Option<AddressLease>,
+}
+/// Asks that no address rests any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseRestingLeasesRequest {}
+/// All are free that had been given back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseRestingLeasesResponse {
+    /// How many there were.
+    #[prost(uint64, tag = "1")]
+    pub released: u64,
 }
 /// What an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -2600,9 +2713,9 @@ pub mod network_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. Connections of the former owner that the kernel
-        /// still tracks may reach the next one: that is what the rest is for.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT.
+        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// the address; where that fails, the lease stays as it is.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
         pub async fn release_lease(
             &mut self,
             request: impl tonic::IntoRequest<super::ReleaseLeaseRequest>,
@@ -2625,6 +2738,112 @@ pub mod network_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("berth.v1.NetworkService", "ReleaseLease"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As ReleaseLease, for every address that was given back. Held ones stay held. Errors: NETWORK_FAILED.
+        pub async fn release_resting_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseRestingLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseRestingLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReleaseRestingLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.NetworkService", "ReleaseRestingLeases"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reserves a part of the node's subnet: the lowest of this size that overlaps no other reserved one and has no address
+        /// that is held or rests. Only sandboxes that name its identifier get addresses of it. It stays reserved, also over
+        /// restarts, until it is released; the same identifier always gets the same one.
+        /// Errors: INVALID_FIELD, SUBNET_CONFLICT, SUBNETS_EXHAUSTED, STORE_FULL.
+        pub async fn reserve_subnet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReserveSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReserveSubnetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReserveSubnet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReserveSubnet"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the reserved subnets. Errors: none of its own.
+        pub async fn list_subnets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSubnetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubnetsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ListSubnets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ListSubnets"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives a reserved subnet to everybody again. Refused while sandboxes hold addresses of it.
+        /// Errors: INVALID_FIELD, SUBNET_NOT_FOUND, SUBNET_IN_USE.
+        pub async fn release_subnet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseSubnetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReleaseSubnet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReleaseSubnet"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -2659,14 +2878,50 @@ pub mod network_service_server {
             tonic::Status,
         >;
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. Connections of the former owner that the kernel
-        /// still tracks may reach the next one: that is what the rest is for.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT.
+        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// the address; where that fails, the lease stays as it is.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
         async fn release_lease(
             &self,
             request: tonic::Request<super::ReleaseLeaseRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReleaseLeaseResponse>,
+            tonic::Status,
+        >;
+        /// As ReleaseLease, for every address that was given back. Held ones stay held. Errors: NETWORK_FAILED.
+        async fn release_resting_leases(
+            &self,
+            request: tonic::Request<super::ReleaseRestingLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseRestingLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Reserves a part of the node's subnet: the lowest of this size that overlaps no other reserved one and has no address
+        /// that is held or rests. Only sandboxes that name its identifier get addresses of it. It stays reserved, also over
+        /// restarts, until it is released; the same identifier always gets the same one.
+        /// Errors: INVALID_FIELD, SUBNET_CONFLICT, SUBNETS_EXHAUSTED, STORE_FULL.
+        async fn reserve_subnet(
+            &self,
+            request: tonic::Request<super::ReserveSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReserveSubnetResponse>,
+            tonic::Status,
+        >;
+        /// Lists the reserved subnets. Errors: none of its own.
+        async fn list_subnets(
+            &self,
+            request: tonic::Request<super::ListSubnetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubnetsResponse>,
+            tonic::Status,
+        >;
+        /// Gives a reserved subnet to everybody again. Refused while sandboxes hold addresses of it.
+        /// Errors: INVALID_FIELD, SUBNET_NOT_FOUND, SUBNET_IN_USE.
+        async fn release_subnet(
+            &self,
+            request: tonic::Request<super::ReleaseSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseSubnetResponse>,
             tonic::Status,
         >;
     }
@@ -2868,6 +3123,190 @@ pub mod network_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReleaseLeaseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReleaseRestingLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseRestingLeasesSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReleaseRestingLeasesRequest>
+                    for ReleaseRestingLeasesSvc<T> {
+                        type Response = super::ReleaseRestingLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseRestingLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::release_resting_leases(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseRestingLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReserveSubnet" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReserveSubnetSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReserveSubnetRequest>
+                    for ReserveSubnetSvc<T> {
+                        type Response = super::ReserveSubnetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReserveSubnetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::reserve_subnet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReserveSubnetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ListSubnets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSubnetsSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ListSubnetsRequest>
+                    for ListSubnetsSvc<T> {
+                        type Response = super::ListSubnetsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSubnetsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::list_subnets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSubnetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReleaseSubnet" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseSubnetSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReleaseSubnetRequest>
+                    for ReleaseSubnetSvc<T> {
+                        type Response = super::ReleaseSubnetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseSubnetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::release_subnet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseSubnetSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
