@@ -150,6 +150,8 @@ pub struct Network {
     pub cool_down: Duration,
     /// Who beyond the node may open connections to the addresses of sandboxes. Node ports are open to all.
     pub reachable_from: Vec<Ipv4Net>,
+    /// Places an accept in a firewall of somebody else that drops what is forwarded.
+    pub foreign_accept: bool,
 }
 
 impl Default for Config {
@@ -190,6 +192,7 @@ impl Default for Config {
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
+                foreign_accept: true,
             },
             import: Import {
                 max_bytes: 8 << 30,

@@ -37,7 +37,6 @@ pub const LABEL_SHUTDOWN_TIMEOUT: &str = "runtime.computer/shutdown-timeout";
 
 const CONTAINER_ID_PREFIX: &str = "sandbox.";
 const PAUSE_SUFFIX: &str = "_pause";
-const LINK_PREFIX: &str = "bt";
 const LINK_DIGITS: usize = 12;
 
 /// The value of [`LABEL_ENTITY_ID`]: `sandbox/<id>`.
@@ -97,6 +96,9 @@ pub struct Names {
 }
 
 impl Names {
+    /// What the host end of every link begins with.
+    pub const LINK_PREFIX: &str = "bt";
+
     /// containerd lease that holds what a sandbox uses.
     pub fn lease(&self, id: &SandboxId) -> String {
         format!("berth.{}.{id}", self.instance)
@@ -114,14 +116,16 @@ impl Names {
             .chain_update([0])
             .chain_update(id.as_str())
             .finalize();
-        digest.iter().fold(LINK_PREFIX.to_owned(), |name, byte| {
-            format!("{name}{byte:02x}")
-        })
+        digest
+            .iter()
+            .fold(Self::LINK_PREFIX.to_owned(), |name, byte| {
+                format!("{name}{byte:02x}")
+            })
     }
 
     /// Whether some sandbox's host end could have this name.
     pub fn is_link(name: &str) -> bool {
-        name.strip_prefix(LINK_PREFIX).is_some_and(|digits| {
+        name.strip_prefix(Self::LINK_PREFIX).is_some_and(|digits| {
             digits.len() == LINK_DIGITS
                 && digits
                     .bytes()
