@@ -135,6 +135,40 @@ impl Scene {
         Ok(own.map(chain).collect())
     }
 
+    /// As `berth` tells it, to people and to programs.
+    fn ensure_told(&self, chain: &str) -> anyhow::Result<()> {
+        let node = &self.apart.node;
+        let rules: serde_json::Value =
+            serde_json::from_str(&node.berth(&["net", "rules", "-o", "json"])?)?;
+        let accepts = rules["foreignAccepts"].as_array().context("accepts")?;
+        ensure!(
+            accepts.iter().all(|it| it["chain"] == chain) && accepts.len() == 2,
+            "{rules}"
+        );
+        ensure!(rules["table"]["stands"] == true, "{rules}");
+        let front = &rules["sandboxes"][1];
+        ensure!(front["sandbox"] == "front", "{rules}");
+        ensure!(front["addresses"][0] == self.front.to_string(), "{rules}");
+        let told = node.berth(&["net", "rules", "front"])?;
+        for part in [
+            format!("accept in chain {chain} of table ip filter"),
+            format!("{NODE_PORT}/tcp->{WEB},{NODE_PORT}/udp->{ECHO}"),
+        ] {
+            ensure!(told.contains(&part), "{part}: {told}");
+        }
+        ensure!(!told.contains("back"), "{told}");
+        let page = node.berth(&["get", "back"])?;
+        ensure!(
+            page.lines()
+                .any(|it| it.starts_with("denied") && it.contains("packets")),
+            "{page}"
+        );
+        let page = node.berth(&["get", "front"])?;
+        let port = format!("{WEB}/tcp, port {NODE_PORT} of the node  BOUND");
+        ensure!(page.contains(&port), "{page}");
+        Ok(())
+    }
+
     fn ensure_accepts_in(&self, chain: &str) -> anyhow::Result<()> {
         let accepts = self.accepts()?;
         ensure!(accepts == [chain, chain], "{accepts:?}");
@@ -186,6 +220,7 @@ async fn packets_pass_a_firewall_of_others_that_drops_what_is_forwarded() -> any
         let host = &scene.apart.host;
         scene.probe_bridged("at first")?;
         scene.ensure_accepts_in(chain)?;
+        scene.ensure_told(chain)?;
         ensure!(scene.complaints().await?.is_empty());
 
         // As it is loaded again from its own files.
@@ -362,6 +397,18 @@ async fn the_metadata_service_and_ipv6_are_out_of_reach() -> anyhow::Result<()> 
     };
     eventually("it has an address of its own", SOON, has_one).await?;
     ensure!(!ping(&format!("{node_end}%eth0"))?, "the node by IPv6");
+
+    // What keeps them out of reach is the table alone.
+    node.kill_manager()?;
+    let instance = std::fs::read_to_string(node.home().join("instance"))?;
+    host.run(&format!("nft delete table inet berth-{}", instance.trim()))?;
+    ensure!(ping("169.254.169.254")?, "it does not answer at all");
+    ensure!(
+        ping(&format!("{node_end}%eth0"))?,
+        "it does not answer at all by IPv6"
+    );
+    node.up().await?;
+    ensure!(!ping("169.254.169.254")?, "behind a restart");
     scene.apart.finish()
 }
 
