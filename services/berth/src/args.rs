@@ -359,6 +359,12 @@ pub(crate) enum Net {
         #[arg(long, value_enum)]
         state: Option<LeaseStateArg>,
     },
+    /// Show what the rules of the node allow and deny to each sandbox, and our rules in firewalls of others
+    Rules {
+        /// Only those of the sandbox with this id
+        #[arg(value_name = "ID")]
+        id: Option<String>,
+    },
     /// Make an address free that rests, or whose owner has no record
     Release {
         /// IPv4 address

@@ -35,6 +35,7 @@ named!(
     AddressLease,
     AuditResponse,
     CountLeasesResponse,
+    ListRulesResponse,
     CreateRequest,
     DeleteEntryResponse,
     DrainResponse,

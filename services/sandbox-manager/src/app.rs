@@ -21,7 +21,7 @@ use berth_api::{
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
-use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -111,7 +111,6 @@ impl App {
             bridge: config.network.bridge.clone(),
             subnet: subnet.to_string(),
             started: Instant::now(),
-            degraded: network.degraded(),
         };
         let limits = Limits {
             task_creations: match config.parallel_creates {
@@ -275,6 +274,7 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
         bridge: config.network.bridge.clone(),
         subnet: config.network.subnet,
         reachable_from: config.network.reachable_from.clone(),
+        foreign_accept: config.network.foreign_accept,
     }
 }
 

@@ -156,6 +156,8 @@ pub struct Network {
     pub slots: usize,
     /// Whether sandboxes may have the node's network, where no rule of the node holds them.
     pub allow_host_network: bool,
+    /// Places an accept in a firewall of somebody else that drops what is forwarded.
+    pub foreign_accept: bool,
 }
 
 impl Default for Config {
@@ -198,6 +200,7 @@ impl Default for Config {
                 reachable_from: vec![],
                 slots: 4,
                 allow_host_network: false,
+                foreign_accept: true,
             },
             import: Import {
                 max_bytes: 8 << 30,

@@ -11,7 +11,7 @@ use std::{
 
 use berth_domain::{
     Egress, Failure, Generation, NetworkPolicy, PortSighting, Protocol, Reason, Sandbox, SandboxId,
-    SandboxRecord, SandboxSpec, Status, record::Ending,
+    SandboxRecord, SandboxSpec, Status, Violation, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
@@ -341,6 +341,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     ) -> Result<SandboxRecord, Failure> {
         let at = Instant::now();
         let now = SystemTime::now();
+        self.can_carry_out(&spec).await?;
         let arrival = Arrival {
             node_listens: self.node_listens(&spec).await?,
             expected: terms.expected,
@@ -365,6 +366,24 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
             Err(error) => Err(admit_failure(error)),
         }
+    }
+
+    /// Refuses what only the rules of a node carry out, on one that can have none.
+    async fn can_carry_out(&self, spec: &SandboxSpec) -> Result<(), Failure> {
+        let fields = spec.fenced_fields();
+        if fields.is_empty() {
+            return Ok(());
+        }
+        let fencing = self.node().network.fencing().await;
+        if fencing.map_err(network_failure)?.is_some() {
+            return Ok(());
+        }
+        let violation = |field| Violation {
+            field,
+            problem: "cannot be kept: the kernel of this node has no nftables NAT".to_owned(),
+        };
+        let violations = fields.into_iter().map(violation).collect();
+        Err(Failure::of_violations(Reason::UnsupportedField, violations))
     }
 
     /// The ports on which programs of the node listen, as far as `spec` asks for some.

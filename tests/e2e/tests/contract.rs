@@ -105,6 +105,7 @@ impl Neighbour {
             bridge: format!("br-{}", self.instance),
             subnet: self.subnet,
             reachable_from: vec![],
+            foreign_accept: false,
         };
         Ok(NetnsNetwork::start(settings).await?)
     }

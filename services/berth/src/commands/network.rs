@@ -1,4 +1,4 @@
-//! Commands on the addresses of the node: net ls, leases, release, subnets, reserve, unreserve.
+//! Commands on the addresses of the node: net ls, leases, rules, release, subnets, reserve, unreserve.
 
 use berth_api::v1::{self, network_service_client::NetworkServiceClient};
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use super::Session;
 use crate::{
     args::{LeaseStateArg, Net},
     errors::Failure,
-    output::{age, page, table, word},
+    output::{age, page, size, table, word},
     proto_json::ProtoJson,
 };
 
@@ -25,6 +25,7 @@ pub(super) async fn run(session: &Session, command: Net) -> Result<(), Failure> 
             prefix_length,
         } => reserve(session, identifier, prefix_length).await,
         Net::Unreserve { identifier } => unreserve(session, identifier).await,
+        Net::Rules { id } => rules(session, id.unwrap_or_default()).await,
     }
 }
 
@@ -160,6 +161,95 @@ fn subnet_table(subnets: &[v1::ReservedSubnet]) -> String {
     });
     let columns = ["SUBNET", "FOR", "ADDRESSES", "HELD", "RESTING", "FREE"];
     table(columns, rows.collect())
+}
+
+async fn rules(session: &Session, sandbox: String) -> Result<(), Failure> {
+    let mut client = client(session).await?;
+    let mut whole = v1::ListRulesResponse::default();
+    loop {
+        let request = session.request(v1::ListRulesRequest {
+            sandbox: sandbox.clone(),
+            page_size: 0,
+            page_token: whole.next_page_token.clone(),
+        });
+        let mut page = client.list_rules(request).await?.into_inner();
+        let former = std::mem::take(&mut whole.sandboxes);
+        page.sandboxes.splice(0..0, former);
+        whole = page;
+        if whole.next_page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(session
+        .output
+        .object(&ProtoJson(&whole), || rule_tables(&whole))?)
+}
+
+fn rule_tables(rules: &v1::ListRulesResponse) -> String {
+    let head = match &rules.table {
+        None => "no rules: the kernel of this node has no NAT for nftables".to_owned(),
+        Some(it) if it.stands => format!("table {} of version {} stands", it.name, it.version),
+        Some(it) => format!("table {} of version {} is gone", it.name, it.version),
+    };
+    let accepts = rules.foreign_accepts.iter().map(|it| {
+        let (packets, bytes) = (it.packets, size(it.bytes));
+        format!(
+            "\naccept in chain {} of table {} {}: {} ({packets} packets, {bytes})",
+            it.chain, it.family, it.table, it.comment
+        )
+    });
+    let rows = rules.sandboxes.iter().map(|it| {
+        let ports = it.node_ports.iter().map(|it| {
+            let protocol = match it.protocol() {
+                v1::Protocol::Unspecified | v1::Protocol::Tcp => "tcp",
+                v1::Protocol::Udp => "udp",
+            };
+            format!("{}/{protocol}->{}", it.node_port, it.port)
+        });
+        let policy = it.network.clone().unwrap_or_default();
+        let denied = it.denied.unwrap_or_default();
+        [
+            it.sandbox.clone(),
+            it.link.clone(),
+            it.addresses.join(","),
+            ports.collect::<Vec<_>>().join(","),
+            egress(&policy),
+            policy.allow_from.join(","),
+            denied.packets.to_string(),
+            denied.spoofed_packets.to_string(),
+        ]
+    });
+    let columns = [
+        "SANDBOX",
+        "LINK",
+        "ADDRESSES",
+        "NODE PORTS",
+        "EGRESS",
+        "LETS IN",
+        "DENIED",
+        "SPOOFED",
+    ];
+    let accepts: String = accepts.collect();
+    format!("{head}{accepts}\n{}", table(columns, rows.collect()))
+}
+
+/// `OPEN`, `DENY`, or where connections may go.
+fn egress(policy: &v1::NetworkPolicy) -> String {
+    let rule = |it: &v1::EgressRule| match (it.port, it.protocol()) {
+        (0, _) => format!("{}{}", it.cidr, it.dns_name),
+        (port, v1::Protocol::Udp) => format!("{}{}:{port}/udp", it.cidr, it.dns_name),
+        (port, v1::Protocol::Unspecified | v1::Protocol::Tcp) => {
+            format!("{}{}:{port}", it.cidr, it.dns_name)
+        }
+    };
+    match policy.egress() {
+        v1::EgressMode::Unspecified | v1::EgressMode::Open => "OPEN".to_owned(),
+        v1::EgressMode::Deny => "DENY".to_owned(),
+        v1::EgressMode::Allow => {
+            let rules: Vec<_> = policy.egress_rules.iter().map(rule).collect();
+            rules.join(",")
+        }
+    }
 }
 
 fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {

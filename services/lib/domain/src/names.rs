@@ -40,7 +40,6 @@ pub const LABEL_SHUTDOWN_TIMEOUT: &str = "runtime.computer/shutdown-timeout";
 
 const CONTAINER_ID_PREFIX: &str = "sandbox.";
 const PAUSE_SUFFIX: &str = "_pause";
-const LINK_PREFIX: &str = "bt";
 const LINK_DIGITS: usize = 12;
 /// Of a network slot, whose address follows in hex digits.
 const SLOT_LINK_PREFIX: &str = "bs";
@@ -115,6 +114,9 @@ pub struct Names {
 }
 
 impl Names {
+    /// What the host end of every link begins with.
+    pub const LINK_PREFIX: &str = "bt";
+
     /// containerd lease that holds what a sandbox uses.
     pub fn lease(&self, id: &SandboxId) -> String {
         format!("berth.{}.{id}", self.instance)
@@ -132,14 +134,16 @@ impl Names {
             .chain_update([0])
             .chain_update(id.as_str())
             .finalize();
-        digest.iter().fold(LINK_PREFIX.to_owned(), |name, byte| {
-            format!("{name}{byte:02x}")
-        })
+        digest
+            .iter()
+            .fold(Self::LINK_PREFIX.to_owned(), |name, byte| {
+                format!("{name}{byte:02x}")
+            })
     }
 
     /// Whether some sandbox's host end could have this name.
     pub fn is_link(name: &str) -> bool {
-        is_marked(name, LINK_PREFIX, LINK_DIGITS)
+        is_marked(name, Self::LINK_PREFIX, LINK_DIGITS)
     }
 
     /// Alias of the host end, which tells whose it is.

@@ -165,6 +165,27 @@ impl SandboxSpec {
         })
     }
 
+    /// The paths of those fields that only the rules of a node carry out.
+    pub fn fenced_fields(&self) -> Vec<String> {
+        let mut fields = vec![];
+        for (container, it) in self.containers.iter().enumerate() {
+            for (port, it) in it.ports.iter().enumerate() {
+                if it.node_port.is_some() {
+                    fields.push(format!(
+                        "spec.containers[{container}].ports[{port}].node_port"
+                    ));
+                }
+            }
+        }
+        if self.network.egress != Egress::Open {
+            fields.push("spec.network.egress".to_owned());
+        }
+        if !self.network.allow_from.is_empty() {
+            fields.push("spec.network.allow_from".to_owned());
+        }
+        fields
+    }
+
     /// CPU in thousandths and memory in bytes that its limits allow it: those of the sandbox, else the sum of its
     /// containers'. What has no limit was promised nothing.
     pub fn promised(&self) -> (u64, u64) {

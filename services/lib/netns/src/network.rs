@@ -13,13 +13,15 @@ use std::{
 
 use berth_domain::{Extent, Names, Sandbox, SandboxId, ipam};
 use berth_platform::{
-    Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Denied, FencingSeen, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind,
+    NetworkSeen,
 };
 use ipnet::Ipv4Net;
 
 use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
+    foreign::Passage,
     links::{INSIDE, Link, Links},
     namespaces, others, owned,
     rules::{self, Frame},
@@ -41,6 +43,8 @@ pub struct Settings {
     pub subnet: Ipv4Net,
     /// Who beyond the node may open connections to the addresses of sandboxes.
     pub reachable_from: Vec<Ipv4Net>,
+    /// Whether an accept of ours may stand in a firewall of others that drops what is forwarded.
+    pub foreign_accept: bool,
 }
 
 /// The network of one instance. Cheap to clone.
@@ -74,7 +78,13 @@ impl NetnsNetwork {
             gateway: ipam::gateway(subnet),
             reachable_from: settings.reachable_from.clone(),
         };
-        let fencing = blocking(move || Fence::start(frame)).await?;
+        let passage = Passage {
+            table: rules::table(&frame.instance),
+            instance: frame.instance.clone(),
+            subnets: vec![subnet.into()],
+            places: settings.foreign_accept,
+        };
+        let fencing = blocking(move || Fence::start(frame, passage)).await?;
         let network = Self {
             settings: Arc::new(settings),
             links,
@@ -85,17 +95,6 @@ impl NetnsNetwork {
         };
         slots::clear(&network.place()).await?;
         Ok(network)
-    }
-
-    /// What this host does not allow, a sentence each.
-    pub fn degraded(&self) -> Vec<String> {
-        match &*self.fencing {
-            Fencing::Stands(fence) => fence.obstacles().to_vec(),
-            Fencing::Unsupported { message } => vec![format!(
-                "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
-                 keeps them from each other and from the node ({message})"
-            )],
-        }
     }
 
     pub(crate) fn ways(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Way>> {
@@ -115,10 +114,10 @@ impl NetnsNetwork {
             match self.fenced(Fence::look).await {
                 Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
                 Ok(Some(true) | None) => {}
-                Err(error) => {
-                    let error = NetworkError::from(error);
-                    tracing::warn!(%error, cause = %error.source, "the rules cannot be kept");
-                }
+                Err(error) => warn(error, "the rules cannot be kept"),
+            }
+            if let Err(error) = self.fenced(Fence::look_at_others).await {
+                warn(error, "a firewall of others stays as it is");
             }
             tokio::time::sleep(LOOK_AT_RULES).await;
         }
@@ -500,6 +499,31 @@ impl Network for NetnsNetwork {
         Ok(self.objects().await?)
     }
 
+    fn degraded(&self) -> Vec<String> {
+        match &*self.fencing {
+            Fencing::Stands(fence) => fence.others().obstacles,
+            Fencing::Unsupported { message } => vec![format!(
+                "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
+                 keeps them from each other and from the node ({message})"
+            )],
+        }
+    }
+
+    async fn fencing(&self) -> Result<Option<FencingSeen>, NetworkError> {
+        let seen = self.fenced(|fence| {
+            Ok(FencingSeen {
+                table: fence.name().to_owned(),
+                stands: fence.stands()?,
+                accepts: fence.others().accepts,
+            })
+        });
+        Ok(seen.await?)
+    }
+
+    fn link_name(&self, id: &SandboxId) -> String {
+        self.settings.names.link(id)
+    }
+
     fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
         let table = match &*self.fencing {
             Fencing::Stands(fence) => Some((NetworkObjectKind::Table, fence.name().to_owned())),
@@ -512,6 +536,11 @@ impl Network for NetnsNetwork {
     async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {
         Ok(self.remove_listed(object).await?)
     }
+}
+
+fn warn(error: NetnsError, what: &str) {
+    let error = NetworkError::from(error);
+    tracing::warn!(%error, cause = %error.source, "{what}");
 }
 
 fn ipv4(sandbox: &Sandbox) -> impl Iterator<Item = Ipv4Addr> {

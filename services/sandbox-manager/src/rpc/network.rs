@@ -2,13 +2,16 @@
 
 use std::{net::Ipv4Addr, time::SystemTime};
 
-use berth_api::v1::{self, network_service_server::NetworkService};
-use berth_domain::{Failure, Generation, subnets};
-use berth_platform::{Images, Network, Runtime};
+use berth_api::{
+    Place, sandbox_to_proto,
+    v1::{self, network_service_server::NetworkService},
+};
+use berth_domain::{Failure, Generation, Protocol, Reason, SandboxId, SandboxRecord, subnets};
+use berth_platform::{ForeignAccept, Images, Network, Runtime};
 use berth_store::{LeaseState, LeaseView, SubnetView};
 use tonic::{Request, Response, Status};
 
-use super::{page_size, parse_id, refuse};
+use super::{denied_to_proto, page_size, parse_id, refuse};
 use crate::{
     failures::{
         network_failure, release_failure, reserve_failure, store_failure, unreserve_failure,
@@ -37,6 +40,39 @@ impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
         let network = &self.registry.node().network;
         let forgotten = network.forget_connections(addresses).await;
         forgotten.map_err(|it| refuse(network_failure(it)))
+    }
+
+    /// What stands for one sandbox.
+    async fn rules_of(&self, record: &SandboxRecord) -> Result<v1::SandboxRules, Status> {
+        let network = &self.registry.node().network;
+        let denied = network.denied(&record.id).await;
+        let denied = denied.map_err(|it| refuse(network_failure(it)))?;
+        let place = Place {
+            node_id: String::new(),
+            bridge: self.bridge.clone(),
+        };
+        let spec = sandbox_to_proto(record, &place).spec.unwrap_or_default();
+        let node_ports = record.spec.node_ports();
+        let node_ports = node_ports.map(|(protocol, node_port, port)| v1::NodePortRule {
+            protocol: match protocol {
+                Protocol::Tcp => v1::Protocol::Tcp,
+                Protocol::Udp => v1::Protocol::Udp,
+            }
+            .into(),
+            node_port: node_port.into(),
+            port: port.into(),
+        });
+        let addresses = record.addresses.iter().map(|it| it.addr().to_string());
+        Ok(v1::SandboxRules {
+            sandbox: record.id.to_string(),
+            generation: record.generation.0,
+            link: network.link_name(&record.id),
+            addresses: addresses.collect(),
+            node_ports: node_ports.collect(),
+            network: spec.network,
+            labels: spec.labels,
+            denied: denied.map(denied_to_proto),
+        })
     }
 }
 
@@ -187,6 +223,65 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         Ok(Response::new(v1::ReleaseSubnetResponse {
             former: Some(render_subnet(&former)),
         }))
+    }
+
+    async fn list_rules(
+        &self,
+        request: Request<v1::ListRulesRequest>,
+    ) -> Result<Response<v1::ListRulesResponse>, Status> {
+        let request = request.into_inner();
+        let id = |field, text: &str| match text {
+            "" => Ok(None),
+            text => parse_id(field, text).map(Some),
+        };
+        let only = id("sandbox", &request.sandbox)?;
+        // The last sandbox of the page before.
+        let after: Option<SandboxId> = id("page_token", &request.page_token)?;
+        let records = self.registry.store().all().await;
+        let mut records = records.map_err(|it| refuse(store_failure(it)))?;
+        records.retain(|it| only.as_ref().is_none_or(|only| it.id == *only));
+        if let Some(id) = only.filter(|_| records.is_empty()) {
+            let message = format!("no sandbox has the id {id}");
+            return Err(refuse(Failure::new(Reason::SandboxNotFound, message)));
+        }
+        records.retain(|it| {
+            !it.addresses.is_empty() && after.as_ref().is_none_or(|after| it.id > *after)
+        });
+        records.sort_by(|one, other| one.id.cmp(&other.id));
+        let more = records.len() > page_size(request.page_size);
+        records.truncate(page_size(request.page_size));
+        let mut sandboxes = vec![];
+        for record in &records {
+            sandboxes.push(self.rules_of(record).await?);
+        }
+        let fencing = self.registry.node().network.fencing().await;
+        let fencing = fencing.map_err(|it| refuse(network_failure(it)))?;
+        let (table, accepts) = fencing
+            .map(|it| (it.table, (it.stands, it.accepts)))
+            .unzip();
+        let (stands, accepts) = accepts.unwrap_or_default();
+        let last = records.last().map(|it| it.id.to_string());
+        Ok(Response::new(v1::ListRulesResponse {
+            table: table.map(|name| v1::RuleTable {
+                name,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                stands,
+            }),
+            foreign_accepts: accepts.into_iter().map(accept_to_proto).collect(),
+            sandboxes,
+            next_page_token: last.filter(|_| more).unwrap_or_default(),
+        }))
+    }
+}
+
+fn accept_to_proto(it: ForeignAccept) -> v1::ForeignAccept {
+    v1::ForeignAccept {
+        family: it.family,
+        table: it.table,
+        chain: it.chain,
+        comment: it.comment,
+        packets: it.packets,
+        bytes: it.bytes,
     }
 }
 

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use super::{
     PAGE_MAX,
     deadline::patience,
-    expected, page_size, parse_id, refuse,
+    denied_to_proto, expected, page_size, parse_id, refuse,
     watches::{resume, too_slow},
 };
 use crate::{
@@ -280,12 +280,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             measured_at: Some(measured_at.unwrap_or_else(SystemTime::now).into()),
             total: Some(sum(&containers)),
             containers,
-            denied: denied.map(|it| v1::DeniedTraffic {
-                packets: it.packets,
-                bytes: it.bytes,
-                spoofed_packets: it.spoofed_packets,
-                spoofed_bytes: it.spoofed_bytes,
-            }),
+            denied: denied.map(denied_to_proto),
         }))
     }
 

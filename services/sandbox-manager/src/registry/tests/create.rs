@@ -348,3 +348,31 @@ async fn a_sandbox_in_the_network_of_the_node_comes_and_goes_without_a_link_or_a
         .assert_gone(web(), "in the network of the node")
         .await;
 }
+
+#[tokio::test]
+async fn what_only_rules_carry_out_is_refused_by_a_node_that_can_have_none() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    ground.node.without_rules();
+    let admit = async |id, change: fn(&mut SandboxSpec)| {
+        let spec = changed_spec(change);
+        let admitted = manager.registry.admit(id, spec, CreateTerms::default());
+        within("an answer", admitted).await
+    };
+    let published: fn(&mut SandboxSpec) = |it| it.containers[0].ports[0].node_port = Some(80);
+    let asks = [
+        ("spec.containers[0].ports[0].node_port", published),
+        ("spec.network.egress", |it| it.network.egress = Egress::Deny),
+        ("spec.network.allow_from", |it| {
+            it.network.allow_from = vec!["app=web".into()];
+        }),
+    ];
+    for (field, change) in asks {
+        let refused = admit(web(), change).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::UnsupportedField);
+        let fields: Vec<_> = refused.violations.iter().map(|it| &it.field).collect();
+        assert_eq!(fields, [field]);
+        assert_eq!(ground.record(web()).await, None);
+    }
+    admit(web(), |_| {}).await.unwrap();
+}
