@@ -359,11 +359,35 @@ pub(crate) enum Net {
         #[arg(long, value_enum)]
         state: Option<LeaseStateArg>,
     },
+    /// Show what the rules of the node allow and deny to each sandbox, and our rules in firewalls of others
+    Rules {
+        /// Only those of the sandbox with this id
+        #[arg(value_name = "ID")]
+        id: Option<String>,
+    },
     /// Make an address free that rests, or whose owner has no record
     Release {
         /// IPv4 address
-        #[arg(value_name = "ADDRESS")]
-        ip: String,
+        #[arg(value_name = "ADDRESS", required_unless_present = "all_resting")]
+        ip: Option<String>,
+        /// Every address that was given back; those that are held stay held
+        #[arg(long, conflicts_with = "ip")]
+        all_resting: bool,
+    },
+    /// List the reserved subnets
+    Subnets,
+    /// Reserve a part of the node's subnet; the same identifier always gets the same one
+    Reserve {
+        /// Whose it is, as sandboxes name it in `network.subnet`
+        identifier: String,
+        /// Its size
+        #[arg(long, value_name = "BITS")]
+        prefix_length: u32,
+    },
+    /// Give a reserved subnet to everybody again
+    Unreserve {
+        /// Whose it is
+        identifier: String,
     },
 }
 

@@ -324,6 +324,21 @@ fn hint(reason: ErrorReason) -> &'static str {
         }
         ErrorReason::LeaseNotFound => "see all leases with `berth net leases`",
         ErrorReason::LeaseHeld => "delete the sandbox that holds it with `berth rm ID`",
+        ErrorReason::SubnetNotFound => {
+            "see the reserved subnets with `berth net subnets`, reserve one with `berth net reserve`"
+        }
+        ErrorReason::SubnetConflict => {
+            "release it with `berth net unreserve` before it is reserved with another size"
+        }
+        ErrorReason::SubnetInUse => {
+            "remove the sandboxes with addresses of it first; `berth net leases` names them"
+        }
+        ErrorReason::SubnetsExhausted => {
+            "release subnets that nobody needs (`berth net subnets`), or ask for a smaller one"
+        }
+        ErrorReason::DisabledOnNode => {
+            "leave the field out, choose another node, or change the setting of this one"
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::Config,
+    egress::Egress,
     follow::{Knowledge, await_subnets, follow},
     forward::Forwarder,
     known::Known,
@@ -41,9 +42,12 @@ impl App {
         let gateways = subnets.gateways();
         let sockets = gateways.iter().map(|it| Sockets::bind(*it, config.port));
         let sockets = sockets.collect::<anyhow::Result<Vec<_>>>()?;
+        let egress = Egress::new(&config);
+        egress.learn(&known).await;
         let answers = Answers {
             zone: zones,
             forwarder: Arc::new(Forwarder::new(&config, gateways.clone())),
+            egress: egress.clone(),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
         let listener = health_socket(&config.socket)?;
@@ -64,7 +68,8 @@ impl App {
         let said = config.subnets().is_none().then_some(subnets);
         tokio::select! {
             Some(_) = serving.join_next() => Ok(()),
-            () = publish(changes, &zone, &file, &config.domain, subnets) => Ok(()),
+            () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
+            () = egress.keep() => Ok(()),
             ended = serve_health(listener) => ended,
             subnets = follow(&config.manager, said, &knowledge) => {
                 let known = Known { subnets: Some(subnets), ..Known::default() };
@@ -79,6 +84,7 @@ impl App {
 async fn publish(
     mut changes: watch::Receiver<Known>,
     zone: &watch::Sender<Arc<Zone>>,
+    egress: &Egress,
     file: &Path,
     domain: &str,
     subnets: Subnets,
@@ -88,11 +94,12 @@ async fn publish(
     while changes.changed().await.is_ok() {
         let known = changes.borrow_and_update().clone();
         let fresh = Zone::new(&known, domain, subnets);
-        let path = file.to_owned();
-        let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &known)).await;
+        let (path, written) = (file.to_owned(), known.clone());
+        let saved = tokio::task::spawn_blocking(move || state_file::save(&path, &written)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(%error, "what is known cannot be written");
         }
+        egress.learn(&known).await;
         zone.send_replace(Arc::new(fresh));
         tokio::time::sleep(PAUSE).await;
     }

@@ -21,6 +21,10 @@ const LABEL_MAX: usize = 63;
 /// Each is a socket.
 const FORWARDS_MAX: usize = 10_000;
 const CACHE_ENTRIES_MAX: usize = 100_000;
+/// Shorter ones would be over before who has been told an address can connect to it.
+const EGRESS_LIFE_LEAST: Duration = Duration::from_secs(2);
+/// As long as records live that are kept by others.
+const EGRESS_LIFE_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// The resolver of a node's sandboxes.
 #[derive(Debug, clap::Parser)]
@@ -64,6 +68,12 @@ pub struct Config {
     /// How long one is kept at most.
     #[serde(with = "berth_daemon::duration")]
     pub cache_ttl_max: Duration,
+    /// How long what a name stands for can be reached at least, when it was answered to who may reach it.
+    #[serde(with = "berth_daemon::duration")]
+    pub egress_life_min: Duration,
+    /// And at most, however long its records live.
+    #[serde(with = "berth_daemon::duration")]
+    pub egress_life_max: Duration,
 }
 
 impl Default for Config {
@@ -83,6 +93,8 @@ impl Default for Config {
             forwards_max: 256,
             cache_entries: 1024,
             cache_ttl_max: Duration::from_secs(300),
+            egress_life_min: Duration::from_secs(60),
+            egress_life_max: Duration::from_secs(3600),
         }
     }
 }
@@ -181,6 +193,16 @@ fn check(config: &Config) -> anyhow::Result<()> {
     ensure!(
         config.cache_entries <= CACHE_ENTRIES_MAX,
         "cache_entries: must be at most {CACHE_ENTRIES_MAX}"
+    );
+    ensure!(
+        config.egress_life_min >= EGRESS_LIFE_LEAST,
+        "egress_life_min: must be at least {}s",
+        EGRESS_LIFE_LEAST.as_secs()
+    );
+    ensure!(
+        (config.egress_life_min..=EGRESS_LIFE_MOST).contains(&config.egress_life_max),
+        "egress_life_max: must be from egress_life_min to {}h",
+        EGRESS_LIFE_MOST.as_secs() / 3600
     );
     Ok(())
 }

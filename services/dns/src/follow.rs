@@ -39,12 +39,18 @@ enum Broken {
 pub(crate) async fn follow(manager: &str, said: Option<Subnets>, knowledge: &Knowledge) -> Subnets {
     let sandboxes = again("sandboxes", || async {
         // It changes with a restart of the manager only, and with that the stream breaks off.
+        let status = current_status(manager).await?;
         if let Some(said) = said {
-            let subnets = current_subnets(manager).await?;
+            let subnets = subnets_of(&status)?;
             if subnets != said {
                 return Err(Broken::Moved(subnets));
             }
         }
+        knowledge.send_if_modified(|known| {
+            let changed = known.instance != status.instance_id;
+            known.instance = status.instance_id;
+            changed
+        });
         sandboxes(manager, knowledge).await
     });
     let catalog = again("catalog", || catalog(manager, knowledge));
@@ -58,7 +64,8 @@ pub(crate) async fn follow(manager: &str, said: Option<Subnets>, knowledge: &Kno
 pub(crate) async fn await_subnets(manager: &str) -> Subnets {
     let mut said = false;
     loop {
-        match current_subnets(manager).await {
+        let status = current_status(manager).await;
+        match status.and_then(|it| subnets_of(&it)) {
             Ok(subnets) => return subnets,
             Err(error) if !said => {
                 said = true;
@@ -73,13 +80,6 @@ pub(crate) async fn await_subnets(manager: &str) -> Subnets {
     }
 }
 
-async fn current_subnets(manager: &str) -> Result<Subnets, Broken> {
-    let mut client = NodeServiceClient::new(connect(manager).await?);
-    let status = client.get_status(v1::GetStatusRequest {}).await?;
-    let network = status.into_inner().network.unwrap_or_default();
-    subnets_from_proto(&network).ok_or(Broken::Subnet(network.subnet, network.subnet6))
-}
-
 /// `None` where they cannot be read. A manager that has never heard of IPv6 says nothing of it.
 pub(crate) fn subnets_from_proto(it: &v1::NetworkStatus) -> Option<Subnets> {
     Some(Subnets {
@@ -89,6 +89,17 @@ pub(crate) fn subnets_from_proto(it: &v1::NetworkStatus) -> Option<Subnets> {
             text => Some(text.parse().ok()?),
         },
     })
+}
+
+async fn current_status(manager: &str) -> Result<v1::GetStatusResponse, Broken> {
+    let mut client = NodeServiceClient::new(connect(manager).await?);
+    let status = client.get_status(v1::GetStatusRequest {}).await?;
+    Ok(status.into_inner())
+}
+
+fn subnets_of(status: &v1::GetStatusResponse) -> Result<Subnets, Broken> {
+    let network = status.network.clone().unwrap_or_default();
+    subnets_from_proto(&network).ok_or(Broken::Subnet(network.subnet, network.subnet6))
 }
 
 async fn connect(manager: &str) -> Result<Channel, Broken> {

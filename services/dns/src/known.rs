@@ -12,6 +12,8 @@ use berth_domain::{
 pub(crate) struct Known {
     /// `None`: never heard of.
     pub(crate) subnets: Option<Subnets>,
+    /// Of the manager, which names the tables of the node; empty: never heard of.
+    pub(crate) instance: String,
     pub(crate) sandboxes: BTreeMap<SandboxId, Placed>,
     pub(crate) entries: BTreeMap<Key, Object>,
     /// Where the watch of sandboxes resumes; 0: from the beginning.

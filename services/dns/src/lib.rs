@@ -3,10 +3,12 @@
 
 mod app;
 mod config;
+mod egress;
 mod follow;
 mod forward;
 mod known;
 mod message;
+mod openings;
 mod places;
 mod serve;
 mod state_file;

@@ -1,4 +1,5 @@
-//! The wire of DNS: questions read, answers written. The only place that names the codec's types, beside the forwarder.
+//! The wire of DNS: questions read, answers written. The only place that names the codec's types, beside those that pass
+//! messages on.
 
 use std::net::IpAddr;
 
@@ -10,7 +11,10 @@ use hickory_proto::{
     },
 };
 
-use crate::zone::{Answer, Data, Kind, Question, TTL_SECONDS, Zone};
+use crate::{
+    egress::Door,
+    zone::{Answer, Data, Kind, Question, TTL_SECONDS, Zone},
+};
 
 /// What passes every path without being cut into pieces, which get lost.
 const UDP_PAYLOAD_MAX: u16 = 1232;
@@ -21,7 +25,10 @@ pub(crate) enum Verdict {
     /// It is no question at all: an answer would be sent to somebody who asked nothing.
     Ignore,
     Reply(Box<Message>),
-    Forward(Box<Message>),
+    /// It is told after what it says has been opened.
+    ReplyBehind(Box<Message>, Door),
+    /// What comes back is told as it is, or after what it says has been opened.
+    Forward(Box<Message>, Option<Door>),
 }
 
 /// Reads a packet and answers it, as far as that is for this node to do.
@@ -46,8 +53,9 @@ pub(crate) fn judge(zone: &Zone, caller: IpAddr, packet: &[u8]) -> Verdict {
     };
     match zone.answer(caller, asked) {
         Answer::Refused => refused(ResponseCode::Refused),
+        Answer::Unknown => refused(ResponseCode::ServFail),
         _ if question.query_class() != DNSClass::IN => refused(ResponseCode::Refused),
-        Answer::Forward => Verdict::Forward(Box::new(query)),
+        Answer::Forward => Verdict::Forward(Box::new(query), zone.door(caller, &name)),
         Answer::Own { records, beside } => {
             let owner = question.name().clone();
             let mut reply = reply_to(&query);
@@ -61,8 +69,25 @@ pub(crate) fn judge(zone: &Zone, caller: IpAddr, packet: &[u8]) -> Verdict {
                     .additionals
                     .extend(name.and_then(|name| record(name, it)));
             }
-            Verdict::Reply(Box::new(reply))
+            match zone.door(caller, &name) {
+                None => Verdict::Reply(Box::new(reply)),
+                Some(door) => Verdict::ReplyBehind(Box::new(reply), door),
+            }
         }
+    }
+}
+
+/// The addresses that an answer says, also those behind aliases, each with the life of its record in seconds.
+pub(crate) fn addresses(answer: &Message) -> impl Iterator<Item = (IpAddr, u32)> {
+    let address = |it: &Record| it.data.ip_addr().map(|address| (address, it.ttl));
+    answer.answers.iter().filter_map(address)
+}
+
+/// Lets no record live longer than so many seconds.
+pub(crate) fn live_at_most(answer: &mut Message, seconds: u32) {
+    let records = answer.answers.iter_mut().chain(&mut answer.authorities);
+    for it in records.chain(&mut answer.additionals) {
+        it.ttl = it.ttl.min(seconds);
     }
 }
 
@@ -71,6 +96,11 @@ pub(crate) fn refusal(query: &Message, code: ResponseCode) -> Message {
     let mut reply = reply_to(query);
     reply.metadata.response_code = code;
     reply
+}
+
+/// What is told in place of `reply`.
+pub(crate) fn failure(reply: &Message) -> Message {
+    refusal(reply, ResponseCode::ServFail)
 }
 
 /// As it goes over UDP to somebody who can take so much, or over TCP.
@@ -149,7 +179,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use berth_domain::{
-        Generation, SandboxId, Status,
+        Generation, Lookup, SandboxId, Status,
         catalog::{App, Object, Placed, Service, Version},
     };
     use hickory_proto::op::Query;
@@ -186,6 +216,7 @@ mod tests {
                 labels: BTreeMap::new(),
                 status: Status::Running,
                 addresses: vec![[10, 9, 0, number].into()],
+                lookup: Lookup::Any,
             };
             known.learn(Fact::Sandbox(it), 1);
         }
@@ -203,7 +234,9 @@ mod tests {
     fn reply(zone: &Zone, query: &Message) -> Message {
         match judge(zone, [10, 9, 0, 2].into(), &query.to_vec().unwrap()) {
             Verdict::Reply(reply) => *reply,
-            other @ (Verdict::Ignore | Verdict::Forward(_)) => panic!("{other:?}"),
+            other @ (Verdict::Ignore | Verdict::ReplyBehind(..) | Verdict::Forward(..)) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -264,7 +297,7 @@ mod tests {
         let code = |packet: &[u8], caller: [u8; 4]| match judge(&zone, caller.into(), packet) {
             Verdict::Reply(reply) => Some(reply.metadata.response_code),
             Verdict::Ignore => None,
-            Verdict::Forward(_) => panic!("nobody else is asked"),
+            other @ (Verdict::ReplyBehind(..) | Verdict::Forward(..)) => panic!("{other:?}"),
         };
         let inside = [10, 9, 0, 2];
         let query = question("web.app.berth.", RecordType::A);

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use hickory_proto::op::Message;
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, listen, socket_with,
     sockopt::{set_ip_freebind, set_ipv6_freebind, set_socket_reuseaddr},
@@ -20,8 +21,9 @@ use tokio::{
 };
 
 use crate::{
+    egress::Egress,
     forward::Forwarder,
-    message::{Verdict, encode, judge, udp_limit},
+    message::{Verdict, encode, failure, judge, udp_limit},
     places::Places,
     upstream::Transport,
     zone::Zone,
@@ -48,6 +50,33 @@ pub(crate) struct Sockets {
 pub(crate) struct Answers {
     pub(crate) zone: watch::Receiver<Arc<Zone>>,
     pub(crate) forwarder: Arc<Forwarder>,
+    pub(crate) egress: Egress,
+}
+
+impl Answers {
+    /// What the caller is told, when all that belongs to it is done.
+    async fn reply(
+        &self,
+        caller: IpAddr,
+        verdict: Verdict,
+        transport: Transport,
+    ) -> Option<Message> {
+        let (mut reply, door) = match verdict {
+            Verdict::Ignore => return None,
+            Verdict::Reply(reply) => (*reply, None),
+            Verdict::ReplyBehind(reply, door) => (*reply, Some(door)),
+            Verdict::Forward(query, door) => {
+                let reply = self.forwarder.answer(caller, &query, transport);
+                (reply.await, door)
+            }
+        };
+        if let Some(door) = door
+            && !self.egress.open(door, &mut reply).await
+        {
+            return Some(failure(&reply));
+        }
+        Some(reply)
+    }
 }
 
 impl Sockets {
@@ -117,12 +146,12 @@ async fn packets(socket: UdpSocket, answers: Answers) {
                 }
             }
             // The caller asks again.
-            Verdict::Forward(_) if pending.len() >= PENDING_MAX => {}
-            Verdict::Forward(query) => {
-                let (socket, forwarder) = (socket.clone(), answers.forwarder.clone());
+            Verdict::ReplyBehind(..) | Verdict::Forward(..) if pending.len() >= PENDING_MAX => {}
+            waits @ (Verdict::ReplyBehind(..) | Verdict::Forward(..)) => {
+                let (socket, answers) = (socket.clone(), answers.clone());
                 pending.spawn(async move {
-                    let reply = forwarder.answer(caller.ip(), &query, Transport::Udp).await;
-                    if let Some(bytes) = encode(&reply, limit) {
+                    let reply = answers.reply(caller.ip(), waits, Transport::Udp).await;
+                    if let Some(bytes) = reply.and_then(|it| encode(&it, limit)) {
                         send(&socket, &bytes, caller).await;
                     }
                 });
@@ -180,17 +209,9 @@ async fn converse(
         };
         let packet = tokio::time::timeout(IDLE, question).await??;
         let zone = answers.zone.borrow().clone();
-        let reply = match judge(&zone, caller.ip(), &packet) {
-            Verdict::Ignore => return Ok(()),
-            Verdict::Reply(reply) => *reply,
-            Verdict::Forward(query) => {
-                answers
-                    .forwarder
-                    .answer(caller.ip(), &query, Transport::Tcp)
-                    .await
-            }
-        };
-        let Some(bytes) = encode(&reply, None) else {
+        let verdict = judge(&zone, caller.ip(), &packet);
+        let reply = answers.reply(caller.ip(), verdict, Transport::Tcp).await;
+        let Some(bytes) = reply.and_then(|it| encode(&it, None)) else {
             return Ok(());
         };
         let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);

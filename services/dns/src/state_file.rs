@@ -6,7 +6,7 @@ use std::{
 };
 
 use berth_api::{
-    catalog::{entry_to_proto, object_from_proto, placed_from_proto},
+    catalog::{entry_to_proto, lookup_to_proto, object_from_proto, placed_from_proto},
     v1,
 };
 use berth_domain::{
@@ -20,8 +20,8 @@ use crate::{
     known::{Fact, Known},
 };
 
-/// Tells the file from any other, and its layout from a later one.
-const BEGIN: &[u8] = b"berth-dns 1\n";
+/// Tells the file from any other, and its layout from another one: 1 did not say what a sandbox may ask for.
+const BEGIN: &[u8] = b"berth-dns 2\n";
 
 pub(crate) fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("known")
@@ -54,13 +54,17 @@ pub(crate) fn load(path: &Path) -> Known {
 
 fn encode(known: &Known) -> Vec<u8> {
     let subnets = known.subnets;
-    let network = v1::NetworkStatus {
-        subnet: subnets.map(|it| it.v4.to_string()).unwrap_or_default(),
-        subnet6: subnets
-            .and_then(|it| it.v6)
-            .map(|it| it.to_string())
-            .unwrap_or_default(),
-        ..v1::NetworkStatus::default()
+    let status = v1::GetStatusResponse {
+        instance_id: known.instance.clone(),
+        network: Some(v1::NetworkStatus {
+            subnet: subnets.map(|it| it.v4.to_string()).unwrap_or_default(),
+            subnet6: subnets
+                .and_then(|it| it.v6)
+                .map(|it| it.to_string())
+                .unwrap_or_default(),
+            ..v1::NetworkStatus::default()
+        }),
+        ..v1::GetStatusResponse::default()
     };
     let sandboxes = v1::ListResponse {
         sandboxes: known.sandboxes.values().map(sandbox).collect(),
@@ -79,7 +83,7 @@ fn encode(known: &Known) -> Vec<u8> {
         ..v1::ListEntriesResponse::default()
     };
     let mut bytes = BEGIN.to_vec();
-    bytes.extend(network.encode_length_delimited_to_vec());
+    bytes.extend(status.encode_length_delimited_to_vec());
     bytes.extend(sandboxes.encode_length_delimited_to_vec());
     bytes.extend(entries.encode_length_delimited_to_vec());
     bytes
@@ -87,14 +91,16 @@ fn encode(known: &Known) -> Vec<u8> {
 
 fn decode(bytes: &[u8]) -> Option<Known> {
     let mut rest = bytes.strip_prefix(BEGIN)?;
-    let network = v1::NetworkStatus::decode_length_delimited(&mut rest).ok()?;
+    let status = v1::GetStatusResponse::decode_length_delimited(&mut rest).ok()?;
     let sandboxes = v1::ListResponse::decode_length_delimited(&mut rest).ok()?;
     let entries = v1::ListEntriesResponse::decode_length_delimited(&mut rest).ok()?;
+    let network = status.network.unwrap_or_default();
     let mut known = Known {
         subnets: match network.subnet.as_str() {
             "" => None,
             _ => Some(subnets_from_proto(&network)?),
         },
+        instance: status.instance_id,
         ..Known::default()
     };
     let all = sandboxes.sandboxes.into_iter().map(placed_from_proto);
@@ -127,6 +133,7 @@ fn sandbox(it: &Placed) -> v1::Sandbox {
         spec: Some(v1::SandboxSpec {
             version: it.version.clone(),
             labels: it.labels.clone().into_iter().collect(),
+            network: lookup_to_proto(&it.lookup),
             ..v1::SandboxSpec::default()
         }),
         status: status.into(),
@@ -138,7 +145,7 @@ fn sandbox(it: &Placed) -> v1::Sandbox {
 #[cfg(test)]
 mod tests {
     use berth_domain::{
-        Generation, Protocol, SandboxId,
+        Generation, Lookup, NamePattern, NamedDestination, Protocol, SandboxId,
         catalog::{App, Host, Object, Service, ServicePort, Version},
         ipam::Subnets,
     };
@@ -147,6 +154,10 @@ mod tests {
 
     fn known() -> Known {
         let text = str::to_owned;
+        let named = |port: Option<u16>| NamedDestination {
+            name: NamePattern::parse("*.example.org").unwrap(),
+            port: port.map(|port| (Protocol::Tcp, port)),
+        };
         let sandbox = |id: &str, status| Placed {
             id: SandboxId::parse(id).unwrap(),
             generation: Generation(7),
@@ -154,6 +165,11 @@ mod tests {
             labels: [(text("tier"), text("web"))].into(),
             status,
             addresses: vec![[10, 9, 0, 2].into(), "fd00::a09:2".parse().unwrap()],
+            lookup: match status {
+                Status::Pending => Lookup::Nothing,
+                Status::Running => Lookup::Named([named(None), named(Some(443))].into()),
+                Status::NotReady | Status::Stopped | Status::Dead => Lookup::Any,
+            },
         };
         let port = ServicePort {
             name: text("http"),
@@ -189,6 +205,7 @@ mod tests {
                 v4: "10.9.0.0/24".parse().unwrap(),
                 v6: Some("fd00::/64".parse().unwrap()),
             }),
+            instance: text("a1"),
             ..Known::default()
         };
         let all = Status::ALL.map(|it| sandbox(&it.as_str().to_lowercase().replace('_', "-"), it));
@@ -217,7 +234,11 @@ mod tests {
             fs::write(&path, &whole[..length]).unwrap();
             assert_eq!(load(&path), Known::default(), "{length} bytes");
         }
-        fs::write(&path, b"something else").unwrap();
-        assert_eq!(load(&path), Known::default());
+        let mut former = whole;
+        former[..BEGIN.len()].copy_from_slice(b"berth-dns 1\n");
+        for other in [b"something else".as_slice(), &former] {
+            fs::write(&path, other).unwrap();
+            assert_eq!(load(&path), Known::default());
+        }
     }
 }

@@ -7,12 +7,13 @@ use std::{
 };
 
 use berth_domain::{
-    Generation, Protocol, SandboxId, Status,
+    Generation, Lookup, Protocol, SandboxId, Status,
     catalog::{Placed, ServicePort, parse_reverse},
     ipam::Subnets,
 };
+use berth_netns::Owner;
 
-use crate::known::Known;
+use crate::{egress::Door, known::Known};
 
 /// Of every own record, in seconds: how long a caller may go on with the addresses of a service.
 pub(crate) const TTL_SECONDS: u32 = 30;
@@ -48,6 +49,8 @@ pub(crate) enum Answer {
     },
     /// The question is somebody else's to answer.
     Forward,
+    /// It is, but whether the caller may ask is not known, or not yet.
+    Unknown,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +82,8 @@ struct Holder {
     app: Option<String>,
     /// Names of the services that it answers for.
     services: BTreeSet<String>,
+    lookup: Lookup,
+    ipv6: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -112,6 +117,8 @@ impl Zone {
                         generation: it.generation,
                         app: catalog.app_of(&it.version).map(str::to_owned),
                         services: BTreeSet::new(),
+                        lookup: it.lookup.clone(),
+                        ipv6: it.addresses.iter().any(IpAddr::is_ipv6),
                     };
                     holders.insert(address, holder);
                 }
@@ -182,8 +189,32 @@ impl Zone {
             Some(target) if self.subnets.contain(target) => {
                 own(self.reverse(app, target, question.kind))
             }
-            Some(_) | None => Answer::Forward,
+            Some(_) | None => self.of_others(caller, question.name),
         }
+    }
+
+    /// What becomes of a question that others would have to answer. One that the caller may not ask is empty like those
+    /// below the domain: some clients wait in vain behind a refusal.
+    fn of_others(&self, caller: IpAddr, name: &str) -> Answer {
+        match self.holders.get(&caller) {
+            None => Answer::Unknown,
+            Some(it) if it.lookup.allows(name) => Answer::Forward,
+            Some(_) => Answer::Own {
+                records: vec![],
+                beside: vec![],
+            },
+        }
+    }
+
+    /// What has to be opened for the caller before it is told the addresses of `name`.
+    pub(crate) fn door(&self, caller: IpAddr, name: &str) -> Option<Door> {
+        let holder = self.holders.get(&caller)?;
+        let ports = holder.lookup.ports(name);
+        (!ports.is_empty()).then(|| Door {
+            owner: Owner::of(holder.generation),
+            ipv6: holder.ipv6,
+            ports,
+        })
     }
 
     fn app_of(&self, caller: IpAddr) -> Option<&str> {

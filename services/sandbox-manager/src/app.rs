@@ -19,9 +19,9 @@ use berth_api::{
     },
 };
 use berth_containerd::Containerd;
-use berth_domain::{InstanceId, Names, ipam};
-use berth_netns::NetnsNetwork;
-use berth_platform::{ArchiveLimits, ImageInfo, Images as _};
+use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
+use berth_netns::{NetnsError, NetnsNetwork};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -38,6 +38,7 @@ use crate::{
         About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
         deadline::DeadlineLayer,
     },
+    slots,
 };
 
 /// How long the last answers may take on their way, once every plan is at rest.
@@ -52,6 +53,8 @@ pub struct App {
     socket: PathBuf,
     about: About,
     imports: Imports,
+    slot_count: usize,
+    allow_host_network: bool,
     stop: CancellationToken,
 }
 
@@ -108,7 +111,6 @@ impl App {
             bridge: config.network.bridge.clone(),
             subnets,
             started: Instant::now(),
-            degraded: network.degraded(),
         };
         let limits = Limits {
             task_creations: match config.parallel_creates {
@@ -130,6 +132,8 @@ impl App {
             socket: config.socket,
             about,
             imports,
+            slot_count: config.network.slots,
+            allow_host_network: config.network.allow_host_network,
             stop,
         })
     }
@@ -146,6 +150,8 @@ impl App {
             socket,
             about,
             imports,
+            slot_count,
+            allow_host_network,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -158,10 +164,11 @@ impl App {
         let (node, stopping) = (registry.node().network.clone(), registry.stopping());
         registry.spawn(async move {
             tokio::select! {
-                () = node.keep_rules() => {}
+                () = node.keep() => {}
                 () = stopping => {}
             }
         });
+        registry.spawn(slots::keep(registry.clone(), slot_count));
         let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
 
@@ -193,6 +200,7 @@ impl App {
         let sandboxes = SandboxRpc {
             registry: registry.clone(),
             place: Arc::new(place),
+            host_network: allow_host_network,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)
@@ -233,6 +241,12 @@ impl App {
     }
 }
 
+/// Whether a start failed because of its configuration, so that starting again will not help.
+pub fn is_misconfigured(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|it| it.downcast_ref());
+    causes.any(|it| matches!(it, NetnsError::Misconfigured { .. }))
+}
+
 /// Removes what a manager makes on the node for all sandboxes.
 pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
     let store = config.state_dir.join(STORE_FILE);
@@ -242,7 +256,8 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         .context("opening the store")?;
     let records = store.all().await.context("reading the records")?;
     let unreadable = store.unreadable().await.context("reading the records")?;
-    let held = records.iter().filter(|it| !it.addresses.is_empty()).count() + unreadable.len();
+    let live = |it: &&SandboxRecord| it.status != Status::Dead || !it.addresses.is_empty();
+    let held = records.iter().filter(live).count() + unreadable.len();
     if held > 0 {
         bail!(
             "there are {held} sandboxes: remove them first, with `berth rm` while the manager runs"
@@ -259,6 +274,7 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
         bridge: config.network.bridge.clone(),
         subnets: config.network.subnets(),
         reachable_from: config.network.reachable_from.clone(),
+        foreign_accept: config.network.foreign_accept,
     }
 }
 

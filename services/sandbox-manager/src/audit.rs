@@ -64,6 +64,7 @@ pub(crate) fn promise<R: Runtime + Images, N: Network>(
         status: record.status,
         busy: registry.is_busy(record),
         roles: roles(&record.spec).collect(),
+        has_link: !record.spec.host_network,
         addresses: record
             .addresses
             .iter()

@@ -27,6 +27,8 @@ const SOCKET_PATH_MAX: usize = 107;
 const BRIDGE_NAME_MAX: usize = 15;
 /// Each holds a process of the OCI runtime; a node that can run more at a time does not exist.
 const PARALLEL_CREATES_MAX: usize = 1024;
+/// Each is a network namespace with a link, whether it will be wanted or not.
+const SLOTS_MAX: usize = 256;
 /// containerd's limit for its identifiers.
 const IDENTIFIER_MAX: usize = 76;
 /// The longest domain name, and the longest of its labels.
@@ -156,6 +158,12 @@ pub struct Network {
     pub cool_down: Duration,
     /// Who beyond the node may open connections to the addresses of sandboxes. Node ports are open to all.
     pub reachable_from: Vec<IpNet>,
+    /// Namespaces and links that are made ahead of the sandboxes that will have them.
+    pub slots: usize,
+    /// Whether sandboxes may have the node's network, where no rule of the node holds them.
+    pub allow_host_network: bool,
+    /// Places an accept in a firewall of somebody else that drops what is forwarded.
+    pub foreign_accept: bool,
 }
 
 impl Network {
@@ -206,6 +214,9 @@ impl Default for Config {
                 subnet6: None,
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
+                slots: 4,
+                allow_host_network: false,
+                foreign_accept: true,
             },
             import: Import {
                 max_bytes: 8 << 30,
@@ -370,6 +381,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
     if let Some(subnet6) = config.network.subnet6 {
         ipam::check_subnet6(subnet6).context("network.subnet6")?;
     }
+    ensure!(
+        config.network.slots <= SLOTS_MAX,
+        "network.slots: must be at most {SLOTS_MAX}"
+    );
     for registry in &config.containerd.plain_http_registries {
         let Some((host, port)) = registry.rsplit_once(':') else {
             bail!("containerd.plain_http_registries: `{registry}` must be `host:port` or `host:*`");
@@ -460,6 +475,7 @@ mod tests {
             ("network.subnet6",                  |it| it.network.subnet6 = Some("fd00::1/64".parse().unwrap())),
             ("network.subnet6",                  |it| it.network.subnet6 = Some("fd00::/97".parse().unwrap())),
             ("network.subnet6",                  |it| it.network.subnet6 = Some("fe80::/64".parse().unwrap())),
+            ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),

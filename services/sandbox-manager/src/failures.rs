@@ -2,9 +2,11 @@
 
 use std::{error::Error, time::Duration};
 
-use berth_domain::{ExitRecord, Failure, Reason, Role};
+use berth_domain::{ExitRecord, Failure, Reason, Role, Violation};
 use berth_platform::{ImageError, NetworkError, RuntimeError};
-use berth_store::{CatalogError, ReleaseError, StoreError};
+use berth_store::{
+    AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, UnreserveError,
+};
 
 /// containerd is usually back within seconds of a restart.
 pub(crate) const RETRY_RUNTIME: Duration = Duration::from_secs(2);
@@ -110,6 +112,80 @@ pub(crate) fn store_failure(error: StoreError) -> Failure {
         | StoreError::NewerSchema { .. }
         | StoreError::ForeignAddress { .. }
         | StoreError::Failed { .. } => internal("the store failed"),
+    }
+}
+
+/// The node is not asked for more than its configuration allows.
+pub(crate) fn host_network_disabled() -> Failure {
+    let setting = "network.allow_host_network";
+    let violation = Violation {
+        field: "spec.host_network".to_owned(),
+        problem: format!("is not allowed by the node's setting `{setting}`"),
+    };
+    Failure::of_violations(Reason::DisabledOnNode, vec![violation]).with("setting", setting)
+}
+
+pub(crate) fn admit_failure(error: AdmitError) -> Failure {
+    let message = error.to_string();
+    match error {
+        AdmitError::Refused(failure) => failure,
+        AdmitError::Exhausted {
+            capacity,
+            held,
+            subnet,
+            reserved,
+        } => {
+            let (message, key, value) = match subnet {
+                Some(it) => {
+                    let message =
+                        format!("all {capacity} addresses of the subnet of {it:?} are held");
+                    (message, "subnet", it)
+                }
+                None => (message, "reserved", reserved.to_string()),
+            };
+            Failure::new(Reason::AddressesExhausted, message)
+                .with("capacity", capacity)
+                .with("held", held)
+                .with(key, value)
+        }
+        AdmitError::SubnetNotFound { identifier } => {
+            Failure::new(Reason::SubnetNotFound, message).with("identifier", identifier)
+        }
+        AdmitError::Store(error) => store_failure(error),
+    }
+}
+
+pub(crate) fn reserve_failure(error: ReserveError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ReserveError::Conflict { identifier, subnet } => {
+            Failure::new(Reason::SubnetConflict, message)
+                .with("identifier", identifier)
+                .with("subnet", subnet)
+        }
+        ReserveError::Exhausted {
+            prefix_length,
+            reserved,
+        } => Failure::new(Reason::SubnetsExhausted, message)
+            .with("prefix_length", prefix_length)
+            .with("reserved", reserved),
+        ReserveError::TooMany { limit } => Failure::new(Reason::SubnetsExhausted, message)
+            .with("limit", limit)
+            .with("reserved", limit),
+        ReserveError::Store(error) => store_failure(error),
+    }
+}
+
+pub(crate) fn unreserve_failure(error: UnreserveError) -> Failure {
+    let message = error.to_string();
+    match error {
+        UnreserveError::NotFound { identifier } => {
+            Failure::new(Reason::SubnetNotFound, message).with("identifier", identifier)
+        }
+        UnreserveError::InUse { subnet, held } => Failure::new(Reason::SubnetInUse, message)
+            .with("subnet", subnet)
+            .with("held", held),
+        UnreserveError::Store(error) => store_failure(error),
     }
 }
 

@@ -16,11 +16,12 @@ mod registry;
 mod rpc;
 mod run;
 mod sandbox;
+mod slots;
 mod spool;
 mod store_command;
 mod sweep;
 
-pub use app::{App, uninstall};
+pub use app::{App, is_misconfigured, uninstall};
 pub use berth_store::StoreError;
 pub use config::{Command, Config, Flags, load};
 pub use store_command::{Outcome, StoreCommand};

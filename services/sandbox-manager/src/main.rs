@@ -5,7 +5,8 @@ use std::{pin::pin, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser as _;
 use sandbox_manager::{
-    App, Command, Config, Flags, Outcome, StoreCommand, StoreError, load, uninstall,
+    App, Command, Config, Flags, Outcome, StoreCommand, StoreError, is_misconfigured, load,
+    uninstall,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -68,8 +69,11 @@ async fn on_uninstall(config: &Config) -> ExitCode {
 
 fn exit_code(err: &anyhow::Error) -> ExitCode {
     let mut chain = err.chain().filter_map(|it| it.downcast_ref::<StoreError>());
-    match chain.any(StoreError::is_about_the_file) {
-        true => ExitCode::from(EX_DATAERR),
+    if chain.any(StoreError::is_about_the_file) {
+        return ExitCode::from(EX_DATAERR);
+    }
+    match is_misconfigured(err) {
+        true => ExitCode::from(EX_CONFIG),
         false => ExitCode::FAILURE,
     }
 }

@@ -11,16 +11,16 @@ use std::{
 
 use berth_domain::{
     Egress, Failure, Generation, NetworkPolicy, PortSighting, Protocol, Reason, Sandbox, SandboxId,
-    SandboxRecord, SandboxSpec, Status, record::Ending,
+    SandboxRecord, SandboxSpec, Status, Violation, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
-use berth_store::{AdmitError, Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
+use berth_store::{Admitted as StoreAdmitted, Arrival, Store, StoreError, UpdateError};
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     crash,
-    failures::{exited, internal, network_failure, store_failure},
+    failures::{admit_failure, exited, internal, network_failure, store_failure},
     node::Node,
     oom::FormerKills,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
@@ -340,6 +340,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     ) -> Result<SandboxRecord, Failure> {
         let at = Instant::now();
         let now = SystemTime::now();
+        self.can_carry_out(&spec).await?;
         let arrival = Arrival {
             node_listens: self.node_listens(&spec).await?,
             expected: terms.expected,
@@ -362,20 +363,31 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 Ok(record)
             }
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
-            Err(AdmitError::Refused(failure)) => Err(failure),
-            Err(AdmitError::Exhausted { capacity, held }) => Err(Failure::new(
-                Reason::AddressesExhausted,
-                format!("all {capacity} addresses of the subnet are held"),
-            )
-            .with("capacity", capacity)
-            .with("held", held)),
-            Err(AdmitError::Store(error)) => Err(store_failure(error)),
+            Err(error) => Err(admit_failure(error)),
         }
+    }
+
+    /// Refuses what only the rules of a node carry out, on one that can have none.
+    async fn can_carry_out(&self, spec: &SandboxSpec) -> Result<(), Failure> {
+        let fields = spec.fenced_fields();
+        if fields.is_empty() {
+            return Ok(());
+        }
+        let fencing = self.node().network.fencing().await;
+        if fencing.map_err(network_failure)?.is_some() {
+            return Ok(());
+        }
+        let violation = |field| Violation {
+            field,
+            problem: "cannot be kept: the kernel of this node has no nftables NAT".to_owned(),
+        };
+        let violations = fields.into_iter().map(violation).collect();
+        Err(Failure::of_violations(Reason::UnsupportedField, violations))
     }
 
     /// The ports on which programs of the node listen, as far as `spec` asks for some.
     async fn node_listens(&self, spec: &SandboxSpec) -> Result<BTreeSet<(Protocol, u16)>, Failure> {
-        if spec.node_ports().next().is_none() {
+        if spec.claimed_ports().next().is_none() {
             return Ok(BTreeSet::new());
         }
         let listens = self.node().network.node_listens().await;

@@ -14,7 +14,9 @@ pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
 pub(crate) use sandboxes::SandboxRpc;
 
+use berth_api::v1;
 use berth_domain::{Failure, Generation, SandboxId};
+use berth_platform::Denied;
 use tonic::Status;
 
 const PAGE_DEFAULT: usize = 100;
@@ -30,6 +32,15 @@ fn page_size(asked: u32) -> usize {
 
 fn parse_id(field: &str, text: &str) -> Result<SandboxId, Status> {
     SandboxId::parse(text).map_err(|error| refuse(Failure::invalid(field, error)))
+}
+
+fn denied_to_proto(it: Denied) -> v1::DeniedTraffic {
+    v1::DeniedTraffic {
+        packets: it.packets,
+        bytes: it.bytes,
+        spoofed_packets: it.spoofed_packets,
+        spoofed_bytes: it.spoofed_bytes,
+    }
 }
 
 /// 0 means any generation.

@@ -59,13 +59,14 @@ fn check(store: &Path) -> anyhow::Result<Outcome> {
         records,
         leases,
         entries,
+        subnets,
         changes,
         last_change_incomplete,
         unreadable,
     } = berth_store::check(store)?;
     say(&format!(
         "{}: {bytes} bytes, schema {schema}, revision {revision}, {records} records, {leases} leases, \
-         {entries} entries of the catalog, {changes} changes",
+         {entries} entries of the catalog, {subnets} reserved subnets, {changes} changes",
         store.display()
     ));
     if last_change_incomplete {
@@ -131,6 +132,7 @@ fn import(store: &Path, file: &Path, replace: bool) -> anyhow::Result<Outcome> {
         records,
         leases,
         entries,
+        subnets,
         left_out,
         former,
     } = imported
@@ -142,7 +144,7 @@ fn import(store: &Path, file: &Path, replace: bool) -> anyhow::Result<Outcome> {
         })
         .with_context(|| format!("importing {}", file.display()))?;
     say(&format!(
-        "{records} records, {leases} leases and {entries} entries of the catalog are in {}",
+        "{records} records, {leases} leases, {entries} entries of the catalog and {subnets} reserved subnets are in {}",
         store.display()
     ));
     if left_out > 0 {

@@ -1,13 +1,20 @@
-//! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run.
-//! Starts nothing by itself: `deploy/dev/bench` brings the node.
+//! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
+//! long an address takes, interleaved with a bare commit. Starts nothing by itself: `deploy/dev/bench` brings the node.
 
 mod create;
+mod leases;
 mod peer;
 mod statistics;
 
 use std::path::PathBuf;
 
 use clap::Parser;
+
+#[derive(Debug, Parser)]
+enum Bench {
+    Create(Arguments),
+    Leases(leases::Arguments),
+}
 
 /// Measures Create to RUNNING (pause + one app, bridged, port open) against `ctr run -d`.
 #[derive(Debug, Parser)]
@@ -34,5 +41,8 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    create::measure(Arguments::parse()).await
+    match Bench::parse() {
+        Bench::Create(arguments) => create::measure(arguments).await,
+        Bench::Leases(arguments) => leases::measure(arguments).await,
+    }
 }

@@ -1,10 +1,14 @@
 //! What a node may have left on the host, looked for without asking Berth.
 
-use std::{fs, path::Path, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::ensure;
 
-use crate::node::succeed;
+use crate::node::{on_host_of, succeed};
 
 /// Where to look, learned while the node still stood.
 #[derive(Debug)]
@@ -13,6 +17,9 @@ pub struct Leftovers {
     /// containerd's namespace, which has the instance id in its name.
     namespace: String,
     instance: String,
+    /// Names of its links and tables, asked for while the home still says where they are.
+    links: Command,
+    tables: Command,
 }
 
 impl Leftovers {
@@ -26,11 +33,13 @@ impl Leftovers {
             home: home.to_owned(),
             namespace: namespace.to_owned(),
             instance,
+            links: on_host_of(home, "ip"),
+            tables: on_host_of(home, "nft"),
         })
     }
 
     /// Fails with everything that is left.
-    pub fn assert_none(&self) -> anyhow::Result<()> {
+    pub fn assert_none(mut self) -> anyhow::Result<()> {
         let mut left = vec![];
         left.extend(self.processes()?);
         left.extend(self.mounts()?);
@@ -86,8 +95,8 @@ impl Leftovers {
         left
     }
 
-    fn links(&self) -> anyhow::Result<Vec<String>> {
-        let links = succeed(std::process::Command::new("ip").args(["-j", "link"]))?;
+    fn links(&mut self) -> anyhow::Result<Vec<String>> {
+        let links = succeed(self.links.args(["-j", "link"]))?;
         let links: Vec<serde_json::Value> = serde_json::from_str(&links)?;
         let bridge = format!("br-{}", self.instance);
         let alias = format!("berth {}", self.instance);
@@ -104,8 +113,8 @@ impl Leftovers {
             .collect())
     }
 
-    fn tables(&self) -> anyhow::Result<Vec<String>> {
-        let tables = succeed(std::process::Command::new("nft").args(["list", "tables"]))?;
+    fn tables(&mut self) -> anyhow::Result<Vec<String>> {
+        let tables = succeed(self.tables.args(["list", "tables"]))?;
         let own = format!("berth-{}", self.instance);
         let dashless = own.replace('-', "_");
         Ok(tables

@@ -1,6 +1,7 @@
 //! What the end-to-end tests stand on: a node of their own, images made here, and the proof that nothing is left.
 
 pub mod faults;
+pub mod hosts;
 pub mod images;
 pub mod leftovers;
 pub mod node;

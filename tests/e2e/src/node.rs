@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -28,6 +29,8 @@ pub fn root() -> PathBuf {
 const HOMES: &str = "/tmp";
 /// Goes before the process id of the test.
 const HOME_PREFIX: &str = "berth-e2e-";
+/// In a home: the path of the network namespace that the node lives in, where that is not the test's.
+pub(crate) const NAMESPACE_FILE: &str = "netns";
 
 /// A running node. Dropping it takes it down; [`TestNode::finish`] also proves that nothing is left.
 #[derive(Debug)]
@@ -278,7 +281,7 @@ impl Drop for TestNode {
 }
 
 /// Takes down, once per process, what a run of tests left that was killed.
-fn sweep() {
+pub(crate) fn sweep() {
     static SWEPT: std::sync::Once = std::sync::Once::new();
     SWEPT.call_once(|| {
         for entry in std::fs::read_dir(HOMES).into_iter().flatten().flatten() {
@@ -309,7 +312,7 @@ pub async fn eventually<F: Future<Output = bool>>(
 }
 
 fn script(verb: &str, home: &Path) -> Command {
-    let mut command = Command::new(root().join("deploy/dev/node"));
+    let mut command = on_host_of(home, root().join("deploy/dev/node"));
     command
         .arg(verb)
         .arg("--home")
@@ -317,6 +320,20 @@ fn script(verb: &str, home: &Path) -> Command {
         .stdin(Stdio::null());
     command.env("BERTH_BIN", programs());
     command
+}
+
+/// A program in the network namespace of the node in `home`.
+pub(crate) fn on_host_of(home: &Path, program: impl AsRef<OsStr>) -> Command {
+    let namespace = std::fs::read_to_string(home.join(NAMESPACE_FILE)).map(PathBuf::from);
+    match namespace {
+        Ok(path) if path.exists() => {
+            let mut command = Command::new("nsenter");
+            command.arg(format!("--net={}", path.display()));
+            command.arg(program);
+            command
+        }
+        Ok(_) | Err(_) => Command::new(program),
+    }
 }
 
 /// Folder of the programs under test: those of the same build as the test.

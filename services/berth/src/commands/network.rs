@@ -1,4 +1,4 @@
-//! Commands on the addresses of the node: net ls, leases, release.
+//! Commands on the addresses of the node: net ls, leases, rules, release, subnets, reserve, unreserve.
 
 use berth_api::v1::{self, network_service_client::NetworkServiceClient};
 use jiff::Timestamp;
@@ -9,7 +9,7 @@ use super::Session;
 use crate::{
     args::{LeaseStateArg, Net},
     errors::Failure,
-    output::{age, page, table, word},
+    output::{age, page, size, table, word},
     proto_json::ProtoJson,
 };
 
@@ -17,7 +17,15 @@ pub(super) async fn run(session: &Session, command: Net) -> Result<(), Failure> 
     match command {
         Net::Ls => count(session).await,
         Net::Leases { state } => list(session, state).await,
-        Net::Release { ip } => release(session, &ip).await,
+        Net::Release { ip: Some(ip), .. } => release(session, &ip).await,
+        Net::Release { ip: None, .. } => release_resting(session).await,
+        Net::Subnets => subnets(session).await,
+        Net::Reserve {
+            identifier,
+            prefix_length,
+        } => reserve(session, identifier, prefix_length).await,
+        Net::Unreserve { identifier } => unreserve(session, identifier).await,
+        Net::Rules { id } => rules(session, id.unwrap_or_default()).await,
     }
 }
 
@@ -30,7 +38,7 @@ async fn count(session: &Session) -> Result<(), Failure> {
     let answer = client(session).await?.count_leases(request).await?;
     let it = answer.into_inner();
     Ok(session.output.object(&ProtoJson(&it), || {
-        page(vec![
+        let whole = page(vec![
             ("subnet", it.subnet.clone()),
             (
                 "subnet6",
@@ -44,7 +52,11 @@ async fn count(session: &Session) -> Result<(), Failure> {
             ("held", it.held.to_string()),
             ("resting", it.resting.to_string()),
             ("free", it.free.to_string()),
-        ])
+        ]);
+        match it.subnets.as_slice() {
+            [] => whole,
+            some => format!("{whole}\n\n{}", subnet_table(some)),
+        }
     })?)
 }
 
@@ -102,6 +114,151 @@ async fn release(session: &Session, address: &str) -> Result<(), Failure> {
         .object(&ProtoJson(&answer), || format!("{address} is free"))?)
 }
 
+async fn release_resting(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::ReleaseRestingLeasesRequest {});
+    let mut client = client(session).await?;
+    let answer = client.release_resting_leases(request).await?.into_inner();
+    Ok(session.output.object(&ProtoJson(&answer), || {
+        format!("{} addresses are free", answer.released)
+    })?)
+}
+
+async fn subnets(session: &Session) -> Result<(), Failure> {
+    let request = session.request(v1::ListSubnetsRequest {});
+    let answer = client(session).await?.list_subnets(request).await?;
+    let it = answer.into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&it), || subnet_table(&it.subnets))?)
+}
+
+async fn reserve(session: &Session, identifier: String, prefix_length: u32) -> Result<(), Failure> {
+    let request = session.request(v1::ReserveSubnetRequest {
+        identifier,
+        prefix_length,
+    });
+    let answer = client(session).await?.reserve_subnet(request).await?;
+    let it = answer.into_inner();
+    Ok(session.output.object(&ProtoJson(&it), || {
+        let subnet = it.subnet.clone().unwrap_or_default();
+        format!("{} is reserved for {}", subnet.subnet, subnet.identifier)
+    })?)
+}
+
+async fn unreserve(session: &Session, identifier: String) -> Result<(), Failure> {
+    let request = session.request(v1::ReleaseSubnetRequest { identifier });
+    let answer = client(session).await?.release_subnet(request).await?;
+    let it = answer.into_inner();
+    Ok(session.output.object(&ProtoJson(&it), || {
+        let subnet = it.former.clone().unwrap_or_default();
+        format!("{} is everybody's again", subnet.subnet)
+    })?)
+}
+
+fn subnet_table(subnets: &[v1::ReservedSubnet]) -> String {
+    let rows = subnets.iter().map(|it| {
+        [
+            it.subnet.clone(),
+            it.identifier.clone(),
+            it.capacity.to_string(),
+            it.held.to_string(),
+            it.resting.to_string(),
+            it.free.to_string(),
+        ]
+    });
+    let columns = ["SUBNET", "FOR", "ADDRESSES", "HELD", "RESTING", "FREE"];
+    table(columns, rows.collect())
+}
+
+async fn rules(session: &Session, sandbox: String) -> Result<(), Failure> {
+    let mut client = client(session).await?;
+    let mut whole = v1::ListRulesResponse::default();
+    loop {
+        let request = session.request(v1::ListRulesRequest {
+            sandbox: sandbox.clone(),
+            page_size: 0,
+            page_token: whole.next_page_token.clone(),
+        });
+        let mut page = client.list_rules(request).await?.into_inner();
+        let former = std::mem::take(&mut whole.sandboxes);
+        page.sandboxes.splice(0..0, former);
+        whole = page;
+        if whole.next_page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(session
+        .output
+        .object(&ProtoJson(&whole), || rule_tables(&whole))?)
+}
+
+fn rule_tables(rules: &v1::ListRulesResponse) -> String {
+    let head = match &rules.table {
+        None => "no rules: the kernel of this node has no NAT for nftables".to_owned(),
+        Some(it) if it.stands => format!("table {} of version {} stands", it.name, it.version),
+        Some(it) => format!("table {} of version {} is gone", it.name, it.version),
+    };
+    let accepts = rules.foreign_accepts.iter().map(|it| {
+        let (packets, bytes) = (it.packets, size(it.bytes));
+        format!(
+            "\naccept in chain {} of table {} {}: {} ({packets} packets, {bytes})",
+            it.chain, it.family, it.table, it.comment
+        )
+    });
+    let rows = rules.sandboxes.iter().map(|it| {
+        let ports = it.node_ports.iter().map(|it| {
+            let protocol = match it.protocol() {
+                v1::Protocol::Unspecified | v1::Protocol::Tcp => "tcp",
+                v1::Protocol::Udp => "udp",
+            };
+            format!("{}/{protocol}->{}", it.node_port, it.port)
+        });
+        let policy = it.network.clone().unwrap_or_default();
+        let denied = it.denied.unwrap_or_default();
+        [
+            it.sandbox.clone(),
+            it.link.clone(),
+            it.addresses.join(","),
+            ports.collect::<Vec<_>>().join(","),
+            egress(&policy),
+            policy.allow_from.join(","),
+            denied.packets.to_string(),
+            denied.spoofed_packets.to_string(),
+        ]
+    });
+    let columns = [
+        "SANDBOX",
+        "LINK",
+        "ADDRESSES",
+        "NODE PORTS",
+        "EGRESS",
+        "LETS IN",
+        "DENIED",
+        "SPOOFED",
+    ];
+    let accepts: String = accepts.collect();
+    format!("{head}{accepts}\n{}", table(columns, rows.collect()))
+}
+
+/// `OPEN`, `DENY`, or where connections may go.
+fn egress(policy: &v1::NetworkPolicy) -> String {
+    let rule = |it: &v1::EgressRule| match (it.port, it.protocol()) {
+        (0, _) => format!("{}{}", it.cidr, it.dns_name),
+        (port, v1::Protocol::Udp) => format!("{}{}:{port}/udp", it.cidr, it.dns_name),
+        (port, v1::Protocol::Unspecified | v1::Protocol::Tcp) => {
+            format!("{}{}:{port}", it.cidr, it.dns_name)
+        }
+    };
+    match policy.egress() {
+        v1::EgressMode::Unspecified | v1::EgressMode::Open => "OPEN".to_owned(),
+        v1::EgressMode::Deny => "DENY".to_owned(),
+        v1::EgressMode::Allow => {
+            let rules: Vec<_> = policy.egress_rules.iter().map(rule).collect();
+            rules.join(",")
+        }
+    }
+}
+
 fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {
     let rows = leases.iter().map(|it| {
         let state = word(it.state().as_str_name(), "LEASE_STATE_").to_owned();
@@ -122,6 +279,23 @@ fn lease_table(leases: &[v1::AddressLease], now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reserved_subnet_tells_whose_it_is_and_what_is_left_of_it() {
+        let subnet = v1::ReservedSubnet {
+            identifier: "team".to_owned(),
+            subnet: "10.0.0.16/28".to_owned(),
+            capacity: 16,
+            held: 3,
+            resting: 1,
+            free: 12,
+        };
+        assert_eq!(
+            subnet_table(&[subnet]),
+            "SUBNET        FOR   ADDRESSES  HELD  RESTING  FREE\n\
+             10.0.0.16/28  team  16         3     1        12"
+        );
+    }
 
     #[test]
     fn a_lease_tells_since_when_it_is_what_it_is() {

@@ -3,7 +3,10 @@
 
 use std::{path::Path, time::Duration};
 
-use berth_api::v1::{self, sandbox_service_client::SandboxServiceClient};
+use berth_api::v1::{
+    self, catalog_service_client::CatalogServiceClient,
+    network_service_client::NetworkServiceClient, sandbox_service_client::SandboxServiceClient,
+};
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -260,18 +263,67 @@ fn sandbox_table(sandboxes: &[v1::Sandbox], now: Timestamp) -> String {
 
 pub(super) async fn get(session: &Session, args: Id) -> Result<(), Failure> {
     let request = v1::GetRequest { id: args.id };
-    let response = client(session)
-        .await?
+    let channel = session.connect().await?;
+    let response = SandboxServiceClient::new(channel.clone())
         .get(session.request(request))
         .await?
         .into_inner();
     let sandbox = response.sandbox.ok_or(Failure::Incomplete("sandbox"))?;
+    let found = Found::of(session, channel, &sandbox).await;
     Ok(session.output.object(&ProtoJson(&sandbox), || {
-        sandbox_page(&sandbox, Timestamp::now())
+        sandbox_page(&sandbox, &found, Timestamp::now())
     })?)
 }
 
-fn sandbox_page(sandbox: &v1::Sandbox, now: Timestamp) -> String {
+/// What other services know of a sandbox. Whatever keeps them from telling keeps no sandbox from being shown.
+#[derive(Debug, Default)]
+struct Found {
+    /// The services that it answers for, by the names under which others find it.
+    names: Vec<String>,
+    denied: Option<v1::DeniedTraffic>,
+}
+
+impl Found {
+    async fn of(session: &Session, channel: Channel, sandbox: &v1::Sandbox) -> Self {
+        let rules = NetworkServiceClient::new(channel.clone())
+            .list_rules(session.request(v1::ListRulesRequest {
+                sandbox: sandbox.id.clone(),
+                ..Default::default()
+            }))
+            .await;
+        let rules = rules
+            .map(|it| it.into_inner().sandboxes)
+            .unwrap_or_default();
+        let mut catalog = CatalogServiceClient::new(channel);
+        let mut request = v1::ListEndpointsRequest {
+            page_size: 1000,
+            ..Default::default()
+        };
+        let mut names = vec![];
+        while let Ok(page) = catalog
+            .list_endpoints(session.request(request.clone()))
+            .await
+        {
+            let page = page.into_inner();
+            let own =
+                |it: &v1::Endpoint| it.sandbox == sandbox.id && it.generation == sandbox.generation;
+            let own = page.endpoints.into_iter().filter(own);
+            names.extend(own.map(|it| format!("{} in app {}", it.name, it.app)));
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                break;
+            }
+        }
+        names.sort();
+        names.dedup();
+        Self {
+            names,
+            denied: rules.into_iter().find_map(|it| it.denied),
+        }
+    }
+}
+
+fn sandbox_page(sandbox: &v1::Sandbox, found: &Found, now: Timestamp) -> String {
     let mut lines = vec![
         ("id", sandbox.id.clone()),
         ("generation", sandbox.generation.to_string()),
@@ -313,7 +365,17 @@ fn sandbox_page(sandbox: &v1::Sandbox, now: Timestamp) -> String {
     });
     lines.push(("containers", block(containers)));
     if !sandbox.ports.is_empty() {
-        lines.push(("ports", block(sandbox.ports.iter().map(port_line))));
+        let line = |it| port_line(it, node_port(sandbox, it));
+        lines.push(("ports", block(sandbox.ports.iter().map(line))));
+    }
+    if !found.names.is_empty() {
+        lines.push(("names", block(found.names.clone())));
+    }
+    if found.denied.is_some() {
+        let denied = denied_line(found.denied);
+        let none = "\nnothing so far";
+        let denied = if denied.is_empty() { none } else { &denied };
+        lines.push(("denied", denied.trim_start().to_owned()));
     }
     if !sandbox.phases.is_empty() {
         lines.push(("phases", phase_block(&sandbox.phases)));
@@ -349,7 +411,16 @@ fn exit_line(exit: &v1::ExitRecord) -> String {
     format!("{}: code {}{signal}{cause}", exit.container, exit.exit_code)
 }
 
-fn port_line(port: &v1::PortState) -> String {
+/// The port of the node that leads to one of a sandbox; 0 where none does.
+fn node_port(sandbox: &v1::Sandbox, port: &v1::PortState) -> u32 {
+    let containers = sandbox.spec.iter().flat_map(|it| &it.containers);
+    let mut declared = containers.flat_map(|it| &it.ports);
+    let udp = |it: v1::Protocol| it == v1::Protocol::Udp;
+    let is = |it: &&v1::Port| it.port == port.port && udp(it.protocol()) == udp(port.protocol());
+    declared.find(is).map(|it| it.node_port).unwrap_or_default()
+}
+
+fn port_line(port: &v1::PortState, node_port: u32) -> String {
     let protocol = match port.protocol() {
         v1::Protocol::Unspecified | v1::Protocol::Tcp => "tcp",
         v1::Protocol::Udp => "udp",
@@ -361,7 +432,11 @@ fn port_line(port: &v1::PortState) -> String {
         port.address.as_str()
     };
     let (number, container, source) = (port.port, &port.container, &port.source);
-    format!("{number}/{protocol}  {status} on {address}  {container} (says {source})")
+    let by_node = match node_port {
+        0 => String::new(),
+        node_port => format!(", port {node_port} of the node"),
+    };
+    format!("{number}/{protocol}{by_node}  {status} on {address}  {container} (says {source})")
 }
 
 fn phase_block(phases: &[v1::Phase]) -> String {
@@ -664,7 +739,7 @@ mod tests {
 
     #[test]
     fn a_page_shows_what_there_is() {
-        let text = sandbox_page(&web(), later(0));
+        let text = sandbox_page(&web(), &Found::default(), later(0));
         for part in [
             "RUNNING",
             "10.87.0.2/16 on berth0",
@@ -692,7 +767,7 @@ mod tests {
             oom_cgroup: "/berth/a1/web/app".to_owned(),
             at: None,
         });
-        let text = sandbox_page(&sandbox, later(0));
+        let text = sandbox_page(&sandbox, &Found::default(), later(0));
         for part in [
             "CONTAINER_EXITED: container app ended",
             "app: code 137, signal 9, the kernel killed it for memory: /berth/a1/web/app reached its limit",

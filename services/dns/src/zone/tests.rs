@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use berth_domain::catalog::{App, Host, Object, Service, Version};
+use berth_domain::{
+    NamePattern, NamedDestination,
+    catalog::{App, Host, Object, Service, Version},
+};
 
 use super::*;
 use crate::known::Fact;
@@ -17,6 +20,7 @@ fn sandbox(id: &str, generation: u64, version: &str, address: &str, status: Stat
         labels: BTreeMap::new(),
         status,
         addresses: vec![address.parse().unwrap()],
+        lookup: Lookup::Any,
     }
 }
 
@@ -102,6 +106,7 @@ fn ask(zone: &Zone, caller: &str, name: &str, kind: Kind) -> String {
     match zone.answer(caller.parse().unwrap(), Question { name, kind }) {
         Answer::Refused => "refused".to_owned(),
         Answer::Forward => "forward".to_owned(),
+        Answer::Unknown => "unknown".to_owned(),
         Answer::Own { records, .. } => records.iter().map(text).collect::<Vec<_>>().join(" | "),
     }
 }
@@ -142,6 +147,8 @@ fn each_caller_is_told_what_its_app_may_see() {
         (a,            "example.org",                A,     "forward"),
         (a,            "",                           Other, "forward"),
         (none,         "example.org",                A,     "forward"),
+        (free,         "example.org",                A,     "unknown"),
+        (free,         "db.example.org",             A,     "192.0.2.1"),
         (a,            "_http._tcp.web.app.berth",   Srv,   "web.app.berth:8080"),
         (a,            "_quic._udp.web.app.berth",   Srv,   "web.app.berth:8443"),
         (a,            "_http._udp.web.app.berth",   Srv,   ""),
@@ -172,6 +179,82 @@ fn each_caller_is_told_what_its_app_may_see() {
     for (caller, name, kind, expected) in cases {
         assert_eq!(ask(&zone, caller, name, kind), expected, "{caller} asks for {kind:?} of {name}");
     }
+}
+
+/// A sandbox `a-9` of app `a` at 10.9.0.9 that may ask for so much.
+fn asking(lookup: Lookup) -> Known {
+    let mut known = known();
+    let it = sandbox("a-9", 9, "a1", "10.9.0.9", Status::Pending);
+    known.learn(Fact::Sandbox(Placed { lookup, ..it }), 9);
+    known
+}
+
+fn named(name: &str, port: Option<u16>) -> NamedDestination {
+    NamedDestination {
+        name: NamePattern::parse(name).unwrap(),
+        port: port.map(|port| (Protocol::Tcp, port)),
+    }
+}
+
+#[test]
+#[rustfmt::skip]
+fn a_fenced_caller_is_told_own_names_and_asks_others_for_nothing_that_it_may_not_reach() {
+    use Kind::{A, Aaaa, Other, Ptr, Txt};
+    let rules = [named("api.example.org", Some(443)), named("*.example.net", None)];
+    let listed = zone(&asking(Lookup::Named(rules.into())));
+    let closed = zone(&asking(Lookup::Nothing));
+    let open = zone(&asking(Lookup::Any));
+    let cases = [
+        // What is asked for               by whom may ask all  the list   nothing
+        ("web.app.berth",           A,     "10.9.0.2 | 10.9.0.3", "10.9.0.2 | 10.9.0.3", "10.9.0.2 | 10.9.0.3"),
+        ("app.berth",               Txt,   "idle web",          "idle web", "idle web"),
+        ("vault.example.org",       A,     "192.0.2.2",         "192.0.2.2", "192.0.2.2"),
+        ("3.0.9.10.in-addr.arpa",   Ptr,   "web.app.berth",     "web.app.berth", "web.app.berth"),
+        ("api.example.org",         A,     "forward",           "forward", ""),
+        ("api.example.org",         Aaaa,  "forward",           "forward", ""),
+        ("api.example.org",         Other, "forward",           "forward", ""),
+        ("secret.api.example.org",  A,     "forward",           "",        ""),
+        ("secret.api.example.org",  Txt,   "forward",           "",        ""),
+        ("example.org",             A,     "forward",           "",        ""),
+        ("any.thing.example.net",   A,     "forward",           "forward", ""),
+        ("example.net",             A,     "forward",           "",        ""),
+        ("1.0.0.10.in-addr.arpa",   Ptr,   "forward",           "",        ""),
+        ("",                        Other, "forward",           "",        ""),
+    ];
+    for (name, kind, all, list, nothing) in cases {
+        let seen = [&open, &listed, &closed].map(|it| ask(it, "10.9.0.9", name, kind));
+        assert_eq!(seen, [all, list, nothing], "{kind:?} of {name}");
+    }
+}
+
+#[test]
+fn a_door_is_opened_for_the_owner_of_the_address_and_for_names_of_its_list_only() {
+    let rules = [
+        named("*.example.org", Some(443)),
+        named("api.example.org", Some(80)),
+        named("db.example.org", None),
+    ];
+    let mut known = asking(Lookup::Named(rules.into()));
+    let door = |known: &Known, caller: &str, name| {
+        let door = zone(known).door(caller.parse().unwrap(), name);
+        door.map(|it| (it.owner, it.ports, it.ipv6))
+    };
+    let tcp = |port| Some((Protocol::Tcp, port));
+    let owner = |generation| Owner::of(Generation(generation));
+    let expected = Some((owner(9), vec![tcp(80), tcp(443)], false));
+    assert_eq!(door(&known, "10.9.0.9", "api.example.org"), expected);
+    // Also where the node itself answers for the name.
+    let expected = Some((owner(9), vec![None], false));
+    assert_eq!(door(&known, "10.9.0.9", "db.example.org"), expected);
+    assert_eq!(door(&known, "10.9.0.9", "web.app.berth"), None);
+    assert_eq!(door(&known, "10.9.0.2", "api.example.org"), None);
+    assert_eq!(door(&known, "10.9.0.99", "api.example.org"), None);
+    // The next one of its address, and of its id, has doors of its own.
+    let next = sandbox("b-9", 10, "b1", "10.9.0.9", Status::Pending);
+    let lookup = Lookup::Named([named("api.example.org", None)].into());
+    known.learn(Fact::Sandbox(Placed { lookup, ..next }), 10);
+    let expected = Some((owner(10), vec![None], false));
+    assert_eq!(door(&known, "10.9.0.9", "api.example.org"), expected);
 }
 
 #[test]

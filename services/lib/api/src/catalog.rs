@@ -6,7 +6,8 @@ use std::{
 };
 
 use berth_domain::{
-    Failure, Generation, Protocol, Reason, SandboxId, Status, Violation,
+    Failure, Generation, Lookup, NamePattern, NamedDestination, Protocol, Reason, SandboxId,
+    Status, Violation,
     catalog::{
         App, Endpoint, Entry, Host, Key, Kind, Object, Placed, Service, ServicePort, Version,
     },
@@ -15,7 +16,7 @@ use berth_domain::{
 
 use crate::{
     inbound::{is_host_name, protocol_from_proto},
-    outbound::protocol_to_proto,
+    outbound::{named_to_proto, protocol_to_proto},
     v1,
 };
 
@@ -169,6 +170,51 @@ pub fn placed_from_proto(it: v1::Sandbox) -> Option<Placed> {
         labels: spec.labels.into_iter().collect(),
         status,
         addresses: addresses.collect::<Option<_>>()?,
+        lookup: lookup_from_proto(&spec.network.unwrap_or_default()),
+    })
+}
+
+/// Which names of others a sandbox of this policy may ask for. A rule that this version cannot read allows none.
+fn lookup_from_proto(it: &v1::NetworkPolicy) -> Lookup {
+    match v1::EgressMode::try_from(it.egress) {
+        Ok(v1::EgressMode::Unspecified | v1::EgressMode::Open) => Lookup::Any,
+        Ok(v1::EgressMode::Allow) => {
+            let mut by_name = it.egress_rules.iter().filter(|it| !it.dns_name.is_empty());
+            let names: Vec<_> = by_name.clone().filter_map(named_from_proto).collect();
+            match by_name.next() {
+                None if it.egress_rules.is_empty() => Lookup::Nothing,
+                None => Lookup::Any,
+                Some(_) => Lookup::Named(names.into()),
+            }
+        }
+        Ok(v1::EgressMode::Deny) | Err(_) => Lookup::Nothing,
+    }
+}
+
+fn named_from_proto(it: &v1::EgressRule) -> Option<NamedDestination> {
+    let protocol = protocol_from_proto("", it.protocol).ok()?;
+    let port = u16::try_from(it.port).ok()?;
+    Some(NamedDestination {
+        name: NamePattern::parse(&it.dns_name).ok()?,
+        port: (port != 0).then_some((protocol, port)),
+    })
+}
+
+/// The policy that allows to ask for these names, without the networks that it may allow to reach.
+pub fn lookup_to_proto(it: &Lookup) -> Option<v1::NetworkPolicy> {
+    let (mode, egress_rules) = match it {
+        Lookup::Any => return None,
+        Lookup::Nothing => (v1::EgressMode::Deny, vec![]),
+        Lookup::Named(rules) => {
+            let rules = rules.iter().map(named_to_proto).collect();
+            (v1::EgressMode::Allow, rules)
+        }
+    };
+    Some(v1::NetworkPolicy {
+        egress: mode.into(),
+        egress_rules,
+        allow_from: vec![],
+        subnet: String::new(),
     })
 }
 

@@ -20,7 +20,7 @@ fn code(reason: Reason) -> Code {
         | Reason::SpecTooLarge
         | Reason::ArchiveInvalid
         | Reason::ArchiveTooLarge => Code::InvalidArgument,
-        Reason::SpecConflict => Code::AlreadyExists,
+        Reason::SpecConflict | Reason::SubnetConflict => Code::AlreadyExists,
         Reason::GenerationConflict
         | Reason::CreateCancelled
         | Reason::ExpiryConflict
@@ -29,6 +29,7 @@ fn code(reason: Reason) -> Code {
         Reason::SandboxNotFound
         | Reason::ContainerNotFound
         | Reason::LeaseNotFound
+        | Reason::SubnetNotFound
         | Reason::ImageNotFound => Code::NotFound,
         Reason::SandboxEnding
         | Reason::PlatformMissing
@@ -37,10 +38,14 @@ fn code(reason: Reason) -> Code {
         | Reason::PortTimeout
         | Reason::ContainerExited
         | Reason::LeaseHeld
+        | Reason::SubnetInUse
+        | Reason::DisabledOnNode
         | Reason::RuntimeRefused => Code::FailedPrecondition,
-        Reason::AddressesExhausted | Reason::CatalogFull | Reason::StoreFull | Reason::DiskLow => {
-            Code::ResourceExhausted
-        }
+        Reason::AddressesExhausted
+        | Reason::SubnetsExhausted
+        | Reason::CatalogFull
+        | Reason::StoreFull
+        | Reason::DiskLow => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown

@@ -8,11 +8,12 @@ use std::{
 
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, Failure, Generation, ImageRef,
-    NetworkPolicy, Port, Protocol, Reason, Resources, RestartPolicy, Route, SandboxId, SandboxSpec,
-    StaticHost, Violation,
+    NAME_SERVER_PORTS, NamePattern, NamedDestination, NetworkPolicy, Port, Protocol, Reason,
+    Resources, RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
     id::check_name,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
+    subnets::check_identifier,
 };
 use ipnet::{IpNet, Ipv4Net};
 use prost::Message as _;
@@ -256,7 +257,6 @@ impl Check {
         let log_attributes = self.labels("spec.log_attributes", it.log_attributes);
         self.text("spec.version", &it.version, TEXT_MAX);
         self.text("spec.log_entity", &it.log_entity, TEXT_MAX);
-        self.unsupported("spec.host_network".into(), it.host_network);
         self.unsupported("spec.volumes".into(), !it.volumes.is_empty());
         let given = it
             .port_wait_timeout
@@ -304,11 +304,12 @@ impl Check {
             .filter_map(|(at, it)| self.container(at, it, &resources))
             .collect();
         let network = self.network(it.network.unwrap_or_default());
-        SandboxSpec {
+        let spec = SandboxSpec {
             labels,
             version: it.version,
             log_entity: it.log_entity,
             log_attributes,
+            host_network: it.host_network,
             port_wait_timeout,
             restart_policy,
             routes,
@@ -316,6 +317,36 @@ impl Check {
             containers,
             resources,
             network,
+        };
+        if spec.host_network {
+            self.beside_host_network(&spec);
+        }
+        spec
+    }
+
+    /// What only a network of its own can have.
+    fn beside_host_network(&mut self, spec: &SandboxSpec) {
+        let NetworkPolicy {
+            egress,
+            // Refused beside any other egress than a list.
+            egress_names: _,
+            allow_from,
+            subnet,
+        } = &spec.network;
+        let mut given = vec![];
+        let mut note = |field: String, is_set: bool| given.extend(is_set.then_some(field));
+        note("spec.routes".into(), !spec.routes.is_empty());
+        note("spec.network.egress".into(), *egress != Egress::Open);
+        note("spec.network.allow_from".into(), !allow_from.is_empty());
+        note("spec.network.subnet".into(), subnet.is_some());
+        for (at, container) in spec.containers.iter().enumerate() {
+            for (number, port) in container.ports.iter().enumerate() {
+                let field = format!("spec.containers[{at}].ports[{number}].node_port");
+                note(field, port.node_port.is_some());
+            }
+        }
+        for field in given {
+            self.wrong(field, "must not be set beside `spec.host_network`");
         }
     }
 
@@ -324,11 +355,21 @@ impl Check {
         self.count(field, it.egress_rules.len(), EGRESS_RULES_MAX);
         let listed = !it.egress_rules.is_empty();
         let rules = it.egress_rules.iter().take(EGRESS_RULES_MAX).enumerate();
-        let rules: Vec<_> = rules
-            .filter_map(|(at, it)| self.destination(&format!("{field}[{at}]"), it))
-            .collect();
+        let (mut nets, mut egress_names) = (vec![], vec![]);
+        let by_name = it.egress_rules.iter().any(|it| !it.dns_name.is_empty());
+        for (at, it) in rules {
+            let field = format!("{field}[{at}]");
+            if by_name && NAME_SERVER_PORTS.iter().any(|&port| it.port == port.into()) {
+                let problem = "is that of name servers, which a policy with names does not allow";
+                self.wrong(format!("{field}.port"), problem);
+            }
+            match it.dns_name.is_empty() {
+                true => nets.extend(self.destination(&field, it)),
+                false => egress_names.extend(self.named(&field, it)),
+            }
+        }
         let egress = match v1::EgressMode::try_from(it.egress) {
-            Ok(v1::EgressMode::Allow) => Egress::Allow(rules),
+            Ok(v1::EgressMode::Allow) => Egress::Allow(nets),
             Ok(_) if listed => {
                 self.wrong(field, "needs the egress ALLOW");
                 Egress::Open
@@ -353,17 +394,19 @@ impl Check {
                 self.wrong(field, "is there twice");
             }
         }
+        let subnet = (!it.subnet.is_empty()).then_some(it.subnet);
+        if let Some(identifier) = &subnet {
+            self.take("spec.network.subnet", check_identifier(identifier));
+        }
         NetworkPolicy {
             egress,
+            egress_names,
             allow_from: it.allow_from,
+            subnet,
         }
     }
 
     fn destination(&mut self, field: &str, it: &v1::EgressRule) -> Option<Destination> {
-        self.unsupported(format!("{field}.name"), !it.name.is_empty());
-        if !it.name.is_empty() {
-            return None;
-        }
         let net = match it.cidr.parse::<IpNet>() {
             Ok(net) if net == net.trunc() => Some(net),
             Ok(_) | Err(_) => {
@@ -373,6 +416,28 @@ impl Check {
                 None
             }
         };
+        let port = self.rule_port(field, it)?;
+        Some(Destination { net: net?, port })
+    }
+
+    fn named(&mut self, field: &str, it: &v1::EgressRule) -> Option<NamedDestination> {
+        if !it.cidr.is_empty() {
+            self.wrong(format!("{field}.cidr"), "is there beside a name");
+        }
+        let name = match NamePattern::parse(&it.dns_name) {
+            Ok(name) => Some(name),
+            Err(problem) => {
+                self.wrong(format!("{field}.dns_name"), problem.to_string());
+                None
+            }
+        };
+        let port = self.rule_port(field, it)?;
+        Some(NamedDestination { name: name?, port })
+    }
+
+    /// `None` where it is wrong.
+    #[expect(clippy::option_option, reason = "a rule without a port is a rule")]
+    fn rule_port(&mut self, field: &str, it: &v1::EgressRule) -> Option<Option<(Protocol, u16)>> {
         let protocol = protocol_from_proto(&format!("{field}.protocol"), it.protocol);
         let protocol = match protocol {
             Ok(it) => it,
@@ -381,20 +446,19 @@ impl Check {
                 return None;
             }
         };
-        let port = match u16::try_from(it.port) {
+        match u16::try_from(it.port) {
             Ok(0) if it.protocol != 0 => {
                 let problem = "is needed beside a protocol";
                 self.wrong(format!("{field}.port"), problem);
                 None
             }
-            Ok(0) => None,
-            Ok(port) => Some((protocol, port)),
+            Ok(0) => Some(None),
+            Ok(port) => Some(Some((protocol, port))),
             Err(_) => {
                 self.wrong(format!("{field}.port"), "must be at most 65535");
                 None
             }
-        };
-        Some(Destination { net: net?, port })
+        }
     }
 
     fn labels(&mut self, field: &str, it: HashMap<String, String>) -> BTreeMap<String, String> {
@@ -989,7 +1053,7 @@ mod tests {
         Some(v1::NetworkPolicy {
             egress: v1::EgressMode::Allow.into(),
             egress_rules,
-            allow_from: vec![],
+            ..v1::NetworkPolicy::default()
         })
     }
 
@@ -1001,15 +1065,30 @@ mod tests {
         }
     }
 
+    fn by_name(name: &str, port: u32) -> v1::EgressRule {
+        v1::EgressRule {
+            dns_name: name.into(),
+            port,
+            ..v1::EgressRule::default()
+        }
+    }
+
     #[test]
     fn a_policy_of_the_network_is_read_like_this() {
         let mut request = request();
-        let mut policy = allowing(vec![
+        let named = v1::EgressRule {
+            protocol: v1::Protocol::Udp.into(),
+            ..by_name("*.example.org", 123)
+        };
+        let rules = vec![
             rule("10.0.0.0/8", 0),
+            named,
             rule("192.0.2.7/32", 443),
             rule("2001:db8::/32", 443),
-        ]);
+        ];
+        let mut policy = allowing(rules);
         policy.as_mut().unwrap().allow_from = vec!["app=web".into()];
+        policy.as_mut().unwrap().subnet = "team".into();
         spec(&mut request).network = policy;
         web(&mut request).ports = vec![v1::Port {
             node_port: 8080,
@@ -1028,7 +1107,12 @@ mod tests {
                     destination("192.0.2.7/32", Some((Protocol::Tcp, 443))),
                     destination("2001:db8::/32", Some((Protocol::Tcp, 443))),
                 ]),
+                egress_names: vec![NamedDestination {
+                    name: NamePattern::parse("*.example.org").unwrap(),
+                    port: Some((Protocol::Udp, 123)),
+                }],
                 allow_from: vec!["app=web".into()],
+                subnet: Some("team".into()),
             }
         );
         let ports: Vec<_> = read.node_ports().collect();
@@ -1053,6 +1137,45 @@ mod tests {
             }),
             ("spec.network.egress_rules", |it| {
                 spec(it).network = allowing(vec![rule("10.0.0.0/8", 0); 10_000]);
+            }),
+            ("spec.network.egress_rules", |it| {
+                // Networks and names count together, and the limit is said.
+                let mut rules = vec![by_name("api.example.org", 443); 9_900];
+                rules.extend(vec![rule("10.0.0.0/8", 0); 100]);
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[1].dns_name", |it| {
+                let rules = vec![rule("10.0.0.0/8", 0), by_name("API.example.org", 443)];
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[0].dns_name", |it| {
+                spec(it).network = allowing(vec![by_name("a_b.example.org", 0)]);
+            }),
+            ("spec.network.egress_rules[0].dns_name", |it| {
+                spec(it).network = allowing(vec![by_name("*", 0)]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                let both = v1::EgressRule {
+                    dns_name: "api.example.org".into(),
+                    ..rule("10.0.0.0/8", 0)
+                };
+                spec(it).network = allowing(vec![both]);
+            }),
+            ("spec.network.egress_rules[0].cidr", |it| {
+                spec(it).network = allowing(vec![v1::EgressRule::default()]);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                let rules = vec![rule("10.0.0.0/8", 53), by_name("api.example.org", 443)];
+                spec(it).network = allowing(rules);
+            }),
+            ("spec.network.egress_rules[0].port", |it| {
+                spec(it).network = allowing(vec![by_name("dns.example.org", 853)]);
+            }),
+            ("spec.network.egress_rules", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress_rules: vec![by_name("api.example.org", 443)],
+                    ..v1::NetworkPolicy::default()
+                });
             }),
             ("spec.network.egress_rules[0].cidr", |it| {
                 spec(it).network = allowing(vec![rule("10.0.0.1/8", 0)]);
@@ -1086,6 +1209,12 @@ mod tests {
                     ..v1::NetworkPolicy::default()
                 });
             }),
+            ("spec.network.subnet", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    subnet: "x".repeat(129),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
             ("spec.containers[0].ports[1].node_port", |it| {
                 let port = |number| v1::Port {
                     node_port: 8080,
@@ -1109,10 +1238,79 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_too_long_is_refused_with_the_limit_and_one_of_networks_may_have_port_53() {
+        let with = |rules| {
+            let mut request = request();
+            spec(&mut request).network = allowing(rules);
+            create_from_proto(request, subnet())
+        };
+        let rules = |number| vec![by_name("api.example.org", 443); number];
+        with(rules(EGRESS_RULES_MAX)).unwrap();
+        let refused = with(rules(10_000)).unwrap_err();
+        let said = refused.violations.iter().map(|it| it.problem.as_str());
+        let said: Vec<_> = said.filter(|it| it.contains("256")).collect();
+        assert_eq!(said.len(), 1, "{refused:?}");
+        with(vec![rule("10.0.0.0/8", 53)]).unwrap();
+    }
+
+    #[test]
+    fn what_only_a_network_of_its_own_has_is_refused_beside_that_of_the_node() {
+        type Spoil = fn(&mut v1::CreateRequest);
+        let cases: &[(&str, Spoil)] = &[
+            ("spec.routes", |it| spec(it).routes = by_gateway("")),
+            ("spec.network.egress", |it| {
+                spec(it).network = allowing(vec![rule("10.0.0.0/8", 0)]);
+            }),
+            ("spec.network.egress", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    egress: v1::EgressMode::Deny.into(),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.allow_from", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    allow_from: vec!["a=b".into()],
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.network.subnet", |it| {
+                spec(it).network = Some(v1::NetworkPolicy {
+                    subnet: "team".into(),
+                    ..v1::NetworkPolicy::default()
+                });
+            }),
+            ("spec.containers[0].ports[1].node_port", |it| {
+                let published = v1::Port {
+                    node_port: 8080,
+                    ..port(81)
+                };
+                web(it).ports = vec![port(80), published];
+            }),
+        ];
+        for (field, spoil) in cases {
+            let shared = |it: &mut v1::CreateRequest| {
+                spoil(it);
+                spec(it).host_network = true;
+            };
+            let expected = (Reason::InvalidField, vec![(*field).to_owned()]);
+            assert_eq!(refused(shared), expected);
+            let mut own = request();
+            spoil(&mut own);
+            create_from_proto(own, subnet()).unwrap();
+        }
+        let mut request = request();
+        spec(&mut request).host_network = true;
+        web(&mut request).ports = vec![port(80)];
+        let read = create_from_proto(request, subnet()).unwrap().spec;
+        let claimed: Vec<_> = read.claimed_ports().collect();
+        assert_eq!(claimed, [(Protocol::Tcp, 80)]);
+        assert_eq!(read.node_ports().next(), None);
+    }
+
+    #[test]
     fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
         type Spoil = fn(&mut v1::CreateRequest);
         let cases: &[(&str, Spoil)] = &[
-            ("spec.host_network", |it| spec(it).host_network = true),
             ("spec.volumes", |it| {
                 spec(it).volumes.push(v1::Volume::default())
             }),
@@ -1123,12 +1321,6 @@ mod tests {
             ("spec.containers[0].stdin", |it| web(it).stdin = true),
             ("spec.containers[0].mounts", |it| {
                 web(it).mounts.push(v1::Mount::default())
-            }),
-            ("spec.network.egress_rules[0].name", |it| {
-                spec(it).network = allowing(vec![v1::EgressRule {
-                    name: "example.org".into(),
-                    ..v1::EgressRule::default()
-                }]);
             }),
         ];
         for (field, spoil) in cases {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use berth_domain::{
-    Container, Destination, Egress, ExitCause, ExitRecord, NetworkPolicy, PortSighting, Protocol,
-    Resources, RestartPolicy, SandboxRecord, SandboxSpec, Status, names,
+    Container, Destination, Egress, ExitCause, ExitRecord, NamedDestination, NetworkPolicy,
+    PortSighting, Protocol, Resources, RestartPolicy, SandboxRecord, SandboxSpec, Status, names,
 };
 
 use crate::v1;
@@ -116,7 +116,7 @@ fn spec_to_proto(spec: &SandboxSpec) -> v1::SandboxSpec {
         version: spec.version.clone(),
         log_entity: spec.log_entity.clone(),
         log_attributes: spec.log_attributes.clone().into_iter().collect(),
-        host_network: false,
+        host_network: spec.host_network,
         port_wait_timeout: duration(spec.port_wait_timeout),
         restart_policy: restart_policy.into(),
         routes: spec.routes.iter().map(route).collect(),
@@ -134,18 +134,33 @@ fn network_to_proto(it: &NetworkPolicy) -> Option<v1::NetworkPolicy> {
         // A rule without a port is for all protocols.
         protocol: it.port.map_or(0, |it| protocol_to_proto(it.0).into()),
         port: it.port.map_or(0, |it| it.1.into()),
-        name: String::new(),
+        dns_name: String::new(),
     };
     let (mode, rules) = match &it.egress {
         Egress::Open => (v1::EgressMode::Open, vec![]),
         Egress::Deny => (v1::EgressMode::Deny, vec![]),
         Egress::Allow(list) => (v1::EgressMode::Allow, list.iter().map(rule).collect()),
     };
+    let rules = rules.into_iter();
+    let rules = rules
+        .chain(it.egress_names.iter().map(named_to_proto))
+        .collect();
     (*it != NetworkPolicy::default()).then(|| v1::NetworkPolicy {
         egress: mode.into(),
         egress_rules: rules,
         allow_from: it.allow_from.clone(),
+        subnet: it.subnet.clone().unwrap_or_default(),
     })
+}
+
+/// Renders a rule by name.
+pub(crate) fn named_to_proto(it: &NamedDestination) -> v1::EgressRule {
+    v1::EgressRule {
+        cidr: String::new(),
+        protocol: it.port.map_or(0, |it| protocol_to_proto(it.0).into()),
+        port: it.port.map_or(0, |it| it.1.into()),
+        dns_name: it.name.to_string(),
+    }
 }
 
 fn container_to_proto(it: &Container) -> v1::Container {

@@ -20,7 +20,10 @@ const TEXT_MODE: u32 = 0o644;
 pub(crate) fn write(settings: &Settings, sandbox: &Sandbox) -> io::Result<()> {
     let dir = settings.names.files(&sandbox.id);
     fs::create_dir_all(&dir)?;
-    let resolv_conf = files::resolv_conf(&settings.search_domain, &settings.name_servers);
+    let resolv_conf = match sandbox.spec.host_network {
+        true => node_resolv_conf()?,
+        false => files::resolv_conf(&settings.search_domain, &settings.name_servers),
+    };
     put(
         &dir.join(HOSTS),
         files::hosts(sandbox).as_bytes(),
@@ -37,6 +40,15 @@ pub(crate) fn write(settings: &Settings, sandbox: &Sandbox) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Of the node. Where it has none, programs ask the node itself, as they would there.
+fn node_resolv_conf() -> io::Result<String> {
+    match fs::read("/etc/resolv.conf") {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The mode is set by name: the process's mask must not have a say.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    egress::Lookup,
     id::{Generation, SandboxId},
     lifecycle::Status,
     record::SandboxRecord,
@@ -100,6 +101,8 @@ pub struct Placed {
     pub status: Status,
     /// Those that it holds: none when it is DEAD.
     pub addresses: Vec<IpAddr>,
+    /// Which names of others it may ask for.
+    pub lookup: Lookup,
 }
 
 /// A sandbox that answers for a service.
@@ -331,6 +334,7 @@ impl Placed {
             labels: record.spec.labels.clone(),
             status: record.status,
             addresses: record.addresses.iter().map(ipnet::IpNet::addr).collect(),
+            lookup: Lookup::of(&record.spec.network),
         }
     }
 }
@@ -396,6 +400,7 @@ mod tests {
             labels: texts(labels),
             status,
             addresses: vec![[10, 0, 0, 2].into(), [10, 0, 0, 3].into()],
+            lookup: Lookup::Any,
         }
     }
 

@@ -9,6 +9,8 @@
 //! open-namespaces ──┬──────────────────┴─ create-task app ──┬─ start-task app ───┴─ await-ready
 //!                   └─ attach-link ─────────────────────────┘
 //! ```
+//!
+//! In the network of the node there is no link to attach; else it is the same.
 
 use std::time::Duration;
 
@@ -52,7 +54,7 @@ pub fn stands(spec: &SandboxSpec, seen: &Observed) -> bool {
     };
     seen.prepared == Extent::Whole
         && seen.namespaces == Extent::Whole
-        && seen.link
+        && (seen.link || spec.host_network)
         && seen.containers.len() == spec.containers.len() + 1
         && roles(spec).all(|role| runs(&role))
 }
@@ -81,7 +83,7 @@ fn bring_up(spec: &SandboxSpec) -> Plan {
         .into_iter()
         .map(|image| (image, plan.add(Step::EnsureImage(image.clone()), [])))
         .collect();
-    let link = plan.add(Step::AttachLink, [namespaces]);
+    let link = (!spec.host_network).then(|| plan.add(Step::AttachLink, [namespaces]));
     let mut started = Vec::new();
     for role in roles(spec) {
         let image = match &role {
@@ -98,13 +100,13 @@ fn bring_up(spec: &SandboxSpec) -> Plan {
             image.into_iter().chain([prepare]),
         );
         let created = plan.add(Step::CreateTask(role.clone()), [stored, namespaces]);
-        let needs_link = matches!(role, Role::App(_)).then_some(link);
+        let needs_link = link.filter(|_| matches!(role, Role::App(_)));
         started.push(plan.add(
             Step::StartTask(role),
             needs_link.into_iter().chain([created]),
         ));
     }
-    plan.add(Step::AwaitReady, started.into_iter().chain([link]));
+    plan.add(Step::AwaitReady, started.into_iter().chain(link));
     plan
 }
 
@@ -188,12 +190,17 @@ mod tests {
 
     /// Holds state and refuses what a node refuses.
     #[derive(Clone, Debug, Default, PartialEq)]
-    struct Node(Observed);
+    struct Node {
+        seen: Observed,
+        /// The sandbox has the node's network.
+        host_network: bool,
+    }
 
     impl Node {
         fn apply(&mut self, step: &Step) -> Result<bool, String> {
-            let before = self.0.clone();
-            let seen = &mut self.0;
+            let host_network = self.host_network;
+            let before = self.seen.clone();
+            let seen = &mut self.seen;
             let task = |seen: &Observed, role: &Role| {
                 seen.containers.get(role).copied().unwrap_or_default()
             };
@@ -204,7 +211,7 @@ mod tests {
             let allowed = match step {
                 Step::EnsureImage(_) => true,
                 Step::Prepare | Step::OpenNamespaces => true,
-                Step::AttachLink => seen.namespaces == Extent::Whole,
+                Step::AttachLink => seen.namespaces == Extent::Whole && !host_network,
                 Step::CreateContainer(role) => {
                     seen.prepared == Extent::Whole && !task(seen, role).stored
                 }
@@ -215,7 +222,7 @@ mod tests {
                 }
                 Step::StartTask(role) => {
                     task(seen, role).task == TaskSeen::Created
-                        && (*role == Role::Pause || seen.link)
+                        && (*role == Role::Pause || seen.link || host_network)
                 }
                 Step::AwaitReady => seen
                     .containers
@@ -340,12 +347,24 @@ mod tests {
 
     #[test]
     fn every_plan_is_allowed_in_every_order_and_reaches_its_goal() {
-        let spec = spec([container("web", &[80])]);
-        for goal in [Goal::Present, Goal::Absent] {
+        let own = spec([container("web", &[80])]);
+        let shared = SandboxSpec {
+            host_network: true,
+            ..own.clone()
+        };
+        for (spec, goal) in [
+            (&own, Goal::Present),
+            (&own, Goal::Absent),
+            (&shared, Goal::Present),
+            (&shared, Goal::Absent),
+        ] {
             for seen in every_observation() {
-                let plan = decide(goal, &spec, &seen);
+                let plan = decide(goal, spec, &seen);
                 for order in orders(&plan) {
-                    let mut node = Node(seen.clone());
+                    let mut node = Node {
+                        seen: seen.clone(),
+                        host_network: spec.host_network,
+                    };
                     for at in order {
                         let step = &plan.steps()[at].step;
                         let changed = node.apply(step).expect("a plan never asks the impossible");
@@ -353,8 +372,8 @@ mod tests {
                         assert!(changed || waits, "{step} is wasted from {seen:?}");
                     }
                     match goal {
-                        Goal::Present => assert!(stands(&spec, &node.0), "{:?}", node.0),
-                        Goal::Absent => assert_eq!(node.0, Observed::default()),
+                        Goal::Present => assert!(stands(spec, &node.seen), "{:?}", node.seen),
+                        Goal::Absent => assert_eq!(node.seen, Observed::default()),
                     }
                 }
             }
@@ -377,10 +396,28 @@ mod tests {
                     for at in order {
                         node.apply(&undo.steps()[at].step).unwrap();
                     }
-                    assert_eq!(node.0, Observed::default(), "after {done} steps");
+                    assert_eq!(node.seen, Observed::default(), "after {done} steps");
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_sandbox_in_the_network_of_the_node_gets_no_link_and_misses_none() {
+        let spec = SandboxSpec {
+            host_network: true,
+            ..spec([container("web", &[80])])
+        };
+        let plan = decide(Goal::Present, &spec, &Observed::default());
+        assert!(!plan.traces().link);
+        let mut node = Node {
+            host_network: true,
+            ..Node::default()
+        };
+        for planned in plan.steps() {
+            node.apply(&planned.step).unwrap();
+        }
+        assert_eq!(decide(Goal::Present, &spec, &node.seen), await_ready());
     }
 
     #[test]
@@ -415,7 +452,7 @@ mod tests {
         for planned in decide(Goal::Present, &spec, &Observed::default()).steps() {
             node.apply(&planned.step).unwrap();
         }
-        let plan = decide(Goal::Absent, &spec, &node.0);
+        let plan = decide(Goal::Absent, &spec, &node.seen);
         let stops: Vec<_> = plan
             .steps()
             .iter()

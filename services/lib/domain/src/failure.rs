@@ -56,6 +56,11 @@ reasons! {
     LeaseNotFound = "LEASE_NOT_FOUND",
     LeaseHeld = "LEASE_HELD",
     NodePortInUse = "NODE_PORT_IN_USE",
+    SubnetNotFound = "SUBNET_NOT_FOUND",
+    SubnetConflict = "SUBNET_CONFLICT",
+    SubnetInUse = "SUBNET_IN_USE",
+    SubnetsExhausted = "SUBNETS_EXHAUSTED",
+    DisabledOnNode = "DISABLED_ON_NODE",
 }
 
 impl Reason {

@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -16,10 +16,11 @@ pub fn hosts(sandbox: &Sandbox) -> String {
                     127.0.0.1\tlocalhost localhost.localdomain\n\
                     ::1\tlocalhost localhost.localdomain\n"
         .to_owned();
-    let own = sandbox
-        .addresses
-        .iter()
-        .map(|net| (net.addr(), sandbox.id.as_str()));
+    // In the network of the node its own name leads to the node.
+    let node = sandbox.spec.host_network;
+    let node = node.then_some((IpAddr::V4(Ipv4Addr::LOCALHOST), sandbox.id.as_str()));
+    let own = sandbox.addresses.iter();
+    let own = own.map(|net| (net.addr(), sandbox.id.as_str())).chain(node);
     let fixed = sandbox
         .spec
         .static_hosts

@@ -82,7 +82,7 @@ pub fn assess(spec: &SandboxSpec, seen: &Observed, rebooted: bool) -> Health {
             role,
             what: "its task is gone",
         },
-        None if !seen.link => Health::Lost {
+        None if !seen.link && !spec.host_network => Health::Lost {
             role: Role::Pause,
             what: "its network link is gone",
         },

@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod catalog;
 pub mod decide;
+pub mod egress;
 pub mod failure;
 pub mod files;
 pub mod health;
@@ -14,9 +15,11 @@ pub mod names;
 pub mod record;
 pub mod spec;
 pub mod step;
+pub mod subnets;
 
 pub use admit::{Admission, Terms, admit, node_port_conflict};
 pub use decide::{Goal, decide};
+pub use egress::{InvalidPattern, Lookup, NAME_SERVER_PORTS, NamePattern, NamedDestination};
 pub use failure::{Failure, Reason, Violation};
 pub use health::{Health, assess};
 pub use id::{ContainerName, Generation, InstanceId, InvalidName, SandboxId};

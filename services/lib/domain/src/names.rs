@@ -1,6 +1,9 @@
 //! Every name that Berth gives to something on the node, derived from the instance and the sandbox id alone.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 use blake2::{
     Blake2b, Digest as _,
@@ -37,8 +40,12 @@ pub const LABEL_SHUTDOWN_TIMEOUT: &str = "runtime.computer/shutdown-timeout";
 
 const CONTAINER_ID_PREFIX: &str = "sandbox.";
 const PAUSE_SUFFIX: &str = "_pause";
-const LINK_PREFIX: &str = "bt";
 const LINK_DIGITS: usize = 12;
+/// Of a network slot, whose address follows in hex digits.
+const SLOT_LINK_PREFIX: &str = "bs";
+const SLOT_LINK_DIGITS: usize = 8;
+/// No sandbox id begins with it.
+const SLOT_PREFIX: &str = ".slot-";
 
 /// The value of [`LABEL_ENTITY_ID`]: `sandbox/<id>`.
 pub fn entity_id(id: &SandboxId) -> String {
@@ -82,6 +89,16 @@ pub fn parse_container_id(text: &str) -> Option<(SandboxId, Role)> {
     Some((plain_id(id)?, Role::App(ContainerName::parse(name).ok()?)))
 }
 
+/// Whether a name is a prefix and this many digits.
+fn is_marked(name: &str, prefix: &str, digits: usize) -> bool {
+    name.strip_prefix(prefix).is_some_and(|it| {
+        it.len() == digits
+            && it
+                .bytes()
+                .all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
+    })
+}
+
 fn plain_id(text: &str) -> Option<SandboxId> {
     SandboxId::parse(text).ok().filter(|id| id.as_str() == text)
 }
@@ -97,6 +114,9 @@ pub struct Names {
 }
 
 impl Names {
+    /// What the host end of every link begins with.
+    pub const LINK_PREFIX: &str = "bt";
+
     /// containerd lease that holds what a sandbox uses.
     pub fn lease(&self, id: &SandboxId) -> String {
         format!("berth.{}.{id}", self.instance)
@@ -114,24 +134,26 @@ impl Names {
             .chain_update([0])
             .chain_update(id.as_str())
             .finalize();
-        digest.iter().fold(LINK_PREFIX.to_owned(), |name, byte| {
-            format!("{name}{byte:02x}")
-        })
+        digest
+            .iter()
+            .fold(Self::LINK_PREFIX.to_owned(), |name, byte| {
+                format!("{name}{byte:02x}")
+            })
     }
 
     /// Whether some sandbox's host end could have this name.
     pub fn is_link(name: &str) -> bool {
-        name.strip_prefix(LINK_PREFIX).is_some_and(|digits| {
-            digits.len() == LINK_DIGITS
-                && digits
-                    .bytes()
-                    .all(|it| it.is_ascii_digit() || (b'a'..=b'f').contains(&it))
-        })
+        is_marked(name, Self::LINK_PREFIX, LINK_DIGITS)
     }
 
     /// Alias of the host end, which tells whose it is.
     pub fn link_alias(&self, id: &SandboxId) -> String {
         format!("berth {} {id}", self.instance)
+    }
+
+    /// Alias of the host ends of network slots. No sandbox id begins with a dot.
+    pub fn slot_alias(&self) -> String {
+        format!("berth {} .slot", self.instance)
     }
 
     /// The sandbox whose host end has this alias; `None` for a foreign one.
@@ -150,6 +172,28 @@ impl Names {
     /// Folder of the pinned namespaces `net`, `ipc` and `uts` of one sandbox.
     pub fn namespaces(&self, id: &SandboxId) -> PathBuf {
         self.namespaces_dir().join(id.as_str())
+    }
+
+    /// Folder of the pinned namespaces of the network slot for an address.
+    pub fn slot(&self, address: Ipv4Addr) -> PathBuf {
+        self.namespaces_dir()
+            .join(format!("{SLOT_PREFIX}{address}"))
+    }
+
+    /// Whether a folder of this name is that of a network slot.
+    pub fn is_slot(name: &str) -> bool {
+        let address = name.strip_prefix(SLOT_PREFIX);
+        address.is_some_and(|it| it.parse::<Ipv4Addr>().is_ok())
+    }
+
+    /// Host end of the link of the network slot for an address.
+    pub fn slot_link(address: Ipv4Addr) -> String {
+        format!("{SLOT_LINK_PREFIX}{:08x}", u32::from(address))
+    }
+
+    /// Whether some network slot's host end could have this name.
+    pub fn is_slot_link(name: &str) -> bool {
+        is_marked(name, SLOT_LINK_PREFIX, SLOT_LINK_DIGITS)
     }
 
     /// Folder of all sandbox folders.
@@ -263,6 +307,21 @@ mod tests {
         ] {
             assert!(!Names::is_link(foreign), "{foreign}");
         }
+    }
+
+    #[test]
+    fn what_is_a_slots_is_told_from_what_is_a_sandboxes() {
+        let address = Ipv4Addr::new(10, 87, 0, 2);
+        let link = Names::slot_link(address);
+        assert_eq!(link, "bs0a570002");
+        assert!(Names::is_slot_link(&link) && !Names::is_link(&link));
+        assert!(!Names::is_slot_link(&names("one").link(&id("web"))));
+        let alias = names("one").slot_alias();
+        assert_eq!(names("one").parse_link_alias(&alias), None);
+        let folder = names("one").slot(address);
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        assert!(Names::is_slot(name) && SandboxId::parse(name).is_err());
+        assert!(!Names::is_slot("web") && !Names::is_slot(".slot-web"));
     }
 
     #[test]

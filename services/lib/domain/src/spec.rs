@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::{id::ContainerName, image_ref::ImageRef};
+use crate::{egress::NamedDestination, id::ContainerName, image_ref::ImageRef};
 
 /// How long a port may take when the spec does not say.
 pub const PORT_WAIT_DEFAULT: Duration = Duration::from_secs(15);
@@ -23,6 +23,8 @@ pub struct SandboxSpec {
     /// Empty: the sandbox id.
     pub log_entity: String,
     pub log_attributes: BTreeMap<String, String>,
+    /// It has the node's network: no address, no link and no rules of its own, and its ports are the node's.
+    pub host_network: bool,
     pub port_wait_timeout: Duration,
     pub restart_policy: RestartPolicy,
     pub routes: Vec<Route>,
@@ -36,8 +38,12 @@ pub struct SandboxSpec {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NetworkPolicy {
     pub egress: Egress,
+    /// What an [`Egress::Allow`] allows by name, beside its networks; empty with any other.
+    pub egress_names: Vec<NamedDestination>,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one.
     pub allow_from: Vec<String>,
+    /// Whose part of the node's subnet the address is taken from; `None`: from what is nobody's.
+    pub subnet: Option<String>,
 }
 
 /// Where a sandbox may open connections to, beside the name server of the node. The node itself, link-local addresses and
@@ -150,6 +156,36 @@ impl SandboxSpec {
         ports.filter_map(|it| Some((it.protocol, it.node_port?, it.number)))
     }
 
+    /// The ports of the node that nobody else may have while it lives.
+    pub fn claimed_ports(&self) -> impl Iterator<Item = (Protocol, u16)> {
+        let ports = self.containers.iter().flat_map(|it| &it.ports);
+        ports.filter_map(|it| {
+            let own = self.host_network.then_some(it.number);
+            Some((it.protocol, it.node_port.or(own)?))
+        })
+    }
+
+    /// The paths of those fields that only the rules of a node carry out.
+    pub fn fenced_fields(&self) -> Vec<String> {
+        let mut fields = vec![];
+        for (container, it) in self.containers.iter().enumerate() {
+            for (port, it) in it.ports.iter().enumerate() {
+                if it.node_port.is_some() {
+                    fields.push(format!(
+                        "spec.containers[{container}].ports[{port}].node_port"
+                    ));
+                }
+            }
+        }
+        if self.network.egress != Egress::Open {
+            fields.push("spec.network.egress".to_owned());
+        }
+        if !self.network.allow_from.is_empty() {
+            fields.push("spec.network.allow_from".to_owned());
+        }
+        fields
+    }
+
     /// CPU in thousandths and memory in bytes that its limits allow it: those of the sandbox, else the sum of its
     /// containers'. What has no limit was promised nothing.
     pub fn promised(&self) -> (u64, u64) {
@@ -212,6 +248,7 @@ impl SandboxSpec {
                 version,
                 log_entity,
                 log_attributes,
+                host_network,
                 port_wait_timeout,
                 restart_policy,
                 routes,
@@ -279,6 +316,7 @@ pub(crate) mod tests {
             version: String::new(),
             log_entity: String::new(),
             log_attributes: BTreeMap::new(),
+            host_network: false,
             port_wait_timeout: PORT_WAIT_DEFAULT,
             restart_policy: RestartPolicy::Always,
             routes: vec![],

@@ -25,6 +25,12 @@ pub enum NetnsError {
     /// Something of this name exists and is not ours to change.
     #[error("{what}")]
     Foreign { what: String },
+    /// Starting again will not help.
+    #[error("{setting}: {problem}")]
+    Misconfigured {
+        setting: &'static str,
+        problem: String,
+    },
     #[error("nft refused the table: {message}")]
     Table { message: String },
     #[error(
@@ -74,6 +80,7 @@ impl From<NetnsError> for NetworkError {
             NetnsError::Foreign { what } => what.into(),
             NetnsError::Table { message } => message.into(),
             NetnsError::NoIpv6 { .. } => "no IPv6".into(),
+            NetnsError::Misconfigured { problem, .. } => problem.into(),
         };
         NetworkError { operation, source }
     }

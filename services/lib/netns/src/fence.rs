@@ -12,10 +12,11 @@ use berth_platform::Denied;
 use rustix::io::Errno;
 
 use crate::{
-    conntrack,
+    chains, conntrack,
     element::{Element, Family, bytes},
     error::NetnsError,
-    foreign,
+    foreign::{self, Judgement, Passage},
+    named,
     nfnetlink::{Held, Nfnetlink},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
     rules6::{self, DENIALS6},
@@ -36,8 +37,9 @@ pub(crate) enum Fencing {
 pub(crate) struct Fence {
     frame: Frame,
     name: String,
-    /// What others do to the packets of sandboxes, as it was at the start.
-    obstacles: Vec<String>,
+    passage: Passage,
+    /// What others do to the packets of sandboxes, as of the last look. Apart, so that nobody who asks waits for `nft`.
+    others: Mutex<Judgement>,
     state: Mutex<State>,
 }
 
@@ -48,6 +50,8 @@ struct State {
     labels: Labels,
     /// How the tables were when they were last known to be whole; `None`: they have to be looked at.
     whole: Option<Standing>,
+    /// The change behind which the tables of others were as they shall be.
+    others_settled: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,7 @@ struct Standing {
 
 impl Fence {
     /// Makes the tables where there are none. Those that a former manager left stand until [`Fence::restore`].
-    pub(crate) fn start(frame: Frame) -> Result<Fencing, NetnsError> {
+    pub(crate) fn start(frame: Frame, passage: Passage) -> Result<Fencing, NetnsError> {
         let mut socket = match Nfnetlink::open() {
             Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {
                 let message = error.to_string();
@@ -86,22 +90,30 @@ impl Fence {
                 return Ok(Fencing::Unsupported { message });
             }
         }
-        let obstacles = foreign::obstacles(&table::chains()?, &name);
-        Ok(Fencing::Stands(Box::new(Self {
+        let fence = Self {
             frame,
-            obstacles,
             name,
+            passage,
+            others: Mutex::default(),
             state: Mutex::new(State {
                 socket,
                 wanted: BTreeMap::new(),
                 labels: Labels::default(),
                 whole: None,
+                others_settled: None,
             }),
-        })))
+        };
+        // A firewall that refuses our accept keeps no manager from its start: it is tried again, and told.
+        if let Err(error) = fence.look_at_others() {
+            tracing::warn!(%error, "the tables of others");
+        }
+        Ok(Fencing::Stands(Box::new(fence)))
     }
 
-    pub(crate) fn obstacles(&self) -> &[String] {
-        &self.obstacles
+    /// What others do to the packets of sandboxes.
+    pub(crate) fn others(&self) -> Judgement {
+        let others = self.others.lock();
+        others.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -130,19 +142,39 @@ impl Fence {
         self.change(&mut state, &former, &sandbox.id)
     }
 
-    /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next.
+    /// Takes back what stands for a sandbox. No packet of its connections reaches whoever has its address next. What fails
+    /// is to be asked for again.
     pub(crate) fn dismiss(&self, id: &SandboxId) -> Result<(), NetnsError> {
         let mut state = self.state();
-        let Some(Wanted { fenced, elements }) = state.wanted.remove(id) else {
+        let Some(wanted) = state.wanted.get_mut(id) else {
             return Ok(());
         };
-        state.labels.give_back(&fenced.labels);
-        state.labels.give_back(&fenced.lets_in);
-        self.change(&mut state, &elements, id)?;
-        drop(state);
-        let addresses = fenced.addresses.into_iter().map(IpAddr::from);
-        let addresses6 = fenced.addresses6.into_iter().map(IpAddr::from);
-        self.forget(&addresses.chain(addresses6).collect::<Vec<_>>())
+        let elements = std::mem::take(&mut wanted.elements);
+        if let Err(error) = self.change(&mut state, &elements, id) {
+            if let Some(wanted) = state.wanted.get_mut(id) {
+                wanted.elements = elements;
+            }
+            return Err(error);
+        }
+        let fenced = state.wanted.get(id).map(|it| &it.fenced);
+        let addresses = fenced.into_iter().flat_map(|it| {
+            let v6 = it.addresses6.iter().copied().map(IpAddr::from);
+            it.addresses.iter().copied().map(IpAddr::from).chain(v6)
+        });
+        let addresses: Vec<_> = addresses.collect();
+        conntrack::forget(&mut state.socket, &addresses)
+            .map_err(NetnsError::rules("forgetting connections"))?;
+        if let Some(Wanted { fenced, .. }) = state.wanted.remove(id) {
+            if let Some(owner) = fenced.namer {
+                // What is left there serves nobody, and ends by itself.
+                if let Err(error) = named::forget(&mut state.socket, &self.name, owner) {
+                    tracing::debug!(sandbox = %id, %error, "what its names opened is left to end");
+                }
+            }
+            state.labels.give_back(&fenced.labels);
+            state.labels.give_back(&fenced.lets_in);
+        }
+        Ok(())
     }
 
     /// Makes the kernel forget the connections of these addresses.
@@ -169,6 +201,42 @@ impl Fence {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(true),
             Err(error) => Err(NetnsError::rules("reading the tables")(error)),
         }
+    }
+
+    /// Looks at the tables of others, unless nothing has changed since, and has our accepts in them.
+    pub(crate) fn look_at_others(&self) -> Result<(), NetnsError> {
+        let mut state = self.state();
+        // Behind a change of ours everything is as it shall be, or somebody else is at it: then the next look is soon.
+        for _ in 0..2 {
+            let generation = state.socket.generation();
+            let generation = generation.map_err(NetnsError::rules("reading the tables"))?;
+            if state.others_settled == Some(generation) {
+                return Ok(());
+            }
+            let Some(mut judgement) = judge(&mut state.socket, &self.passage)? else {
+                return Ok(());
+            };
+            let changed = match judgement.changes.as_str() {
+                "" => {
+                    state.others_settled = Some(generation);
+                    Ok(())
+                }
+                text => {
+                    state.others_settled = None;
+                    tracing::info!(rules = text, "a firewall of others is changed");
+                    table::change(text)
+                }
+            };
+            if let Err(error) = &changed {
+                judgement.obstacles.push(format!(
+                    "a firewall of others cannot be told to accept {}: {error}",
+                    self.frame.subnet
+                ));
+            }
+            *self.others.lock().unwrap_or_else(PoisonError::into_inner) = judgement;
+            changed?;
+        }
+        Ok(())
     }
 
     /// Whether both tables are there.
@@ -264,6 +332,21 @@ impl Fence {
     }
 
     pub(crate) fn uninstall(&self) -> Result<(), NetnsError> {
+        let passage = Passage {
+            places: false,
+            ..self.passage.clone()
+        };
+        let mut reads = 0;
+        let left = loop {
+            reads += 1;
+            match judge(&mut self.state().socket, &passage)? {
+                None if reads < READS_MAX => {}
+                judgement => break judgement.unwrap_or_default().changes,
+            }
+        };
+        if !left.is_empty() {
+            table::change(&left)?;
+        }
         table::remove(&self.frame.instance)
     }
 
@@ -279,6 +362,7 @@ impl Fence {
             socket,
             wanted,
             whole,
+            others_settled,
             ..
         } = &mut *state;
         let next = wanted.get(id).map_or(&none, |it| &it.elements);
@@ -290,8 +374,9 @@ impl Fence {
         match socket.change(&self.name, &remove, &add) {
             Ok(()) => {
                 // Our own change is the only one that nobody has to look for.
-                if let Some(standing) = whole {
-                    standing.generation = standing.generation.wrapping_add(1);
+                let standing = whole.as_mut().map(|it| &mut it.generation);
+                for seen in standing.into_iter().chain(others_settled) {
+                    *seen = seen.wrapping_add(1);
                 }
                 Ok(())
             }
@@ -306,7 +391,7 @@ impl Fence {
     fn render(&self, state: &mut State) -> Result<(), NetnsError> {
         let counted = self.counted(state);
         let elements = state.wanted.values().flat_map(|it| &it.elements);
-        let text = rules::render(&self.frame, elements, &counted);
+        let text = rules::render(&self.frame, elements, &counted) + &self.opened(state);
         if let Rules::Unsupported { message } = table::install(&text)? {
             return Err(NetnsError::Table { message });
         }
@@ -314,6 +399,17 @@ impl Fence {
         let standing = self.standing(socket);
         *whole = standing.map_err(NetnsError::rules("reading the tables"))?;
         Ok(())
+    }
+
+    /// The text with what names have opened, as far as it can be read. The resolver puts back what is missing.
+    fn opened(&self, state: &mut State) -> String {
+        let owners = state.wanted.values().filter_map(|it| it.fenced.namer);
+        let owners: BTreeSet<_> = owners.collect();
+        if owners.is_empty() {
+            return String::new();
+        }
+        let held = named::held(&mut state.socket, &self.name).unwrap_or_default();
+        named::render(&self.frame.instance, &held, &owners)
     }
 
     /// What each wanted element has counted so far, as far as it can be read.
@@ -394,6 +490,15 @@ impl State {
         let wanted = Wanted { fenced, elements };
         self.wanted.insert(sandbox.id.clone(), wanted);
         former.map(|it| it.elements).unwrap_or_default()
+    }
+}
+
+/// `None` while others are changing tables.
+fn judge(socket: &mut Nfnetlink, passage: &Passage) -> Result<Option<Judgement>, NetnsError> {
+    match chains::read(socket, foreign::is_of_docker) {
+        Ok(chains) => Ok(Some(foreign::judge(&chains, passage))),
+        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(None),
+        Err(error) => Err(NetnsError::rules("reading the chains of others")(error)),
     }
 }
 

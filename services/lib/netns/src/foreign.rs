@@ -1,69 +1,380 @@
-//! Firewalls of others that drop what our rules let through: a packet has to pass all of them. Reads what `nft` lists, and
-//! changes nothing.
+//! Firewalls of others that drop what our rules let through: a packet has to pass all of them. Decides where an accept of
+//! ours goes, and what a person has to be told. Pure.
 
-/// What of a list of chains (`nft list chains`) may drop the packets of sandboxes, a sentence each.
-pub(crate) fn obstacles(chains: &str, own: &str) -> Vec<String> {
-    let mut found = vec![];
-    let (mut table, mut chain) = ("", "");
-    for line in chains.lines().map(str::trim) {
-        let words: Vec<_> = line.split_whitespace().collect();
-        match words.as_slice() {
-            ["table", _, name, "{"] => table = name,
-            ["chain", name, "{"] => {
-                chain = name;
-                if *name == "DOCKER-USER" {
-                    found.push(format!(
-                        "docker filters what is forwarded: chain DOCKER-USER of table {table} has to accept the subnet"
-                    ));
-                }
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use berth_domain::Names;
+use berth_platform::ForeignAccept;
+use ipnet::IpNet;
+
+use crate::chains::{Chain, Layer, Place, Rule, Verdict};
+
+/// The table of iptables, and the chains in it that an accept can be in: docker leaves the first to others.
+const TABLE: &str = "filter";
+const DOCKER_USER: &str = "DOCKER-USER";
+const FORWARD: &str = "FORWARD";
+
+/// What others have to let pass.
+#[derive(Clone, Debug)]
+pub(crate) struct Passage {
+    pub(crate) instance: String,
+    /// Of the instance: it is no obstacle.
+    pub(crate) table: String,
+    pub(crate) subnets: Vec<IpNet>,
+    /// Whether accepts may be placed in tables of others.
+    pub(crate) places: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Judgement {
+    /// What a person has to do, a sentence each.
+    pub(crate) obstacles: Vec<String>,
+    /// The accepts that stand as they shall.
+    pub(crate) accepts: Vec<ForeignAccept>,
+    /// The text for `nft` that brings the others about; empty where all is well.
+    pub(crate) changes: String,
+}
+
+/// Chains that are looked at although they are no base chains.
+pub(crate) fn is_of_docker((layer, table, chain): &Place) -> bool {
+    *layer != Layer::Inet && table == TABLE && chain == DOCKER_USER
+}
+
+pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judgement {
+    let mut judgement = Judgement::default();
+    for layer in [Layer::V4, Layer::V6] {
+        let place = passage.place(chains, layer);
+        for name in [DOCKER_USER, FORWARD] {
+            if let Some(chain) = chains.get(&(layer, TABLE.to_owned(), name.to_owned())) {
+                let wanted = match passage.places && place == Some(name) {
+                    true => passage.accepts(layer),
+                    false => vec![],
+                };
+                judgement.settle(passage, layer, name, chain, &wanted);
             }
-            [..] if table == own => {}
-            [..] if line.contains(" hook forward ") => {
-                if line.contains("policy drop") {
-                    found.push(format!(
-                        "chain {chain} of table {table} drops what is forwarded: it has to accept the subnet"
-                    ));
-                } else if table == "firewalld" {
-                    found.push(
-                        "firewalld filters what is forwarded: a zone that accepts has to have the subnet as source"
-                            .to_owned(),
-                    );
-                }
-            }
-            [..] => {}
         }
     }
-    found
+    for ((layer, table, name), chain) in chains {
+        let concerns = passage.concerns(*layer) && *table != passage.table;
+        if concerns && chain.forwards {
+            let of_iptables = *layer != Layer::Inet && table == TABLE && name == FORWARD;
+            let place = passage.place(chains, *layer).filter(|_| of_iptables);
+            let sentence = match place {
+                Some(_) if passage.places => None,
+                Some(place) => Some(passage.sentence(*layer, table, place)),
+                None if table == "firewalld" => Some(format!(
+                    "firewalld filters what is forwarded: a zone that accepts has to have {} as source",
+                    passage.subnets_of(*layer)
+                )),
+                None => drops(chain).then(|| passage.sentence(*layer, table, name)),
+            };
+            judgement.obstacles.extend(sentence);
+        }
+    }
+    judgement
+}
+
+/// What no rule before has accepted does not pass.
+fn drops(chain: &Chain) -> bool {
+    let last = chain.rules.last();
+    chain.drops || last.is_some_and(|it| it.always && it.verdict == Some(Verdict::Drop))
+}
+
+impl Passage {
+    /// The chain in which the owner of iptables' table wants an accept; `None` where none is needed.
+    fn place(&self, chains: &BTreeMap<Place, Chain>, layer: Layer) -> Option<&'static str> {
+        let of = |name: &str| chains.get(&(layer, TABLE.to_owned(), name.to_owned()));
+        let forward = of(FORWARD).filter(|it| it.forwards && self.concerns(layer))?;
+        let leads = |it: &Rule| it.verdict == Some(Verdict::Chain(DOCKER_USER.to_owned()));
+        if of(DOCKER_USER).is_some() && forward.rules.iter().any(leads) {
+            return Some(DOCKER_USER);
+        }
+        drops(forward).then_some(FORWARD)
+    }
+
+    /// Whether packets of sandboxes come by chains of this family.
+    fn concerns(&self, layer: Layer) -> bool {
+        self.subnets.iter().any(|it| is_of(it, layer))
+    }
+
+    fn subnets_of(&self, layer: Layer) -> String {
+        let own = self.subnets.iter().filter(|it| is_of(it, layer));
+        own.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn mark(&self) -> String {
+        format!("Berth, instance {}: ", self.instance)
+    }
+
+    /// The comment and the text of each accept. Only what iptables can read: it gives up a whole table for one rule that it
+    /// cannot.
+    fn accepts(&self, layer: Layer) -> Vec<(String, String)> {
+        let prefix = Names::LINK_PREFIX;
+        let own = self.subnets.iter().filter(|it| is_of(it, layer));
+        let each = own.flat_map(|subnet| {
+            [("from", "iifname", "saddr"), ("to", "oifname", "daddr")].map(|(word, link, end)| {
+                let comment = format!("{}{word} {subnet}", self.mark());
+                let rule = format!(
+                    "{link} \"{prefix}*\" {layer} {end} {subnet} counter accept comment \"{comment}\""
+                );
+                (comment, rule)
+            })
+        });
+        each.collect()
+    }
+
+    fn sentence(&self, layer: Layer, table: &str, chain: &str) -> String {
+        let subnets = self.subnets_of(layer);
+        let rule = self.subnets.iter().find(|it| is_of(it, layer)).map(|it| {
+            let family = if it.addr().is_ipv4() { "ip" } else { "ip6" };
+            let links = Names::LINK_PREFIX;
+            format!("rule {layer} {table} {chain} iifname \"{links}*\" {family} saddr {it} accept")
+        });
+        format!(
+            "chain {chain} of table {layer} {table} drops what is forwarded: it has to accept {subnets}, as with `nft insert \
+             {}`, and the same with oifname and daddr",
+            rule.unwrap_or_default()
+        )
+    }
+}
+
+fn is_of(subnet: &IpNet, layer: Layer) -> bool {
+    match layer {
+        Layer::Inet => true,
+        Layer::V4 => matches!(subnet, IpNet::V4(_)),
+        Layer::V6 => matches!(subnet, IpNet::V6(_)),
+    }
+}
+
+impl Judgement {
+    /// Takes note of what stands in a chain as `wanted`, or of how it comes to stand.
+    fn settle(
+        &mut self,
+        passage: &Passage,
+        layer: Layer,
+        name: &str,
+        chain: &Chain,
+        wanted: &[(String, String)],
+    ) {
+        let mark = passage.mark();
+        let own = chain.rules.iter();
+        let own: Vec<_> = own.filter(|it| it.comment.starts_with(&mark)).collect();
+        let stands = |comment: &String| {
+            let mut alike = own.iter().filter(|it| it.comment == *comment);
+            alike
+                .next()
+                .is_some_and(|it| it.verdict == Some(Verdict::Accept))
+        };
+        if own.len() == wanted.len() && wanted.iter().all(|(comment, _)| stands(comment)) {
+            self.accepts.extend(own.iter().map(|it| ForeignAccept {
+                family: layer.to_string(),
+                table: TABLE.to_owned(),
+                chain: name.to_owned(),
+                comment: it.comment.clone(),
+                packets: it.counted.0,
+                bytes: it.counted.1,
+            }));
+            return;
+        }
+        for rule in own {
+            let handle = rule.handle;
+            let _ = writeln!(
+                self.changes,
+                "delete rule {layer} {TABLE} {name} handle {handle}"
+            );
+        }
+        // Each goes before the former.
+        for (_, rule) in wanted.iter().rev() {
+            let _ = writeln!(self.changes, "insert rule {layer} {TABLE} {name} {rule}");
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn chains(table: &str, chain: &str, policy: &str) -> String {
-        let hook =
-            |hook, policy| format!("type filter hook {hook} priority filter; policy {policy};");
-        let (forward, input) = (hook("forward", policy), hook("input", "drop"));
-        format!(
-            "table {table} {{\n\tchain OTHER {{\n\t}}\n\tchain {chain} {{\n\t\t{forward}\n\t}}\n\
-             \tchain INPUT {{\n\t\t{input}\n\t}}\n}}\n"
-        )
+    fn passage() -> Passage {
+        Passage {
+            instance: "a1".into(),
+            table: "berth-a1".into(),
+            subnets: vec!["10.1.0.0/16".parse().unwrap()],
+            places: true,
+        }
+    }
+
+    fn base(drops: bool, rules: Vec<Rule>) -> Chain {
+        Chain {
+            forwards: true,
+            drops,
+            rules,
+        }
+    }
+
+    fn always(verdict: Verdict) -> Rule {
+        Rule {
+            verdict: Some(verdict),
+            always: true,
+            ..Rule::default()
+        }
+    }
+
+    fn ours(handle: u64, word: &str) -> Rule {
+        Rule {
+            handle,
+            comment: format!("Berth, instance a1: {word} 10.1.0.0/16"),
+            verdict: Some(Verdict::Accept),
+            counted: (3, 180),
+            ..Rule::default()
+        }
+    }
+
+    fn at(layer: Layer, table: &str, chain: &str) -> Place {
+        (layer, table.into(), chain.into())
+    }
+
+    fn to_docker() -> Rule {
+        always(Verdict::Chain(DOCKER_USER.into()))
+    }
+
+    const FROM: &str = "iifname \"bt*\" ip saddr 10.1.0.0/16 counter accept comment \"Berth, instance a1: from 10.1.0.0/16\"\n";
+    const TO: &str = "oifname \"bt*\" ip daddr 10.1.0.0/16 counter accept comment \"Berth, instance a1: to 10.1.0.0/16\"\n";
+
+    #[test]
+    #[rustfmt::skip]
+    fn an_accept_goes_where_the_owner_wants_it_and_only_where_it_is_needed() {
+        let forward = || at(Layer::V4, TABLE, FORWARD);
+        let docker = || at(Layer::V4, TABLE, DOCKER_USER);
+        let in_chain = |name: &str| format!("insert rule ip filter {name} {TO}insert rule ip filter {name} {FROM}");
+        let returns = || Chain { rules: vec![always(Verdict::Return)], ..Chain::default() };
+        let cases: [(Vec<(Place, Chain)>, String); 8] = [
+            (vec![(forward(), base(false, vec![]))], String::new()),
+            (vec![(forward(), base(true, vec![]))], in_chain(FORWARD)),
+            (vec![(forward(), base(false, vec![always(Verdict::Drop)]))], in_chain(FORWARD)),
+            (vec![(forward(), base(false, vec![always(Verdict::Drop), to_docker()]))], String::new()),
+            (vec![(forward(), base(true, vec![to_docker()])), (docker(), returns())], in_chain(DOCKER_USER)),
+            (vec![(forward(), base(false, vec![to_docker()])), (docker(), returns())], in_chain(DOCKER_USER)),
+            // A docker that is gone has left its chain.
+            (vec![(forward(), base(true, vec![])), (docker(), returns())], in_chain(FORWARD)),
+            (vec![(at(Layer::V6, TABLE, FORWARD), base(true, vec![]))], String::new()),
+        ];
+        for (chains, expected) in cases {
+            let judgement = judge(&chains.into_iter().collect(), &passage());
+            assert_eq!(judgement.changes, expected);
+            assert!(judgement.obstacles.is_empty(), "{judgement:?}");
+        }
+    }
+
+    #[test]
+    fn what_stands_is_left_and_what_stands_twice_or_elsewhere_is_moved() {
+        let forward = at(Layer::V4, TABLE, FORWARD);
+        let judged = |rules: &[Rule]| {
+            let chain = base(true, rules.to_vec());
+            judge(&[(forward.clone(), chain)].into(), &passage())
+        };
+        let (from, to) = (ours(7, "from"), ours(8, "to"));
+        let whole = judged(&[from.clone(), to.clone()]);
+        assert_eq!(whole.changes, "");
+        let seen: Vec<_> = whole.accepts.iter().map(|it| it.comment.clone()).collect();
+        assert_eq!(seen, [from.comment.clone(), to.comment.clone()]);
+        assert_eq!(whole.accepts[0].packets, 3);
+
+        let behind = judged(&[to_docker(), to.clone(), from.clone()]);
+        assert_eq!(behind.changes, "", "where it stands is its owner's affair");
+        let changed = Rule {
+            verdict: Some(Verdict::Drop),
+            ..to.clone()
+        };
+        for wrong in [
+            vec![from.clone()],
+            vec![from.clone(), from.clone()],
+            vec![from.clone(), to.clone(), ours(9, "from")],
+            vec![from.clone(), changed],
+        ] {
+            let judged = judged(&wrong);
+            for rule in &wrong {
+                let removed = format!("delete rule ip filter FORWARD handle {}\n", rule.handle);
+                assert!(judged.changes.contains(&removed), "{judged:?}");
+            }
+            assert_eq!(judged.changes.matches("insert rule").count(), 2);
+            assert!(judged.accepts.is_empty());
+        }
+
+        let moved = judge(
+            &[
+                (
+                    forward.clone(),
+                    base(true, vec![from.clone(), to.clone(), to_docker()]),
+                ),
+                (at(Layer::V4, TABLE, DOCKER_USER), Chain::default()),
+            ]
+            .into(),
+            &passage(),
+        );
+        assert!(moved.changes.contains("FORWARD handle 8"), "{moved:?}");
+        assert!(moved.changes.contains("insert rule ip filter DOCKER-USER"));
+
+        // Another instance's has the same number at its beginning.
+        let others = Rule {
+            comment: "Berth, instance a12: from 10.1.0.0/16".into(),
+            ..from.clone()
+        };
+        assert!(!judged(&[others]).changes.contains("delete"));
+        let off = Passage {
+            places: false,
+            ..passage()
+        };
+        let off = judge(
+            &[(forward.clone(), base(true, vec![from, to]))].into(),
+            &off,
+        );
+        assert_eq!(off.changes.lines().count(), 2);
+        assert!(!off.changes.contains("insert"), "{off:?}");
+    }
+
+    #[test]
+    fn what_comes_by_both_families_is_accepted_in_both() {
+        let passage = Passage {
+            subnets: vec![
+                "10.1.0.0/16".parse().unwrap(),
+                "fd00:1::/64".parse().unwrap(),
+            ],
+            ..passage()
+        };
+        let chains = [Layer::V4, Layer::V6].map(|it| (at(it, TABLE, FORWARD), base(true, vec![])));
+        let judgement = judge(&chains.into(), &passage);
+        let lines: Vec<_> = judgement.changes.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert!(
+            lines[2].starts_with(
+                "insert rule ip6 filter FORWARD oifname \"bt*\" ip6 daddr fd00:1::/64 "
+            )
+        );
     }
 
     #[test]
     #[rustfmt::skip]
-    fn who_drops_what_is_forwarded_is_named() {
-        let cases = [
-            (chains("ip filter", "FORWARD", "accept"), None),
-            (chains("ip filter", "FORWARD", "drop"), Some("chain FORWARD of table filter")),
-            (chains("inet mine", "forward", "drop"), Some("chain forward of table mine")),
-            (chains("inet firewalld", "filter_FORWARD", "accept"), Some("firewalld")),
-            (chains("inet berth-a1", "forward", "drop"), None),
-            ("table ip filter {\n\tchain DOCKER-USER {\n\t}\n}\n".to_owned(), Some("DOCKER-USER")),
+    fn who_drops_and_takes_no_accept_is_named() {
+        let off = Passage { places: false, ..passage() };
+        let docker = || vec![
+            (at(Layer::V4, TABLE, FORWARD), base(false, vec![to_docker()])),
+            (at(Layer::V4, TABLE, DOCKER_USER), Chain::default()),
         ];
-        for (list, expected) in cases {
-            let found = obstacles(&list, "berth-a1");
-            assert_eq!(found.len(), usize::from(expected.is_some()), "{found:?} in {list}");
+        let one = |layer, table: &str, drops| vec![(at(layer, table, "forward"), base(drops, vec![]))];
+        type Case<'a> = (&'a Passage, Vec<(Place, Chain)>, Option<&'a str>);
+        let cases: [Case<'_>; 8] = [
+            (&passage(), one(Layer::Inet, "mine", true), Some("chain forward of table inet mine")),
+            (&passage(), one(Layer::V4, "mine", true), Some("chain forward of table ip mine")),
+            (&passage(), one(Layer::Inet, "mine", false), None),
+            (&passage(), one(Layer::Inet, "firewalld", false), Some("a zone that accepts has to have 10.1.0.0/16")),
+            (&passage(), one(Layer::Inet, "berth-a1", true), None),
+            (&passage(), one(Layer::V6, "mine", true), None),
+            (&off, docker(), Some("chain DOCKER-USER of table ip filter")),
+            (&off, vec![(at(Layer::V4, TABLE, FORWARD), base(true, vec![]))], Some("chain FORWARD of table ip filter")),
+        ];
+        for (passage, chains, expected) in cases {
+            let found = judge(&chains.into_iter().collect(), passage).obstacles;
+            assert_eq!(found.len(), usize::from(expected.is_some()), "{found:?}");
             let named = found.iter().zip(expected).all(|(it, expected)| it.contains(expected));
             assert!(named, "{found:?}");
         }

@@ -2,6 +2,7 @@
 //! routed, and nftables tables. Everything is found again by names that come from the sandbox id. Which sandbox gets which
 //! address, others know.
 
+mod chains;
 mod conntrack;
 mod element;
 mod error;
@@ -9,13 +10,19 @@ mod fence;
 mod foreign;
 mod ipv6;
 mod links;
+mod named;
 mod namespaces;
 mod network;
 mod nfnetlink;
+mod others;
+mod owned;
 mod rules;
 mod rules6;
+mod slots;
 mod sockets;
 mod table;
+mod ways;
 
 pub use error::NetnsError;
+pub use named::{NameSets, Opening, Owner};
 pub use network::{NetnsNetwork, Settings};

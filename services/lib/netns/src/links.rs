@@ -1,6 +1,7 @@
 //! Links, addresses and routes over netlink: requests by name, with "is gone" as an answer.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, BorrowedFd},
 };
@@ -10,17 +11,24 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
     Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
-        address::{AddressAttribute, AddressFlags, AddressScope},
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage},
-        route::RouteScope,
+        address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use rustix::io::Errno;
 
-use crate::{error::NetnsError, rules::hardware_address};
+use crate::{
+    error::NetnsError,
+    others::{self, Claim, ClaimKind},
+    rules::hardware_address,
+};
 
 /// The link inside every sandbox.
 pub(crate) const INSIDE: &str = "eth0";
+
+/// `RT_TABLE_LOCAL`: what the kernel itself writes down of each address.
+const LOCAL_TABLE: u8 = 255;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -29,6 +37,7 @@ pub(crate) struct Link {
     pub(crate) alias: String,
     pub(crate) group: u32,
     pub(crate) is_bridge: bool,
+    pub(crate) is_up: bool,
 }
 
 /// Netlink requests of one network namespace.
@@ -93,25 +102,70 @@ impl Links {
             }
         };
         if !found.is_bridge || !(found.alias.is_empty() || found.alias == alias) {
-            let what = format!("link {name} exists and is not the bridge of this instance");
-            return Err(NetnsError::Foreign { what });
+            return Err(NetnsError::Misconfigured {
+                setting: "network.bridge",
+                problem: format!("link {name} exists and is not the bridge of this instance"),
+            });
         }
-        let add = self
-            .0
-            .address()
-            .add(found.index, IpAddr::V4(net.addr()), net.prefix_len());
-        self.request(format!("adding {net} to {name}"), add.replace().execute())
-            .await?;
-        self.set_up(found.index).await?;
+        let addresses = self.addresses().await?.into_iter();
+        let own = addresses.filter(|(index, _)| *index == found.index);
+        let own: Vec<_> = own.map(|(_, it)| it).collect();
+        others::check_bridge(name, net, own.iter().copied())?;
+        if !own.contains(&net) {
+            self.add_address(found.index, &net.into()).await?;
+        }
+        if !found.is_up {
+            self.set_up(found.index).await?;
+        }
         Ok(found)
     }
 
+    /// The networks that links lead to, other than those that `is_own` knows.
+    pub(crate) async fn claims(
+        &self,
+        is_own: impl Fn(&Link) -> bool,
+    ) -> Result<Vec<Claim>, NetnsError> {
+        let links: BTreeMap<u32, Link> = self
+            .all()
+            .await?
+            .into_iter()
+            .map(|it| (it.index, it))
+            .collect();
+        let claim = |kind, index: u32, net| {
+            let link = links.get(&index).filter(|it| !is_own(it))?;
+            let link = link.name.clone();
+            Some(Claim { kind, net, link })
+        };
+        let addresses = self.addresses().await?.into_iter();
+        let mut claims: Vec<_> = addresses
+            .filter_map(|(index, net)| claim(ClaimKind::Address, index, net))
+            .collect();
+        let routes = self.routes().await?.into_iter();
+        claims.extend(routes.filter_map(|(index, net)| claim(ClaimKind::Route, index, net)));
+        Ok(claims)
+    }
+
+    /// The IPv4 addresses of all links, by the numbers of these.
+    async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+        let all: Vec<_> = self
+            .0
+            .address()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing addresses", it))?;
+        Ok(all.iter().filter_map(read_address).collect())
+    }
+
     /// Makes a pair whose other end is [`INSIDE`] the namespace `inside`, with the hardware address that belongs to `ip`:
-    /// what others remember of an address stays true when its sandbox is made again.
+    /// what others remember of an address stays true when its sandbox is made again. This end has that of `outside`, and is
+    /// down: many kernels rename no link that is up.
     pub(crate) async fn add_pair(
         &self,
         name: &str,
         group: u32,
+        outside: Ipv4Addr,
         inside: BorrowedFd<'_>,
         ip: Option<Ipv4Addr>,
     ) -> Result<(), NetnsError> {
@@ -123,13 +177,26 @@ impl Links {
         let pair = LinkVeth::new(name, INSIDE)
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
             .append_extra_attribute(LinkAttribute::Group(group))
-            .up()
+            .address(hardware_address(outside).into())
             .build();
         self.request(
             format!("adding link {name}"),
             self.0.link().add(pair).execute(),
         )
         .await
+    }
+
+    /// Gives the link with this number a name and an alias, and sets it up.
+    pub(crate) async fn take_over(
+        &self,
+        index: u32,
+        name: &str,
+        alias: &str,
+    ) -> Result<(), NetnsError> {
+        let message = LinkUnspec::new_with_index(index).name(name).alias(alias);
+        let taken = self.0.link().set(message.up().build());
+        self.request(format!("taking over link {name}"), taken.execute())
+            .await
     }
 
     pub(crate) async fn set_alias(&self, name: &str, alias: &str) -> Result<(), NetnsError> {
@@ -154,6 +221,19 @@ impl Links {
             .add(index, net.addr(), net.prefix_len())
             .replace();
         self.request(format!("adding address {net}"), add.execute())
+            .await
+    }
+
+    /// Tells the hardware address of a neighbour, so that nobody is asked for it and nobody can say another one.
+    pub(crate) async fn add_neighbour(
+        &self,
+        index: u32,
+        address: Ipv4Addr,
+        hardware: [u8; 6],
+    ) -> Result<(), NetnsError> {
+        let add = self.0.neighbours().add(index, address.into());
+        let add = add.link_layer_address(&hardware).replace();
+        self.request(format!("adding neighbour {address}"), add.execute())
             .await
     }
 
@@ -185,7 +265,7 @@ impl Links {
             .await
     }
 
-    /// Removes the IPv6 addresses of a link that others can reach, but this one.
+    /// Has a link have this one IPv6 address that others can reach, and no other.
     pub(crate) async fn keep_address6(
         &self,
         index: u32,
@@ -194,6 +274,7 @@ impl Links {
         let listing = |it| failed("listing addresses", it);
         let of_link = self.0.address().get().set_link_index_filter(index);
         let all: Vec<_> = of_link.execute().try_collect().await.map_err(listing)?;
+        let mut has_it = false;
         for message in all {
             let length = message.header.prefix_len;
             let address = message.attributes.iter().find_map(|it| {
@@ -202,6 +283,7 @@ impl Links {
                 }
                 None
             });
+            has_it |= address.is_some() && address == kept;
             let Some(address) = address.filter(|it| Some(*it) != kept) else {
                 continue;
             };
@@ -211,7 +293,10 @@ impl Links {
                     .await?;
             }
         }
-        Ok(())
+        match kept {
+            Some(address) if !has_it => self.add_address6(index, address).await,
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Leads everywhere by a neighbour on a link.
@@ -251,17 +336,39 @@ impl Links {
         &self,
         address: Ipv4Addr,
         link: u32,
-        from: Ipv4Addr,
+        from: Option<Ipv4Addr>,
     ) -> Result<(), NetnsError> {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
             .destination_prefix(address, 32)
             .output_interface(link)
-            .scope(RouteScope::Link)
-            .pref_source(from)
-            .build();
-        let add = self.0.route().add(route).replace();
+            .scope(RouteScope::Link);
+        if let Some(from) = from {
+            route = route.pref_source(from);
+        }
+        let add = self.0.route().add(route.build()).replace();
         self.request(format!("adding the route to {address}"), add.execute())
             .await
+    }
+
+    /// The single addresses that a route by a link leads to, with the number of the link.
+    pub(crate) async fn host_routes(&self) -> Result<BTreeSet<(Ipv4Addr, u32)>, NetnsError> {
+        let single = |it: &(u32, Ipv4Net)| it.1.prefix_len() == 32;
+        let routes = self.routes().await?.into_iter().filter(single);
+        Ok(routes.map(|(link, net)| (net.addr(), link)).collect())
+    }
+
+    /// The IPv4 networks that routes by links lead to, by the numbers of these.
+    async fn routes(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let all: Vec<_> = self
+            .0
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing routes", it))?;
+        Ok(all.iter().filter_map(read_route).collect())
     }
 
     /// Gone is a success.
@@ -294,6 +401,42 @@ impl Links {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an address has a dozen attributes"
+)]
+fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
+    let local = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+        _ => None,
+    });
+    let net = Ipv4Net::new(local?, message.header.prefix_len).ok()?;
+    Some((message.header.index, net))
+}
+
+/// The link and the destination of a route, unless it leads everywhere or is the kernel's for an address of its own.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a route has thirty attributes"
+)]
+fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
+    if message.header.table == LOCAL_TABLE {
+        return None;
+    }
+    let (mut link, mut destination) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
+                destination = Some(*address);
+            }
+            _ => {}
+        }
+    }
+    let net = Ipv4Net::new(destination?, message.header.destination_prefix_length).ok()?;
+    Some((link?, net))
+}
+
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {
     NetnsError::Netlink {
         operation: operation.into(),
@@ -316,6 +459,7 @@ fn read(message: LinkMessage) -> Link {
         alias: String::new(),
         group: 0,
         is_bridge: false,
+        is_up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in message.attributes {
         match attribute {

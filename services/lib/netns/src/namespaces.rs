@@ -4,6 +4,8 @@
 use std::{
     fs::{self, File},
     io::ErrorKind,
+    os::fd::AsFd as _,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     thread,
 };
@@ -35,9 +37,33 @@ pub(crate) fn open<T: Send>(
     host_name: &str,
     work: impl FnOnce() -> Result<T, NetnsError> + Send,
 ) -> Result<T, NetnsError> {
+    let kinds = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    make(dir, kinds, host_name, work)
+}
+
+/// As `open`, but pins the network of this process in the place of a new one.
+pub(crate) fn open_in_own_network(dir: &Path, host_name: &str) -> Result<(), NetnsError> {
+    let kinds = UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    make(dir, kinds, host_name, || Ok(()))
+}
+
+/// Whether what `dir` pins is the network of this process.
+pub(crate) fn is_own_network(dir: &Path) -> Result<bool, NetnsError> {
+    let of = |path: &Path| {
+        let metadata = fs::metadata(path).map_err(NetnsError::file("reading", path))?;
+        Ok((metadata.dev(), metadata.ino()))
+    };
+    Ok(of(&dir.join("net"))? == of(Path::new("/proc/self/ns/net"))?)
+}
+
+fn make<T: Send>(
+    dir: &Path,
+    kinds: UnshareFlags,
+    host_name: &str,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
     fs::create_dir_all(dir).map_err(NetnsError::file("making", dir))?;
     on_a_thread(|| {
-        let kinds = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
         #[expect(unsafe_code, reason = "unshare can pull resources from under a thread")]
         // SAFETY: none of these flags takes file descriptors or memory from this thread.
         unsafe { unshare_unsafe(kinds) }.map_err(NetnsError::kernel("making namespaces"))?;
@@ -53,6 +79,20 @@ pub(crate) fn open<T: Send>(
     })
 }
 
+/// Gives the host inside of the namespaces that are pinned in `dir` another name.
+pub(crate) fn rename_host(dir: &Path, host_name: &str) -> Result<(), NetnsError> {
+    let pin = dir.join("uts");
+    let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
+    on_a_thread(|| {
+        move_into_link_name_space(
+            namespace.as_fd(),
+            Some(LinkNameSpaceType::HostNameAndNISDomainName),
+        )
+        .map_err(NetnsError::kernel("entering the uts namespace"))?;
+        sethostname(host_name.as_bytes()).map_err(NetnsError::kernel("setting the host name"))
+    })
+}
+
 /// Does `work` in the network namespace that is pinned in `dir`.
 pub(crate) fn inside<T: Send>(
     dir: &Path,
@@ -61,7 +101,6 @@ pub(crate) fn inside<T: Send>(
     let pin = dir.join("net");
     let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
     on_a_thread(|| {
-        use std::os::fd::AsFd as _;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(NetnsError::kernel("entering the network namespace"))?;
         work()

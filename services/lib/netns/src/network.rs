@@ -1,13 +1,13 @@
 //! The verbs of the network, each found again by names from the sandbox id.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsFd as _,
-    path::PathBuf,
-    sync::Arc,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,26 +16,32 @@ use berth_domain::{
     ipam::{self, Subnets},
 };
 use berth_platform::{
-    Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Denied, FencingSeen, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind,
+    NetworkSeen,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::{
     error::NetnsError,
     fence::{Fence, Fencing},
+    foreign::Passage,
     ipv6,
     links::{INSIDE, Link, Links},
-    namespaces,
+    namespaces, others, owned,
     rules::{self, Frame},
     rules6::{Frame6, NEXT_HOP, link_local},
+    slots::{self, Slots},
     sockets,
+    ways::{self, Way},
 };
 
 /// Rules that somebody took away are back after this.
 const LOOK_AT_RULES: Duration = Duration::from_secs(1);
+/// Each so many looks, also what else leads to sandboxes is looked at.
+const LOOK_AT_WAYS: u64 = 5;
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 /// Of an address that is good for one link.
-const LINK_LOCAL_PREFIX: u8 = 64;
+pub(crate) const LINK_LOCAL_PREFIX: u8 = 64;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -44,16 +50,21 @@ pub struct Settings {
     pub subnets: Subnets,
     /// Who beyond the node may open connections to the addresses of sandboxes.
     pub reachable_from: Vec<IpNet>,
+    /// Whether an accept of ours may stand in a firewall of others that drops what is forwarded.
+    pub foreign_accept: bool,
 }
 
 /// The network of one instance. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct NetnsNetwork {
-    settings: Arc<Settings>,
-    links: Links,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) links: Links,
     /// That all links of this instance are in.
     group: u32,
     fencing: Arc<Fencing>,
+    slots: Arc<Slots>,
+    /// Of all sandboxes with a link.
+    ways: Arc<Mutex<BTreeMap<SandboxId, Way>>>,
 }
 
 impl NetnsNetwork {
@@ -71,27 +82,14 @@ impl NetnsNetwork {
         if let Some(subnet) = subnet6 {
             ipv6::check(subnet)?;
         }
-        let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
-        let alias = format!("berth {instance} bridge");
-        let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
         let v6 = subnet6.map(|subnet| Frame6 {
             subnet,
             gateway: ipam::address6(subnet, ipam::gateway(settings.subnets.v4)),
         });
-        let address6 = v6
-            .as_ref()
-            .map(|it| Ipv6Net::new_assert(it.gateway, it.subnet.prefix_len()));
-        if let Some(address6) = address6 {
-            ipv6::set_up_bridge(&settings.bridge)?;
-            links.add_address6(bridge.index, address6).await?;
-            ipv6::forward()?;
-        }
-        links.keep_address6(bridge.index, address6).await?;
-        let forward = PathBuf::from("/proc/sys/net/ipv4/ip_forward");
-        if fs::read_to_string(&forward).map_or(true, |it| it.trim() != "1") {
-            fs::write(&forward, "1").map_err(NetnsError::file("writing", &forward))?;
-        }
         let group = rules::group(&instance);
+        let own = |it: &Link| it.name == settings.bridge || it.group == group;
+        others::check(subnet, &links.claims(own).await?)?;
+        ways::keep_bridge(&links, &settings).await?;
         let frame = Frame {
             instance,
             subnet,
@@ -99,36 +97,48 @@ impl NetnsNetwork {
             reachable_from: settings.reachable_from.clone(),
             v6,
         };
-        let fencing = blocking(move || Fence::start(frame)).await?;
-        Ok(Self {
+        let passage = Passage {
+            table: rules::table(&frame.instance),
+            instance: frame.instance.clone(),
+            subnets: std::iter::once(subnet.into())
+                .chain(subnet6.map(IpNet::from))
+                .collect(),
+            places: settings.foreign_accept,
+        };
+        let fencing = blocking(move || Fence::start(frame, passage)).await?;
+        let network = Self {
             settings: Arc::new(settings),
             links,
             group,
             fencing: Arc::new(fencing),
-        })
+            slots: Arc::default(),
+            ways: Arc::default(),
+        };
+        slots::clear(&network.place()).await?;
+        Ok(network)
     }
 
-    /// What this host does not allow, a sentence each.
-    pub fn degraded(&self) -> Vec<String> {
-        match &*self.fencing {
-            Fencing::Stands(fence) => fence.obstacles().to_vec(),
-            Fencing::Unsupported { message } => vec![format!(
-                "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
-                 keeps them from each other and from the node ({message})"
-            )],
-        }
+    pub(crate) fn ways(&self) -> MutexGuard<'_, BTreeMap<SandboxId, Way>> {
+        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Looks again and again whether the rules stand, and makes them anew where somebody has taken them away. Ends never.
-    pub async fn keep_rules(&self) {
-        loop {
+    /// Looks again and again whether the rules and the ways to all sandboxes stand, and makes them anew where somebody has
+    /// taken them away. Ends never.
+    pub async fn keep(&self) {
+        for look in 0_u64.. {
+            if look.is_multiple_of(LOOK_AT_WAYS)
+                && let Err(error) = self.keep_ways().await
+            {
+                let error = NetworkError::from(error);
+                tracing::warn!(%error, cause = %error.source, "the ways to sandboxes cannot be kept");
+            }
             match self.fenced(Fence::look).await {
                 Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
                 Ok(Some(true) | None) => {}
-                Err(error) => {
-                    let error = NetworkError::from(error);
-                    tracing::warn!(%error, cause = %error.source, "the rules cannot be kept");
-                }
+                Err(error) => warn(error, "the rules cannot be kept"),
+            }
+            if let Err(error) = self.fenced(Fence::look_at_others).await {
+                warn(error, "a firewall of others stays as it is");
             }
             tokio::time::sleep(LOOK_AT_RULES).await;
         }
@@ -170,36 +180,24 @@ impl NetnsNetwork {
             .await?;
         // A former attempt may have ended anywhere.
         self.links.remove(&link).await?;
-        self.links
-            .add_pair(&link, self.group, namespace.as_fd(), own)
-            .await?;
-        self.links
-            .set_alias(&link, &names.link_alias(&sandbox.id))
+        let index = self
+            .outside(&sandbox.id, &link, namespace.as_fd(), own)
             .await?;
         let gateway = ipam::gateway(self.settings.subnets.v4);
         if let Some(ip) = own {
-            let outside = self.links.find(&link).await?;
-            let outside = outside.ok_or_else(|| NetnsError::Foreign {
-                what: format!("link {link} vanished while it was made"),
-            })?;
-            self.links
-                .add_host_route(ip, outside.index, gateway)
-                .await?;
-            if let (Some(ip), Some(subnet)) = (own6, self.settings.subnets.v6) {
-                ipv6::set_up_link(&link)?;
-                let next_hop = Ipv6Net::new_assert(NEXT_HOP, LINK_LOCAL_PREFIX);
-                self.links.add_address6(outside.index, next_hop).await?;
-                let gateway = ipam::address6(subnet, gateway);
-                self.links
-                    .add_host_route6(ip, outside.index, gateway)
-                    .await?;
-            }
+            let has_node_ports = sandbox.spec.node_ports().next().is_some();
+            let way = Way {
+                link,
+                ip,
+                ip6: own6,
+                has_node_ports,
+            };
+            self.lead(&way, index).await?;
+            self.ways().insert(sandbox.id.clone(), way);
         }
 
         let runtime = tokio::runtime::Handle::current();
-        let has_node_ports = sandbox.spec.node_ports().next().is_some();
         let inside = blocking(move || {
-            set_up_routing(&link, has_node_ports)?;
             namespaces::inside(&dir, || {
                 if own6.is_some() {
                     ipv6::set_up_link(INSIDE)?;
@@ -219,9 +217,15 @@ impl NetnsNetwork {
                 ),
             })?;
         for net in sandbox.addresses.iter().filter(|it| it.addr().is_ipv4()) {
-            inside.add_address(eth.index, net).await?;
+            // Of one host: nobody is a neighbour but the node, so that all that it sends is routed and passes the rules,
+            // and no search for neighbours fills the table that all of the node share.
+            inside.add_address(eth.index, &net.addr().into()).await?;
         }
         inside.set_up(eth.index).await?;
+        inside
+            .add_neighbour(eth.index, gateway, rules::hardware_address(gateway))
+            .await?;
+        inside.add_host_route(gateway, eth.index, None).await?;
         inside.add_route(EVERYWHERE, gateway).await?;
         if let (Some(ip), Some(ip6)) = (own, own6) {
             let own = Ipv6Net::new_assert(link_local(ip), LINK_LOCAL_PREFIX);
@@ -237,7 +241,77 @@ impl NetnsNetwork {
         Ok(())
     }
 
+    /// Makes the node's end of a sandbox's link, and returns its number.
+    async fn outside(
+        &self,
+        id: &SandboxId,
+        link: &str,
+        namespace: BorrowedFd<'_>,
+        own: Option<Ipv4Addr>,
+    ) -> Result<u32, NetnsError> {
+        let alias = self.settings.names.link_alias(id);
+        if let Some(slot) = self.slots.claim(id) {
+            match self.links.take_over(slot, link, &alias).await {
+                Ok(()) => return Ok(slot),
+                Err(error) => {
+                    let error = NetworkError::from(error);
+                    tracing::warn!(sandbox = %id, %error, cause = %error.source, "a network slot is of no use");
+                    self.links.remove_index(slot).await?;
+                }
+            }
+        }
+        let gateway = ipam::gateway(self.settings.subnets.v4);
+        self.links
+            .add_pair(link, self.group, gateway, namespace, own)
+            .await?;
+        let made = self.links.find(link).await?;
+        let made = made.ok_or_else(|| NetnsError::Foreign {
+            what: format!("link {link} vanished while it was made"),
+        })?;
+        if self.settings.subnets.v6.is_some() {
+            ipv6::set_up_link(link)?;
+        }
+        self.links.take_over(made.index, link, &alias).await?;
+        Ok(made.index)
+    }
+
+    /// Has network slots ready for each of these addresses, and for no other.
+    pub async fn prepare_slots(&self, addresses: BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        Ok(self.slots.prepare(&self.place(), &addresses).await?)
+    }
+
+    fn place(&self) -> slots::Place<'_> {
+        slots::Place {
+            names: &self.settings.names,
+            links: &self.links,
+            group: self.group,
+            gateway: ipam::gateway(self.settings.subnets.v4),
+            has_ipv6: self.settings.subnets.v6.is_some(),
+        }
+    }
+
+    /// The link of a slot that a sandbox was given and that never became its own.
+    async fn drop_slot(&self, id: &SandboxId) -> Result<(), NetnsError> {
+        match self.slots.claim(id) {
+            Some(link) => self.links.remove_index(link).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn open_in_own_network(&self, id: SandboxId) -> Result<(), NetnsError> {
+        let dir = self.settings.names.namespaces(&id);
+        blocking(move || {
+            if namespaces::are_open(&dir) {
+                return Ok(());
+            }
+            namespaces::close(&dir)?;
+            namespaces::open_in_own_network(&dir, id.as_str())
+        })
+        .await
+    }
+
     async fn dismiss(&self, id: SandboxId) -> Result<(), NetnsError> {
+        self.ways().remove(&id);
         let dismissed = self.fenced(move |fence| fence.dismiss(&id));
         dismissed.await.map(Option::unwrap_or_default)
     }
@@ -245,9 +319,16 @@ impl NetnsNetwork {
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
         let names = self.settings.names.clone();
         let links = self.links.all().await?;
-        let links = links.into_iter().filter_map(|link| self.of_link(link));
-        let mut objects: Vec<_> = links.collect();
-        objects.extend(blocking(move || pinned(&names)).await?);
+        // A slot is nobody's yet, and the process that made it knows it.
+        let links = links.into_iter().filter(|it| !self.slots.has_link(it));
+        let mut objects: Vec<_> = links.filter_map(|link| self.of_link(link)).collect();
+        let slots = self.slots.clone();
+        let pinned = blocking(move || {
+            let pinned = pinned(&names)?.into_iter();
+            let others = pinned.filter(|it| !slots.has_namespaces(&names, Path::new(&it.name)));
+            Ok(others.collect::<Vec<_>>())
+        });
+        objects.extend(pinned.await?);
         let rules = self.fenced(|fence| {
             let table = fence.stands()?.then(|| fence.name().to_owned());
             Ok((table, fence.list()?))
@@ -272,6 +353,7 @@ impl NetnsNetwork {
         // A link of ours has its name and its group before it has its alias.
         let unnamed =
             link.alias.is_empty() && link.group == self.group && Names::is_link(&link.name);
+        let unnamed = unnamed || self.place().is_slot(&link);
         (sandbox.is_some() || unnamed).then(|| NetworkObject {
             kind: NetworkObjectKind::Link,
             strange: sandbox
@@ -349,26 +431,32 @@ impl Network for NetnsNetwork {
     }
 
     async fn open_namespaces(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        if sandbox.spec.host_network {
+            return Ok(self.open_in_own_network(sandbox.id.clone()).await?);
+        }
         let dir = self.settings.names.namespaces(&sandbox.id);
         let id = sandbox.id.clone();
-        let runtime = tokio::runtime::Handle::current();
-        let inside = blocking(move || {
+        let (names, slots) = (self.settings.names.clone(), self.slots.clone());
+        let address = ipv4(sandbox).next();
+        let open = blocking(move || {
+            let dir = names.namespaces(&id);
             if namespaces::are_open(&dir) {
-                return Ok(None);
+                return Ok(true);
             }
             namespaces::close(&dir)?;
-            namespaces::open(&dir, id.as_str(), || {
-                // As container runtimes do: an app needs no rights to listen on port 80 of a network of its own.
-                let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-                fs::write(ports, "0").map_err(NetnsError::file("writing", ports))?;
-                let _runtime = runtime.enter();
-                Links::here().map(Some)
-            })
-        })
-        .await?;
-        let Some(inside) = inside else { return Ok(()) };
-        if let Some(loopback) = inside.find("lo").await? {
-            inside.set_up(loopback.index).await?;
+            match address.map_or(Ok(false), |it| slots.take(&names, it, &id)) {
+                Err(error) => {
+                    let error = NetworkError::from(error);
+                    tracing::warn!(sandbox = %id, %error, cause = %error.source, "a network slot is of no use");
+                    namespaces::close(&dir)?;
+                    Ok(false)
+                }
+                taken => taken,
+            }
+        });
+        if !open.await? {
+            self.drop_slot(&sandbox.id).await?;
+            open_namespaces(dir, sandbox.id.to_string()).await?;
         }
         Ok(())
     }
@@ -378,8 +466,17 @@ impl Network for NetnsNetwork {
     }
 
     async fn detach_link(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.drop_slot(id).await?;
         self.links.remove(&self.settings.names.link(id)).await?;
         Ok(self.dismiss(id.clone()).await?)
+    }
+
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), NetworkError> {
+        let subnets = self.settings.subnets;
+        let both = addresses.into_iter().flat_map(|it| subnets.addresses(it));
+        let both: Vec<_> = both.map(|it| it.addr()).collect();
+        self.fenced(move |fence| fence.forget(&both)).await?;
+        Ok(())
     }
 
     async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
@@ -392,6 +489,18 @@ impl Network for NetnsNetwork {
         let sandboxes = sandboxes.into_iter().map(with_link);
         let (linked, others): (Vec<_>, Vec<_>) =
             sandboxes.partition(|(_, link)| links.contains(link));
+        *self.ways() = linked
+            .iter()
+            .filter_map(|(it, link)| {
+                let way = Way {
+                    link: link.clone(),
+                    ip: ipv4(it).next()?,
+                    ip6: ipv6(it).next(),
+                    has_node_ports: it.spec.node_ports().next().is_some(),
+                };
+                Some((it.id.clone(), way))
+            })
+            .collect();
         let addresses = others.iter().flat_map(|(it, _)| &it.addresses);
         let addresses: Vec<_> = addresses.map(IpNet::addr).collect();
         let restored = self.fenced(move |fence| {
@@ -400,7 +509,7 @@ impl Network for NetnsNetwork {
             fence.forget(&addresses)
         });
         restored.await?;
-        Ok(())
+        Ok(self.keep_ways().await?)
     }
 
     async fn denied(&self, id: &SandboxId) -> Result<Option<Denied>, NetworkError> {
@@ -414,19 +523,49 @@ impl Network for NetnsNetwork {
     }
 
     async fn close_namespaces(&self, id: &SandboxId) -> Result<(), NetworkError> {
+        self.drop_slot(id).await?;
+        // Its link may have been taken away by somebody else. First, so that what fails here is done again.
+        self.dismiss(id.clone()).await?;
         let dir = self.settings.names.namespaces(id);
-        blocking(move || namespaces::close(&dir)).await?;
-        // Its link may have been taken away by somebody else.
-        Ok(self.dismiss(id.clone()).await?)
+        Ok(blocking(move || namespaces::close(&dir)).await?)
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {
         let dir = self.settings.names.namespaces(id);
-        Ok(blocking(move || namespaces::inside(&dir, sockets::listening)).await?)
+        let listening = blocking(move || match namespaces::is_own_network(&dir)? {
+            true => owned::listening(&dir),
+            false => namespaces::inside(&dir, sockets::listening),
+        });
+        Ok(listening.await?)
     }
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
         Ok(self.objects().await?)
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        match &*self.fencing {
+            Fencing::Stands(fence) => fence.others().obstacles,
+            Fencing::Unsupported { message } => vec![format!(
+                "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
+                 keeps them from each other and from the node ({message})"
+            )],
+        }
+    }
+
+    async fn fencing(&self) -> Result<Option<FencingSeen>, NetworkError> {
+        let seen = self.fenced(|fence| {
+            Ok(FencingSeen {
+                table: fence.name().to_owned(),
+                stands: fence.stands()?,
+                accepts: fence.others().accepts,
+            })
+        });
+        Ok(seen.await?)
+    }
+
+    fn link_name(&self, id: &SandboxId) -> String {
+        self.settings.names.link(id)
     }
 
     fn standing(&self) -> Vec<(NetworkObjectKind, String)> {
@@ -443,6 +582,11 @@ impl Network for NetnsNetwork {
     }
 }
 
+fn warn(error: NetnsError, what: &str) {
+    let error = NetworkError::from(error);
+    tracing::warn!(%error, cause = %error.source, "{what}");
+}
+
 fn ipv4(sandbox: &Sandbox) -> impl Iterator<Item = Ipv4Addr> {
     sandbox.addresses.iter().filter_map(|it| match it.addr() {
         IpAddr::V4(ip) => Some(ip),
@@ -457,22 +601,23 @@ fn ipv6(sandbox: &Sandbox) -> impl Iterator<Item = Ipv6Addr> {
     })
 }
 
-/// What the kernel must know of the node's end of a link, beside its rules.
-fn set_up_routing(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
-    let set = |key: &str, value: &str| {
-        let path = format!("/proc/sys/net/ipv4/conf/{link}/{key}");
-        fs::write(&path, value).map_err(NetnsError::file("writing", path))
-    };
-    // The sandbox takes its neighbours for near and asks for their hardware: the node answers for them all, so that
-    // everything between two sandboxes is routed, and passes the rules.
-    set("proxy_arp", "1")?;
-    // What comes from here has the sandbox's address, also while there are no rules.
-    set("rp_filter", "1")?;
-    if has_node_ports {
-        // Who opens a connection to 127.0.0.1 on the node is led here.
-        set("route_localnet", "1")?;
+/// Makes namespaces in which the loopback is up, and pins them in `dir`.
+pub(crate) async fn open_namespaces(dir: PathBuf, host_name: String) -> Result<(), NetnsError> {
+    let runtime = tokio::runtime::Handle::current();
+    let inside = blocking(move || {
+        namespaces::open(&dir, &host_name, || {
+            // As container runtimes do: an app needs no rights to listen on port 80 of a network of its own.
+            let ports = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+            fs::write(ports, "0").map_err(NetnsError::file("writing", ports))?;
+            let _runtime = runtime.enter();
+            Links::here()
+        })
+    })
+    .await?;
+    match inside.find("lo").await? {
+        Some(loopback) => inside.set_up(loopback.index).await,
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The folders of pinned namespaces.
@@ -515,7 +660,7 @@ fn of_instance(kind: NetworkObjectKind, name: String) -> NetworkObject {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
 ) -> Result<T, NetnsError> {
     match tokio::task::spawn_blocking(work).await {

@@ -1,7 +1,7 @@
 //! Elements of the instance's tables, changed in one batch and read back over one netlink socket; no program is executed.
 //! Encodes messages and reads answers; which elements there shall be, others know.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, time::Duration};
 
 use rustix::{
     io::Errno,
@@ -50,6 +50,16 @@ pub(crate) struct Held {
     pub(crate) value: Vec<u8>,
     /// Packets and bytes, where the set counts.
     pub(crate) counted: (u64, u64),
+    /// What is left of its life, where it ends by itself.
+    pub(crate) left: Option<Duration>,
+}
+
+/// An element of a set of the family inet that ends by itself, with its key as the kernel keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Timed {
+    pub(crate) set: &'static str,
+    pub(crate) key: Vec<u8>,
+    pub(crate) life: Duration,
 }
 
 impl Nfnetlink {
@@ -196,6 +206,20 @@ impl Nfnetlink {
         self.commit(&one_batch(&[(DELETE_ELEMENT, 0, family.number(), body)]))
     }
 
+    /// Puts these in, each with its whole life from this moment, whether it is there or not. All or nothing.
+    pub(crate) fn place(&mut self, table: &str, all: &[Timed]) -> io::Result<()> {
+        self.commit(&timed_batch(
+            table,
+            all,
+            &[NEW_ELEMENT, DELETE_ELEMENT, NEW_ELEMENT],
+        ))
+    }
+
+    /// Takes these out, whether they are there or not. All or nothing.
+    pub(crate) fn remove_timed(&mut self, table: &str, all: &[Timed]) -> io::Result<()> {
+        self.commit(&timed_batch(table, all, &[NEW_ELEMENT, DELETE_ELEMENT]))
+    }
+
     /// Asks for a list of another part of netfilter.
     pub(crate) fn dump(
         &mut self,
@@ -270,6 +294,34 @@ fn batch(table: &str, remove: &[&Element], add: &[&Element]) -> Vec<u8> {
         (NEW_ELEMENT, CREATE, it.family.number(), body)
     });
     one_batch(&removals.chain(additions).collect::<Vec<_>>())
+}
+
+/// What each element is made to go through. Kernels before 6.3 refuse to delete what is not there, and most do not lengthen
+/// the life of what is: so it is added, which changes nothing where it is there, deleted, and added with its life.
+fn timed_batch(table: &str, all: &[Timed], kinds: &[u16]) -> Vec<u8> {
+    let family = Family::Inet.number();
+    let changes = all.iter().flat_map(|it| {
+        kinds.iter().map(move |&kind| {
+            let key = nested(1, &plain(1, &it.key));
+            let (flags, life) = match kind {
+                NEW_ELEMENT => (CREATE, plain(4, &milliseconds(it.life).to_be_bytes())),
+                _ => (0, vec![]),
+            };
+            let list = nested(3, &nested(1, &[key, life].concat()));
+            (
+                kind,
+                flags,
+                family,
+                [text(1, table), text(2, it.set), list].concat(),
+            )
+        })
+    });
+    one_batch(&changes.collect::<Vec<_>>())
+}
+
+/// 0 would be a life without an end.
+fn milliseconds(life: Duration) -> u64 {
+    u64::try_from(life.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Kind, flags, family and body of each message.
@@ -380,11 +432,13 @@ fn read_element(it: &[u8]) -> Option<(Vec<u8>, Held)> {
         let packets = read_u64(attribute(it, 2)?)?;
         Some((packets, bytes))
     });
+    let left = attribute(it, 5).and_then(read_u64);
     Some((
         key,
         Held {
             value: value.unwrap_or_default().to_vec(),
             counted: counted.unwrap_or_default(),
+            left: left.map(Duration::from_millis),
         },
     ))
 }

@@ -12,6 +12,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
     element::{Element, Family, Part},
+    named::{self, NAMERS, Owner},
     rules6::{self, Frame6},
 };
 
@@ -44,6 +45,8 @@ pub(crate) struct Fenced {
     /// The numbers of its labels, and of the labels that it lets in.
     pub(crate) labels: Vec<u32>,
     pub(crate) lets_in: Vec<u32>,
+    /// Of a sandbox that reaches others by name.
+    pub(crate) namer: Option<Owner>,
 }
 
 /// Numbers for labels, since packets carry no texts. A number is never given twice, so that no element of a sandbox that is
@@ -99,6 +102,7 @@ impl Fenced {
                     .map(|(key, value)| format!("{key}={value}")),
             ),
             lets_in: labels.take(spec.network.allow_from.iter().cloned()),
+            namer: (!spec.network.egress_names.is_empty()).then(|| Owner::of(sandbox.generation)),
         }
     }
 
@@ -167,6 +171,10 @@ impl Fenced {
         }
         if !self.addresses.is_empty() {
             add(Family::Inet, SPOOFS.into(), vec![link()], vec![]);
+            if let Some(owner) = self.namer {
+                let value = vec![Part::Mark(owner.number())];
+                add(Family::Inet, NAMERS.into(), vec![link()], value);
+            }
         }
         all
     }
@@ -238,6 +246,7 @@ pub(crate) fn sets() -> Vec<(Family, String)> {
         "listed",
         "members",
         "node_ports",
+        NAMERS,
     ];
     let plain = plain.into_iter().map(str::to_owned);
     let doors = (0..SandboxSpec::ALLOW_FROM_MAX).map(|it| format!("lets_in{it}"));
@@ -274,6 +283,8 @@ fn rules(frame: &Frame) -> String {
              \t\tip saddr . ip daddr & {mask} @any{length} return\n"
         );
     }
+    let (named_sets, named_first) = (named::declarations(), named::first_rules());
+    let named_last = named::last_rules();
     let mut doors = String::new();
     let mut let_in = String::new();
     for place in 0..SandboxSpec::ALLOW_FROM_MAX {
@@ -305,7 +316,7 @@ fn rules(frame: &Frame) -> String {
          \tset listed {{ type ipv4_addr; }}\n\
          \tset members {{ type mark . ipv4_addr; }}\n\
          \tmap node_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}\n\
-         {doors}{lists}{}\
+         {doors}{lists}{named_sets}{}\
          \tchain prerouting {{\n\
          \t\ttype filter hook prerouting priority raw; policy accept;\n\
          \t\tiifgroup {group} jump from_sandbox\n\
@@ -348,7 +359,7 @@ fn rules(frame: &Frame) -> String {
          \t\toifgroup {group} jump sideways\n\
          \t}}\n\
          \tchain allow_list {{\n\
-         {allowed}\
+         {named_first}{allowed}{named_last}\
          \t\tgoto denied\n\
          \t}}\n\
          \tchain sideways {{\n\
@@ -449,7 +460,9 @@ mod tests {
             ..fenced(Egress::Open)
         };
         let labels = Fenced { labels: vec![3], lets_in: vec![4, 5], ..fenced(Egress::Open) };
-        let cases: [(Fenced, &[&str]); 5] = [
+        let named = Fenced { namer: Some(Owner::of(Generation(9))), ..fenced(Egress::Allow(vec![])) };
+        let cases: [(Fenced, &[&str]); 6] = [
+            (named, &["listed 10.1.0.2", "namers \"bt01\" : 0x9"]),
             (fenced(Egress::Open), &[]),
             (fenced(Egress::Deny), &["closed 10.1.0.2"]),
             (fenced(Egress::Allow(list)), &[

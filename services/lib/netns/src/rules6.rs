@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv6Net};
 
 use crate::{
     element::Part,
+    named,
     rules::{Fenced, hardware_address},
 };
 
@@ -176,6 +177,8 @@ fn lengths() -> impl DoubleEndedIterator<Item = u8> {
 pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text6 {
     let Frame6 { subnet, gateway } = frame;
     let (lists, allowed) = lists();
+    let named_first = named::first_rules().replace("goto denied", "goto denied6");
+    let named_last = named::last_rules();
     let (doors, let_in) = doors();
     let floor = FLOOR.join(", ");
     let six = |it: &IpNet| matches!(it, IpNet::V6(_)).then(|| it.to_string());
@@ -224,7 +227,7 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
          \t\toifgroup {group} jump sideways6\n\
          \t}}\n\
          \tchain allow_list6 {{\n\
-         {allowed}\
+         {named_first}{allowed}{named_last}\
          \t\tgoto denied6\n\
          \t}}\n\
          \tchain sideways6 {{\n\

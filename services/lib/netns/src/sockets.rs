@@ -35,8 +35,16 @@ const KINDS: [(AddressFamily, Protocol); 4] = [
     (AddressFamily::INET6, Protocol::Udp),
 ];
 
+/// A socket that listens, with the number by which its processes have it open.
+pub(crate) type Numbered = (ListeningSocket, u64);
+
 /// The listening sockets of the calling thread's network namespace.
 pub(crate) fn listening() -> Result<Vec<ListeningSocket>, NetnsError> {
+    Ok(numbered()?.into_iter().map(|(socket, _)| socket).collect())
+}
+
+/// As `listening`, with their numbers.
+pub(crate) fn numbered() -> Result<Vec<Numbered>, NetnsError> {
     match diagnose() {
         Ok(sockets) => Ok(sockets),
         Err(error) => {
@@ -46,7 +54,7 @@ pub(crate) fn listening() -> Result<Vec<ListeningSocket>, NetnsError> {
     }
 }
 
-fn diagnose() -> Result<Vec<ListeningSocket>, Errno> {
+fn diagnose() -> Result<Vec<Numbered>, Errno> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -94,11 +102,7 @@ fn request(family: AddressFamily, protocol: Protocol) -> Vec<u8> {
     bytes
 }
 
-fn read_dump(
-    socket: &OwnedFd,
-    protocol: Protocol,
-    found: &mut Vec<ListeningSocket>,
-) -> Result<(), Errno> {
+fn read_dump(socket: &OwnedFd, protocol: Protocol, found: &mut Vec<Numbered>) -> Result<(), Errno> {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
@@ -128,8 +132,8 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, payload, next))
 }
 
-/// Reads an `inet_diag_msg`: family, state, two bytes, then ports and addresses in network order.
-fn read_socket(payload: &[u8], protocol: Protocol) -> Option<ListeningSocket> {
+/// Reads an `inet_diag_msg`: family, state, two bytes, then ports and addresses in network order, and at the end the inode.
+fn read_socket(payload: &[u8], protocol: Protocol) -> Option<Numbered> {
     let family = *payload.first()?;
     let port = u16::from_be_bytes(*payload.get(4..)?.first_chunk()?);
     let source: &[u8; 16] = payload.get(8..)?.first_chunk()?;
@@ -139,14 +143,16 @@ fn read_socket(payload: &[u8], protocol: Protocol) -> Option<ListeningSocket> {
     } else {
         IpAddr::V6(Ipv6Addr::from(*source))
     };
-    (port != 0).then_some(ListeningSocket {
+    let inode = u32::from_ne_bytes(*payload.get(68..)?.first_chunk()?);
+    let socket = ListeningSocket {
         protocol,
         address,
         port,
-    })
+    };
+    (port != 0).then_some((socket, inode.into()))
 }
 
-fn from_proc() -> Result<Vec<ListeningSocket>, NetnsError> {
+fn from_proc() -> Result<Vec<Numbered>, NetnsError> {
     let mut found = vec![];
     for (file, protocol) in [
         ("tcp", Protocol::Tcp),
@@ -166,12 +172,14 @@ fn from_proc() -> Result<Vec<ListeningSocket>, NetnsError> {
     Ok(found)
 }
 
-/// Reads `sl local_address rem_address st …`, where an address is words of hex in host order, `:`, and the port.
-fn read_line(line: &str, protocol: Protocol) -> Option<ListeningSocket> {
+/// Reads `sl local_address rem_address st …`, where an address is words of hex in host order, `:`, and the port. The inode
+/// is the tenth field.
+fn read_line(line: &str, protocol: Protocol) -> Option<Numbered> {
     let mut fields = line.split_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
     let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
     let port = u16::from_str_radix(port, 16).ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
     let words: Vec<[u8; 4]> = (0..address.len() / 8)
         .map(|at| {
             Some(
@@ -186,11 +194,12 @@ fn read_line(line: &str, protocol: Protocol) -> Option<ListeningSocket> {
         words => IpAddr::V6(Ipv6Addr::from(*words.concat().first_chunk()?)),
     };
     let listens = state == state_of(protocol) && port != 0;
-    listens.then_some(ListeningSocket {
+    let socket = ListeningSocket {
         protocol,
         address,
         port,
-    })
+    };
+    listens.then_some((socket, inode))
 }
 
 #[cfg(test)]
@@ -201,6 +210,16 @@ mod tests {
     };
 
     use super::*;
+
+    fn diagnosed() -> BTreeSet<ListeningSocket> {
+        let found = diagnose().unwrap().into_iter();
+        found.map(|(socket, _)| socket).collect()
+    }
+
+    fn read() -> BTreeSet<ListeningSocket> {
+        let found = from_proc().unwrap().into_iter();
+        found.map(|(socket, _)| socket).collect()
+    }
 
     #[test]
     fn a_socket_is_found_by_diagnosis_and_by_proc_alike() {
@@ -218,15 +237,14 @@ mod tests {
             port: it.port(),
         })
         .into();
-        let diagnosed: BTreeSet<_> = diagnose().unwrap().into_iter().collect();
-        assert!(own.is_subset(&diagnosed), "{own:?} in {diagnosed:?}");
-        let read: BTreeSet<_> = from_proc().unwrap().into_iter().collect();
-        assert!(own.is_subset(&read), "{own:?} in {read:?}");
+        let (asked, in_proc) = (diagnosed(), read());
+        assert!(own.is_subset(&asked), "{own:?} in {asked:?}");
+        assert!(own.is_subset(&in_proc), "{own:?} in {in_proc:?}");
         let port = tcp.local_addr().unwrap().port();
         drop(tcp);
         let closed = |it: &ListeningSocket| it.port != port || it.protocol != Protocol::Tcp;
-        assert!(diagnose().unwrap().iter().all(closed));
-        assert!(from_proc().unwrap().iter().all(closed));
+        assert!(diagnosed().iter().all(closed));
+        assert!(read().iter().all(closed));
     }
 
     #[test]
@@ -235,8 +253,8 @@ mod tests {
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let port = client.local_addr().unwrap().port();
         let is_client = |it: &ListeningSocket| it.port == port && it.protocol == Protocol::Tcp;
-        assert!(!diagnose().unwrap().iter().any(is_client));
-        assert!(!from_proc().unwrap().iter().any(is_client));
+        assert!(!diagnosed().iter().any(is_client));
+        assert!(!read().iter().any(is_client));
     }
 
     #[test]
@@ -251,8 +269,9 @@ mod tests {
             "a",
             "a b",
             "0: 0100007F:1F90",
-            "0: Z:Z Z 0A",
-            "0: 01:1 0 0A",
+            "0: Z:Z Z 0A 0 0 0 0 0 7",
+            "0: 01:1 0 0A 0 0 0 0 0 7",
+            "0: 0100007F:1F90 0 0A 0 0 0 0 0",
         ] {
             assert_eq!(read_line(line, Protocol::Tcp), None, "{line}");
         }

@@ -21,6 +21,11 @@ pub(crate) fn install(text: &str) -> Result<Rules, NetnsError> {
     install_with(nft, text)
 }
 
+/// Changes tables of others, all or nothing.
+pub(crate) fn change(text: &str) -> Result<(), NetnsError> {
+    nft(&["-f", "-"], text)
+}
+
 /// Gone is a success.
 pub(crate) fn remove(instance: &str) -> Result<(), NetnsError> {
     nft(&["-f", "-"], &rules::removal(instance))
@@ -51,20 +56,6 @@ fn install_with(
             message: message.lines().next().unwrap_or_default().to_owned(),
         }),
         Err(other) => Err(other),
-    }
-}
-
-/// All chains, without their rules.
-pub(crate) fn chains() -> Result<String, NetnsError> {
-    let mut command = program();
-    command.args(["list", "chains"]).stdin(Stdio::null());
-    let output = command.output().map_err(NetnsError::executing)?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => {
-            let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Err(NetnsError::Table { message })
-        }
     }
 }
 

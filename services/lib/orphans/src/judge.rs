@@ -162,6 +162,11 @@ impl<'a> Bench<'a> {
             orphan(format!("sandbox {id} has no container {role}"), Fix::Remove)
         } else if object.kind == Kind::Address && !promise.addresses.contains(&object.name) {
             orphan(format!("sandbox {id} has another address"), Fix::Remove)
+        } else if matches!(object.kind, Kind::Link | Kind::Element) && !promise.has_link {
+            orphan(
+                format!("sandbox {id} has the network of the node"),
+                Fix::Remove,
+            )
         } else if object.kind == Kind::Logs {
             return None;
         } else {
@@ -189,13 +194,13 @@ impl<'a> Bench<'a> {
             .map(|it| it.name.as_str())
             .collect();
         let whole = [
-            Kind::Lease,
-            Kind::Namespaces,
-            Kind::Link,
-            Kind::Cgroup,
-            Kind::Directory,
+            Some(Kind::Lease),
+            Some(Kind::Namespaces),
+            promise.has_link.then_some(Kind::Link),
+            Some(Kind::Cgroup),
+            Some(Kind::Directory),
         ];
-        let of_sandbox = whole.into_iter().map(|kind| (kind, None));
+        let of_sandbox = whole.into_iter().flatten().map(|kind| (kind, None));
         let of_containers = promise.roles.iter().flat_map(|role| {
             let layer = matches!(role, Role::App(_)).then_some(Kind::Snapshot);
             [Kind::Container, Kind::Task]
@@ -316,6 +321,7 @@ pub(crate) mod tests {
             status,
             busy,
             roles: vec![Role::Pause, app("app")],
+            has_link: true,
             addresses: vec!["10.0.0.2".to_owned()],
         }
     }
@@ -399,6 +405,27 @@ pub(crate) mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_sandbox_in_the_network_of_the_node_has_no_link_and_misses_none() {
+        let promise = Promise {
+            has_link: false,
+            ..promise(Status::Running, false)
+        };
+        for kind in [Kind::Link, Kind::Element] {
+            let found = verdict(&promise, &object(kind, "web", None)).unwrap();
+            let judged = (found.verdict, found.fix);
+            assert_eq!(judged, (Verdict::Orphan, Fix::Remove), "{kind}");
+        }
+        let namespaces = object(Kind::Namespaces, "web", None);
+        let missing = judge(&look(&[promise], &[namespaces])).into_iter();
+        let missing: BTreeSet<_> = missing
+            .filter(|it| it.verdict == Verdict::Missing)
+            .map(|it| it.object.kind)
+            .collect();
+        assert!(!missing.contains(&Kind::Link), "{missing:?}");
+        assert!(missing.contains(&Kind::Cgroup), "{missing:?}");
     }
 
     #[test]

@@ -136,6 +136,8 @@ pub struct Promise {
     /// Whether a plan may be running for it.
     pub busy: bool,
     pub roles: Vec<Role>,
+    /// Whether it has a link, and what stands for it in the rules; without, it has the network of the node.
+    pub has_link: bool,
     pub addresses: Vec<String>,
 }
 

@@ -60,6 +60,32 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     what_runs_has_usage(runtime, network, subject).await;
     what_listens_is_shown(runtime, network, subject).await;
     what_is_impossible_is_refused(runtime, network, subject).await;
+    denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
+}
+
+pub async fn denials_are_counted_while_the_rules_know_a_sandbox<R: Runtime + Images, N: Network>(
+    runtime: &R,
+    network: &N,
+    subject: &Subject,
+) {
+    let sandbox = subject.sandbox("denied");
+    assert_eq!(network.denied(&sandbox.id).await.unwrap(), None, "before");
+    network.open_namespaces(&sandbox).await.unwrap();
+    network.restore(vec![sandbox.clone()]).await.unwrap();
+    let unlinked = network.denied(&sandbox.id).await.unwrap();
+    assert_eq!(unlinked, None, "restored without a link");
+    network.attach_link(&sandbox).await.unwrap();
+    let counts = async || network.denied(&sandbox.id).await.unwrap().is_some();
+    assert!(counts().await, "with a link");
+    network.restore(vec![]).await.unwrap();
+    assert!(!counts().await, "not restored");
+    for _ in 0..2 {
+        network.restore(vec![sandbox.clone()]).await.unwrap();
+        assert!(counts().await, "restored");
+    }
+    network.detach_link(&sandbox.id).await.unwrap();
+    assert!(!counts().await, "detached");
+    clear(runtime, network, &sandbox.id).await;
 }
 
 pub async fn an_image_that_is_there_is_listed<R: Images>(runtime: &R, subject: &Subject) {

@@ -19,9 +19,10 @@ use berth_domain::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    ContainerReading, Denied, ImageError, ImageInfo, Images, LayerProgress, ListeningSocket,
-    Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen, Progress, Runtime,
-    RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, Usage,
+    ContainerReading, Denied, FencingSeen, ImageError, ImageInfo, Images, LayerProgress,
+    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
+    Usage,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -54,6 +55,8 @@ struct State {
     /// Containers whose shim does not answer.
     silent: BTreeSet<(SandboxId, Role)>,
     table_lost: bool,
+    /// Its kernel has no rules.
+    fenceless: bool,
     node_listens: Vec<ListeningSocket>,
     /// How many containers were made so far.
     made: u64,
@@ -231,6 +234,11 @@ impl FakeNode {
         if let Some(held) = self.state().sandboxes.get_mut(id) {
             held.link = false;
         }
+    }
+
+    /// Makes it a node whose kernel can have no rules.
+    pub fn without_rules(&self) {
+        self.state().fenceless = true;
     }
 
     /// Takes the table of the instance away, as a person can.
@@ -788,6 +796,12 @@ impl Network for FakeNode {
         .await
     }
 
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), NetworkError> {
+        let words: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        self.change("forget_connections", words.join(" "), |_| Ok(()))
+            .await
+    }
+
     async fn restore(&self, sandboxes: Vec<Sandbox>) -> Result<(), NetworkError> {
         self.call("restore", "", |state| {
             for (id, held) in &mut state.sandboxes {
@@ -840,6 +854,25 @@ impl Network for FakeNode {
             Ok(objects)
         })
         .await
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        vec![]
+    }
+
+    async fn fencing(&self) -> Result<Option<FencingSeen>, NetworkError> {
+        self.call("fencing", "", |state| {
+            Ok((!state.fenceless).then(|| FencingSeen {
+                table: TABLE.to_owned(),
+                stands: !state.table_lost,
+                accepts: vec![],
+            }))
+        })
+        .await
+    }
+
+    fn link_name(&self, id: &SandboxId) -> String {
+        format!("bt-{id}")
     }
 
     fn standing(&self) -> Vec<(NetworkObjectKind, String)> {

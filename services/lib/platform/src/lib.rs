@@ -10,7 +10,8 @@ pub mod runtime;
 
 pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
-    Denied, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
+    Denied, FencingSeen, ForeignAccept, ListeningSocket, Network, NetworkError, NetworkObject,
+    NetworkObjectKind, NetworkSeen,
 };
 pub use runtime::{
     ContainerReading, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,

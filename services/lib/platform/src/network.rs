@@ -1,6 +1,9 @@
 //! The network of sandboxes, at the height of a step. Every verb can be repeated.
 
-use std::{net::IpAddr, time::SystemTime};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::SystemTime,
+};
 
 use berth_domain::{Extent, Protocol, Sandbox, SandboxId};
 
@@ -42,6 +45,12 @@ pub trait Network: Send + Sync + 'static {
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
 
+    /// Makes the kernel forget the connections of these addresses, which no link may have.
+    fn forget_connections(
+        &self,
+        addresses: Vec<Ipv4Addr>,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
     /// Makes the node's rules anew, for exactly those of these sandboxes that have a link: what a former process left of them
     /// is not known.
     fn restore(
@@ -62,6 +71,15 @@ pub trait Network: Send + Sync + 'static {
 
     /// Everything that this instance holds, and nothing that another one does.
     fn list(&self) -> impl Future<Output = Result<Vec<NetworkObject>, NetworkError>> + Send;
+
+    /// What this node does not allow, a sentence each, as of now.
+    fn degraded(&self) -> Vec<String>;
+
+    /// The rules as a whole; `None` on a node that can have none, where node ports lead nowhere and no policy is kept.
+    fn fencing(&self) -> impl Future<Output = Result<Option<FencingSeen>, NetworkError>> + Send;
+
+    /// The node's end of the link of a sandbox, whether it is there or not.
+    fn link_name(&self, id: &SandboxId) -> String;
 
     /// What the instance as a whole must have, by kind and name, with or without sandboxes.
     fn standing(&self) -> Vec<(NetworkObjectKind, String)>;
@@ -90,6 +108,29 @@ pub struct Denied {
     /// In the name of an address that is not its own.
     pub spoofed_packets: u64,
     pub spoofed_bytes: u64,
+}
+
+/// The rules of the instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FencingSeen {
+    pub table: String,
+    /// Whether it is there.
+    pub stands: bool,
+    pub accepts: Vec<ForeignAccept>,
+}
+
+/// A rule of ours in the firewall of somebody else, that lets the packets of sandboxes pass to where our rules decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForeignAccept {
+    /// `ip` or `ip6`.
+    pub family: String,
+    pub table: String,
+    pub chain: String,
+    /// Names the instance, the direction and the subnet.
+    pub comment: String,
+    /// What it had let pass when the tables were last looked at.
+    pub packets: u64,
+    pub bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -29,6 +29,7 @@ pub(crate) const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("r
 pub(crate) const LEASES: TableDefinition<u32, &[u8]> = TableDefinition::new("leases");
 pub(crate) const CHANGES: TableDefinition<u64, &[u8]> = TableDefinition::new("changes");
 pub(crate) const CATALOG: TableDefinition<&str, &[u8]> = TableDefinition::new("catalog");
+pub(crate) const SUBNETS: TableDefinition<&str, &[u8]> = TableDefinition::new("subnets");
 pub(crate) const SETTINGS: TableDefinition<&str, &str> = TableDefinition::new("settings");
 
 pub(crate) const REVISION: &str = "revision";
@@ -121,6 +122,7 @@ fn make_tables(txn: &WriteTransaction, schema: u64) -> Result<(), StoreError> {
     txn.open_table(CHANGES)?;
     txn.open_table(SETTINGS)?;
     txn.open_table(CATALOG)?;
+    txn.open_table(SUBNETS)?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, io, net::Ipv4Addr, path::PathBuf};
 
 use berth_domain::{Failure, NotAllowed, SandboxId};
+use ipnet::Ipv4Net;
 
 use crate::rows::Lease;
 
@@ -82,7 +83,16 @@ pub enum AdmitError {
     #[error(transparent)]
     Refused(Failure),
     #[error("all {capacity} addresses of the subnet are held")]
-    Exhausted { capacity: u64, held: u64 },
+    Exhausted {
+        capacity: u64,
+        held: u64,
+        /// Of whom the part is that is used up; `None` where it is what is nobody's.
+        subnet: Option<String>,
+        /// How many addresses are kept in parts.
+        reserved: u64,
+    },
+    #[error("no subnet is reserved for {identifier:?}")]
+    SubnetNotFound { identifier: String },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -122,6 +132,28 @@ pub enum ReleaseError {
     Store(#[from] StoreError),
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum ReserveError {
+    #[error("{subnet} is reserved for {identifier:?}, which has another size")]
+    Conflict { identifier: String, subnet: Ipv4Net },
+    #[error("the node's subnet has no room for another subnet with a prefix of /{prefix_length}")]
+    Exhausted { prefix_length: u8, reserved: u64 },
+    #[error("{limit} subnets are reserved, as many as there can be")]
+    TooMany { limit: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum UnreserveError {
+    #[error("no subnet is reserved for {identifier:?}")]
+    NotFound { identifier: String },
+    #[error("sandboxes hold {held} addresses of {subnet}")]
+    InUse { subnet: Ipv4Net, held: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// An error of a write, which may be the store's own.
 pub(crate) trait WriteError: From<StoreError> {
     fn store(&self) -> Option<&StoreError>;
@@ -142,14 +174,14 @@ impl WriteError for AdmitError {
     fn store(&self) -> Option<&StoreError> {
         match self {
             Self::Store(error) => Some(error),
-            Self::Refused(_) | Self::Exhausted { .. } => None,
+            Self::Refused(_) | Self::Exhausted { .. } | Self::SubnetNotFound { .. } => None,
         }
     }
 
     fn into_store(self) -> Result<StoreError, Self> {
         match self {
             Self::Store(error) => Ok(error),
-            Self::Refused(_) | Self::Exhausted { .. } => Err(self),
+            Self::Refused(_) | Self::Exhausted { .. } | Self::SubnetNotFound { .. } => Err(self),
         }
     }
 }
@@ -198,6 +230,38 @@ impl WriteError for ReleaseError {
         match self {
             Self::Store(error) => Ok(error),
             Self::NotFound { .. } | Self::Held(_) | Self::Conflict(_) => Err(self),
+        }
+    }
+}
+
+impl WriteError for ReserveError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Conflict { .. } | Self::Exhausted { .. } | Self::TooMany { .. } => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::Conflict { .. } | Self::Exhausted { .. } | Self::TooMany { .. } => Err(self),
+        }
+    }
+}
+
+impl WriteError for UnreserveError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::NotFound { .. } | Self::InUse { .. } => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::NotFound { .. } | Self::InUse { .. } => Err(self),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Records, address leases, the catalog and the revision, durable and changed in transactions; every change is an event. Decides
 //! nothing: what may be admitted and which move is allowed it asks the domain.
 
+mod addresses;
 mod database;
 mod error;
 mod migrations;
@@ -12,12 +13,16 @@ mod store;
 mod stored;
 mod watch;
 
-pub use error::{AdmitError, CatalogError, ReleaseError, StoreError, Unreadable, UpdateError};
+pub use error::{
+    AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, Unreadable, UnreserveError,
+    UpdateError,
+};
 pub use offline::{Checked, ExportError, Exported, ImportError, Imported, check, export, import};
 pub use rows::Lease;
 pub use store::{
     Admitted, Arrival, LeaseCounts, Store,
     catalog::Whole,
     leases::{LeaseState, LeaseView},
+    subnets::SubnetView,
 };
 pub use watch::{Change, Watch, WatchEnded};

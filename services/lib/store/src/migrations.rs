@@ -1,13 +1,13 @@
 //! How a store of an older version becomes one of this version. Each migration leads from one schema to the next; all
 //! that are needed run in one transaction, before anything else reads the store.
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CATALOG, CHANGES, META, RECORDS, SCHEMA, SETTINGS},
+    database::{self, CATALOG, CHANGES, LEASES, META, RECORDS, SCHEMA, SETTINGS, SUBNETS},
     error::StoreError,
 };
 
@@ -20,7 +20,7 @@ type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
 const FORMER_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The first leads from schema 1 to 2, and so on. One that was released is never changed.
-const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog];
+const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog, subnets_and_boots];
 
 /// Brings a store from schema `from` to the known one.
 pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
@@ -77,6 +77,34 @@ fn ends_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
 fn catalog(txn: &WriteTransaction) -> Result<(), StoreError> {
     txn.open_table(CATALOG)?;
     Ok(())
+}
+
+/// 3 to 4: subnets are reserved, and leases have the boot of their sandbox.
+fn subnets_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
+    txn.open_table(SUBNETS)?;
+    let boots = {
+        let table = txn.open_table(RECORDS)?;
+        let mut boots = BTreeMap::new();
+        for entry in table.iter()? {
+            let (id, bytes) = entry?;
+            if let Ok(record) = serde_json::from_slice::<Value>(bytes.value()) {
+                let generation = record["generation"].as_u64();
+                boots.insert(
+                    (id.value().to_owned(), generation),
+                    record["boot_id"].clone(),
+                );
+            }
+        }
+        boots
+    };
+    rewrite(txn, LEASES, |lease| {
+        let owner = lease["owner"].as_str().unwrap_or_default().to_owned();
+        let boot = boots.get(&(owner, lease["generation"].as_u64()));
+        if let Value::Object(lease) = lease {
+            let boot = boot.cloned().unwrap_or_else(|| Value::from(""));
+            lease.insert("boot_id".to_owned(), boot);
+        }
+    })
 }
 
 type Fields = serde_json::Map<String, Value>;

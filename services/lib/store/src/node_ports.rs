@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use berth_domain::{Protocol, SandboxId, SandboxRecord, SandboxSpec};
+use berth_domain::{Protocol, SandboxId, SandboxRecord, SandboxSpec, Status};
 
 use crate::watch::Change;
 
@@ -34,18 +34,21 @@ impl NodePorts {
 
     /// The first port of `spec` that a sandbox has, and which one.
     pub(crate) fn conflict(&self, spec: &SandboxSpec) -> Option<(Protocol, u16, &SandboxId)> {
-        spec.node_ports().find_map(|(protocol, port, _)| {
+        spec.claimed_ports().find_map(|(protocol, port)| {
             let owner = self.owners.get(&(protocol, port))?;
             Some((protocol, port, owner))
         })
     }
 
-    /// A sandbox has its ports as long as its addresses.
+    /// A sandbox has its ports as long as its addresses, and without one of its own until nothing of it is left.
     fn hold(&mut self, record: &SandboxRecord) {
-        if !record.addresses.is_empty() {
-            let ports = record.spec.node_ports();
-            let owned = ports.map(|(protocol, port, _)| ((protocol, port), record.id.clone()));
-            self.owners.extend(owned);
+        let holds = match record.spec.host_network {
+            true => record.status != Status::Dead,
+            false => !record.addresses.is_empty(),
+        };
+        if holds {
+            let ports = record.spec.claimed_ports();
+            self.owners.extend(ports.map(|it| (it, record.id.clone())));
         }
     }
 

@@ -9,7 +9,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use berth_domain::SandboxRecord;
+use berth_domain::{
+    SandboxRecord,
+    subnets::{self, Reserved},
+};
+use ipnet::Ipv4Net;
 use redb::{
     Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
     WriteTransaction,
@@ -18,10 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CATALOG, CHANGES, LEASES, Lock, META, RECORDS, REVISION, SETTINGS},
+    database::{self, CATALOG, CHANGES, LEASES, Lock, META, RECORDS, REVISION, SETTINGS, SUBNETS},
     error::{StoreError, Unreadable},
     migrations::{self, KNOWN_SCHEMA},
-    rows::{self, CHANGES_KEPT, Lease, put_lease},
+    rows::{self, CHANGES_KEPT, Lease, put_lease, put_subnet},
 };
 
 /// What a look at a store has found.
@@ -33,6 +37,7 @@ pub struct Checked {
     pub records: u64,
     pub leases: u64,
     pub entries: u64,
+    pub subnets: u64,
     pub changes: u64,
     /// The last change is in pieces; a start takes it back.
     pub last_change_incomplete: bool,
@@ -55,6 +60,7 @@ pub struct Imported {
     pub records: usize,
     pub leases: usize,
     pub entries: usize,
+    pub subnets: usize,
     /// Lines of what could not be read, or was only found.
     pub left_out: usize,
     /// Where the former file is.
@@ -109,6 +115,11 @@ enum Line {
         #[serde(flatten)]
         entry: Value,
     },
+    /// A reserved subnet.
+    Subnet {
+        identifier: String,
+        subnet: Ipv4Net,
+    },
     /// The bytes of an entry as text, for people to look at.
     Unreadable {
         key: String,
@@ -139,6 +150,9 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
         let (entries, unread) = rows::entries(&txn.open_table(CATALOG)?)?;
         let entries = (entries.len() + unread.len()) as u64;
         unreadable.extend(unread);
+        let (subnets, unread) = rows::subnets(&txn.open_table(SUBNETS)?)?;
+        let subnets = (subnets.len() + unread.len()) as u64;
+        unreadable.extend(unread);
         let changes = txn.open_table(CHANGES)?;
         for entry in changes.iter()? {
             let (at, bytes) = entry?;
@@ -151,6 +165,7 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
             records,
             leases: count,
             entries,
+            subnets,
             changes: changes.len()?,
             last_change_incomplete,
             unreadable,
@@ -158,7 +173,8 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
     })
 }
 
-/// Writes a store out as JSON lines: a header, the settings, the records, the leases, the catalog.
+/// Writes a store out as JSON lines: a header, the settings, the records, the leases, the catalog, the reserved
+/// subnets.
 pub fn export(path: &Path, output: &mut impl Write) -> Result<Exported, ExportError> {
     let _lock = lock(path)?;
     let database = match database::copied(path) {
@@ -277,6 +293,21 @@ fn lines(database: &Database, schema: u64) -> Result<(Vec<Line>, Exported), Stor
         });
         add(read.map(|entry| Line::Entry { key, entry }), bytes);
     }
+    let reserved = match txn.open_table(SUBNETS) {
+        Ok(table) => table,
+        // Schema 3 has none.
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((lines, exported)),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in reserved.iter()? {
+        let (identifier, bytes) = entry?;
+        let (identifier, bytes) = (identifier.value().to_owned(), bytes.value());
+        let read = rows::subnet(&identifier, bytes);
+        add(
+            read.map(|subnet| Line::Subnet { identifier, subnet }),
+            bytes,
+        );
+    }
     Ok((lines, exported))
 }
 
@@ -353,19 +384,25 @@ fn check_empty(path: &Path) -> Result<(), ImportError> {
         Err(error) => return Err(error.into()),
     };
     database::schema(&database, path)?;
-    let (records, entries) = database::contain(path, || {
+    let (records, entries, subnets) = database::contain(path, || {
         let txn = database.begin_read()?;
         let entries = match txn.open_table(CATALOG) {
             Ok(table) => table.len()?,
             Err(redb::TableError::TableDoesNotExist(_)) => 0,
             Err(error) => return Err(error.into()),
         };
-        Ok::<_, StoreError>((txn.open_table(RECORDS)?.len()?, entries))
+        let subnets = match txn.open_table(SUBNETS) {
+            Ok(table) => table.len()?,
+            Err(redb::TableError::TableDoesNotExist(_)) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok::<_, StoreError>((txn.open_table(RECORDS)?.len()?, entries, subnets))
     })?;
-    match (records, entries) {
-        (0, 0) => Ok(()),
-        (0, entries) => Err(holds(format!("holds {entries} entries of the catalog"))),
-        (records, _) => Err(holds(format!("holds {records} records"))),
+    match (records, entries, subnets) {
+        (0, 0, 0) => Ok(()),
+        (0, 0, subnets) => Err(holds(format!("holds {subnets} reserved subnets"))),
+        (0, entries, _) => Err(holds(format!("holds {entries} entries of the catalog"))),
+        (records, _, _) => Err(holds(format!("holds {records} records"))),
     }
 }
 
@@ -399,11 +436,13 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
         records: 0,
         leases: 0,
         entries: 0,
+        subnets: 0,
         left_out: 0,
         former: None,
     };
     let mut numbers = BTreeMap::new();
     let mut entries_newest = 0;
+    let mut reserved = Reserved::new();
     for (number, line) in lines {
         let number = number + 1;
         match parse(number, line)? {
@@ -449,6 +488,10 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
                 }
                 imported.entries += 1;
             }
+            Line::Subnet { identifier, subnet } => {
+                reserve(&txn, &mut reserved, identifier, subnet).map_err(|it| at(number, it))?;
+                imported.subnets += 1;
+            }
             Line::Unreadable { .. } | Line::Found(_) => imported.left_out += 1,
         }
     }
@@ -460,6 +503,30 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
         .map_err(StoreError::from)?;
     txn.commit().map_err(StoreError::from)?;
     Ok(imported)
+}
+
+fn reserve(
+    txn: &WriteTransaction,
+    reserved: &mut Reserved,
+    identifier: String,
+    subnet: Ipv4Net,
+) -> Result<(), String> {
+    subnets::check_identifier(&identifier).map_err(|it| format!("the identifier {it}"))?;
+    if subnet != subnet.trunc() {
+        return Err(format!("{subnet} has bits behind its prefix"));
+    }
+    let overlaps = |it: &Ipv4Net| it.contains(&subnet) || subnet.contains(it);
+    if let Some((other, net)) = reserved.iter().find(|(_, it)| overlaps(it)) {
+        return Err(format!(
+            "{subnet} overlaps {net}, which is that of {other:?}"
+        ));
+    }
+    let mut table = txn.open_table(SUBNETS).map_err(|it| it.to_string())?;
+    put_subnet(&mut table, &identifier, subnet).map_err(|it| it.to_string())?;
+    match reserved.insert(identifier.clone(), subnet) {
+        Some(_) => Err(format!("there is a subnet of {identifier:?} already")),
+        None => Ok(()),
+    }
 }
 
 fn parse(number: usize, line: io::Result<String>) -> Result<Line, ImportError> {
@@ -498,6 +565,7 @@ fn settle(txn: &WriteTransaction, numbers: &BTreeMap<String, usize>) -> Result<u
                 owner: record.id.clone(),
                 generation: record.generation,
                 released_at: None,
+                boot_id: record.boot_id.clone(),
             };
             put_lease(&mut leases, &lease)?;
         }

@@ -5,15 +5,16 @@ use std::{collections::VecDeque, net::Ipv4Addr, time::SystemTime};
 use berth_domain::{
     Generation, SandboxId, SandboxRecord,
     catalog::{Entry, Key, Kind},
-    ipam::Taken,
+    subnets::{self, Reserved},
 };
+use ipnet::Ipv4Net;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 
 use crate::{
-    database::{CHANGES, LEASES, META, RECORDS, REVISION},
+    database::{CHANGES, META, RECORDS, REVISION},
     error::{StoreError, Unreadable},
     store::catalog::Found,
-    stored::{StoredChange, StoredEntry, StoredLease, StoredRecord},
+    stored::{StoredChange, StoredEntry, StoredLease, StoredRecord, StoredSubnet},
     watch::Change,
 };
 
@@ -28,6 +29,8 @@ pub struct Lease {
     pub generation: Generation,
     /// `None` while it is held.
     pub released_at: Option<SystemTime>,
+    /// Boot of the node in which the owner's objects were made. Empty: not known.
+    pub boot_id: String,
 }
 
 /// A row of the leases. One that cannot be read is held: giving its address out could give it to two.
@@ -40,13 +43,6 @@ pub(crate) struct LeaseRow {
 impl LeaseRow {
     pub(crate) fn released_at(&self) -> Option<SystemTime> {
         self.lease.as_ref().ok().and_then(|it| it.released_at)
-    }
-
-    pub(crate) fn taken(&self) -> Taken {
-        Taken {
-            address: self.address,
-            released_at: self.released_at(),
-        }
     }
 }
 
@@ -70,6 +66,7 @@ pub(crate) fn lease(address: Ipv4Addr, bytes: &[u8]) -> Result<Lease, Unreadable
         owner,
         generation: Generation(stored.generation),
         released_at: stored.released_at,
+        boot_id: stored.boot_id,
     })
 }
 
@@ -193,6 +190,42 @@ pub(crate) fn leases(
         .collect()
 }
 
+pub(crate) fn subnet(identifier: &str, bytes: &[u8]) -> Result<Ipv4Net, Unreadable> {
+    let unreadable = |problem: String| Unreadable::other("subnet", identifier, problem);
+    let stored: StoredSubnet =
+        serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))?;
+    subnets::check_identifier(identifier)
+        .map_err(|it| unreadable(format!("its identifier {it}")))?;
+    if stored.subnet != stored.subnet.trunc() {
+        return Err(unreadable("it has bits behind its prefix".to_owned()));
+    }
+    Ok(stored.subnet)
+}
+
+/// The reserved subnets that can be read, and those that cannot.
+pub(crate) fn subnets(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<(Reserved, Vec<Unreadable>), StoreError> {
+    let (mut readable, mut unreadable) = (Reserved::new(), vec![]);
+    for entry in table.iter()? {
+        let (identifier, bytes) = entry?;
+        match subnet(identifier.value(), bytes.value()) {
+            Ok(net) => drop(readable.insert(identifier.value().to_owned(), net)),
+            Err(entry) => unreadable.push(entry),
+        }
+    }
+    Ok((readable, unreadable))
+}
+
+pub(crate) fn put_subnet(
+    table: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    identifier: &str,
+    subnet: Ipv4Net,
+) -> Result<(), StoreError> {
+    table.insert(identifier, encode(&StoredSubnet { subnet }).as_slice())?;
+    Ok(())
+}
+
 /// `None` where a change behind `from` is not kept, cannot be read, or `from` was never reached.
 pub(crate) fn past_changes(
     txn: &ReadTransaction,
@@ -274,41 +307,9 @@ pub(crate) fn put_lease(
         owner: lease.owner.to_string(),
         generation: lease.generation.0,
         released_at: lease.released_at,
+        boot_id: lease.boot_id.clone(),
     };
     table.insert(u32::from(lease.address), encode(&stored).as_slice())?;
-    Ok(())
-}
-
-/// Lets the addresses of `record` rest, as far as they are still its own.
-pub(crate) fn release_leases(
-    txn: &WriteTransaction,
-    record: &SandboxRecord,
-    now: SystemTime,
-) -> Result<(), StoreError> {
-    let mut table = txn.open_table(LEASES)?;
-    for net in &record.addresses {
-        let std::net::IpAddr::V4(address) = net.addr() else {
-            continue;
-        };
-        let held = match table.get(u32::from(address))? {
-            Some(bytes) => lease(address, bytes.value()),
-            None => continue,
-        };
-        let own = match held {
-            Ok(it) => (&it.owner, it.generation) == (&record.id, record.generation),
-            // Record and lease are always written together: what this record names was its own.
-            Err(_) => true,
-        };
-        if own {
-            let resting = Lease {
-                address,
-                owner: record.id.clone(),
-                generation: record.generation,
-                released_at: Some(now),
-            };
-            put_lease(&mut table, &resting)?;
-        }
-    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod catalog;
 pub(crate) mod leases;
+pub(crate) mod subnets;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -26,11 +27,14 @@ use redb::{Database, ReadTransaction, ReadableDatabase as _, ReadableTable, Writ
 use tokio::sync::broadcast;
 
 use crate::{
-    database::{self, CATALOG, CHANGES, LEASES, Lock, RECORDS, SETTINGS, contain, damaged},
+    addresses::Addresses,
+    database::{
+        self, CATALOG, CHANGES, LEASES, Lock, RECORDS, SETTINGS, SUBNETS, contain, damaged,
+    },
     error::{AdmitError, StoreError, Unreadable, UpdateError, WriteError},
     node_ports::NodePorts,
     reserve::Reserve,
-    rows::{self, Lease, bump, find, note, put, put_lease, release_leases, revision},
+    rows::{self, Lease, bump, find, note, put, revision},
     watch::{Change, Watch},
 };
 
@@ -59,6 +63,8 @@ struct Inner {
     writing: Mutex<()>,
     /// Changed while `writing` is held.
     node_ports: Mutex<NodePorts>,
+    /// Follows each commit while the database is at hand for it.
+    addresses: Mutex<Addresses>,
     changes: broadcast::Sender<(u64, Change)>,
 }
 
@@ -80,7 +86,7 @@ pub enum Admitted {
     Joined(SandboxRecord),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseCounts {
     pub capacity: u64,
     /// With those whose lease cannot be read.
@@ -126,12 +132,14 @@ impl Store {
             database: RwLock::new(Some(database)),
             writing: Mutex::default(),
             node_ports: Mutex::default(),
+            addresses: Mutex::default(),
             changes: broadcast::channel(READER_LAG).0,
         }));
         store.0.check_leases()?;
         let (records, _) = store.0.read(|txn| rows::records(txn, None, usize::MAX))?;
         store.0.check_addresses(&records)?;
         *store.0.node_ports() = NodePorts::of(&records);
+        *store.0.addresses() = store.0.read(addresses)?;
         Ok(store)
     }
 
@@ -246,7 +254,7 @@ impl Store {
             .map(|(readable, _)| readable)
     }
 
-    /// The records, leases and entries of the catalog that cannot be read. A change that cannot be read only ends a watch, and goes with time.
+    /// The records, leases, entries of the catalog and reserved subnets that cannot be read. A change that cannot be read only ends a watch, and goes with time.
     pub async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.blocking(|inner| {
             inner.read(|txn| {
@@ -254,6 +262,7 @@ impl Store {
                 let leases = rows::leases(&txn.open_table(LEASES)?)?;
                 unreadable.extend(leases.into_iter().filter_map(|it| it.lease.err()));
                 unreadable.extend(rows::entries(&txn.open_table(CATALOG)?)?.1);
+                unreadable.extend(rows::subnets(&txn.open_table(SUBNETS)?)?.1);
                 Ok(unreadable)
             })
         })
@@ -281,19 +290,23 @@ impl Store {
         Ok(rows.into_iter().filter_map(|it| it.lease.ok()).collect())
     }
 
+    /// Counts the addresses of the whole subnet.
     pub async fn lease_counts(&self) -> Result<LeaseCounts, StoreError> {
-        let rows = self.lease_rows().await?;
-        let now = SystemTime::now();
-        let rests = |at: SystemTime| {
-            now.duration_since(at)
-                .is_ok_and(|rest| rest < self.0.cool_down)
-        };
-        let released: Vec<_> = rows.iter().filter_map(|it| it.released_at()).collect();
-        Ok(LeaseCounts {
-            capacity: ipam::capacity(self.0.subnets.v4),
-            held: (rows.len() - released.len()) as u64,
-            cooling: released.into_iter().filter(|it| rests(*it)).count() as u64,
+        self.blocking(|inner| {
+            // What is durable already is counted.
+            let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let span = ipam::span(inner.subnets.v4);
+            let now = SystemTime::now();
+            Ok(inner.addresses().count([&span], now, inner.cool_down))
         })
+        .await
+    }
+
+    /// The addresses that the next `count` sandboxes are given that ask for no part of the subnet, as things stand.
+    pub fn upcoming_addresses(&self, count: usize) -> Vec<Ipv4Addr> {
+        let addresses = self.0.addresses();
+        let open = berth_domain::subnets::open_spans(self.0.subnets.v4, addresses.reserved());
+        addresses.upcoming(&open, SystemTime::now(), self.0.cool_down, count)
     }
 
     async fn lease_rows(&self) -> Result<Vec<rows::LeaseRow>, StoreError> {
@@ -384,17 +397,23 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn addresses(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A port of the node belongs to one sandbox, or to a program of the node.
     fn check_node_ports(&self, spec: &SandboxSpec, arrival: &Arrival) -> Result<(), AdmitError> {
         let refused = |failure| Err(AdmitError::Refused(failure));
         if let Some((protocol, port, owner)) = self.node_ports().conflict(spec) {
             return refused(node_port_conflict(protocol, port, Some(owner)));
         }
-        let mut ports = spec.node_ports();
-        let listens =
-            ports.find(|(protocol, port, _)| arrival.node_listens.contains(&(*protocol, *port)));
+        let listens = spec
+            .claimed_ports()
+            .find(|it| arrival.node_listens.contains(it));
         match listens {
-            Some((protocol, port, _)) => refused(node_port_conflict(protocol, port, None)),
+            Some((protocol, port)) => refused(node_port_conflict(protocol, port, None)),
             None => Ok(()),
         }
     }
@@ -463,6 +482,7 @@ impl Inner {
                 return Err(StoreError::from(redb::Error::PreviousIo).into());
             };
             let txn = database.begin_write().map_err(StoreError::from)?;
+            self.addresses().begin();
             let next = bump(&txn)?;
             let (value, change) = work(&txn, next)?;
             let Some(change) = change else {
@@ -474,6 +494,7 @@ impl Inner {
             }
             note(&txn, next, &change)?;
             txn.commit().map_err(StoreError::from)?;
+            self.addresses().settle();
             self.written.store(true, Ordering::Relaxed);
             Ok((value, Some((next, change))))
         });
@@ -512,7 +533,12 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner);
         // The file has to be let go before it can be opened.
         self.close(database.take());
-        match database::again(&self.path) {
+        let opened = database::again(&self.path).and_then(|opened| {
+            // A commit that failed may be durable all the same.
+            *self.addresses() = contain(&self.path, || addresses(&opened.begin_read()?))?;
+            Ok(opened)
+        });
+        match opened {
             Ok(opened) => *database = Some(opened),
             Err(error) => tracing::error!(%error, "the store cannot be opened again"),
         }
@@ -641,7 +667,10 @@ impl Inner {
                 (Admission::Begin | Admission::Join, _) => {
                     self.check_node_ports(spec, arrival)?;
                     let generation = Generation(next);
-                    let addresses = self.lease(txn, id, generation, now)?;
+                    let addresses = match spec.host_network {
+                        true => vec![],
+                        false => self.lease(txn, id, generation, spec, arrival, now)?,
+                    };
                     let record = SandboxRecord {
                         expires_at: arrival.expires_at,
                         boot_id: arrival.boot_id.clone(),
@@ -691,41 +720,13 @@ impl Inner {
                 return Err(StoreError::from(redb::Error::PreviousIo).into());
             };
             let txn = database.begin_write().map_err(StoreError::from)?;
+            self.addresses().begin();
             let value = work(&txn)?;
             txn.commit().map_err(StoreError::from)?;
+            self.addresses().settle();
             Ok(value)
         });
         done.map_err(|error: E| self.placed(error))
-    }
-
-    /// Takes the address that the domain chooses.
-    fn lease(
-        &self,
-        txn: &WriteTransaction,
-        id: &SandboxId,
-        generation: Generation,
-        now: SystemTime,
-    ) -> Result<Vec<IpNet>, AdmitError> {
-        let subnet = self.subnets.v4;
-        let mut table = txn.open_table(LEASES).map_err(StoreError::from)?;
-        let rows = rows::leases(&table)?;
-        let inside = rows.iter().filter(|it| subnet.contains(&it.address));
-        let taken = inside.clone().map(rows::LeaseRow::taken);
-        let address = ipam::choose(subnet, taken, now, self.cool_down).map_err(|it| {
-            let held = inside.filter(|it| it.released_at().is_none()).count() as u64;
-            AdmitError::Exhausted {
-                capacity: it.capacity,
-                held,
-            }
-        })?;
-        let lease = Lease {
-            address,
-            owner: id.clone(),
-            generation,
-            released_at: None,
-        };
-        put_lease(&mut table, &lease)?;
-        Ok(self.subnets.addresses(address))
     }
 
     fn update(
@@ -753,8 +754,10 @@ impl Inner {
                 .check_move(record.status)
                 .map_err(UpdateError::NotAllowed)?;
             if release {
-                release_leases(txn, &record, now)?;
+                self.release_leases(txn, &record, now)?;
                 record.addresses.clear();
+            } else if record.boot_id != before.boot_id {
+                self.renew_leases(txn, &record)?;
             }
             if record == before {
                 return Ok((record, None));
@@ -777,7 +780,7 @@ impl Inner {
             let Some(record) = find(&table, id)?.filter(|it| it.generation == generation) else {
                 return Ok((false, None));
             };
-            release_leases(txn, &record, now)?;
+            self.release_leases(txn, &record, now)?;
             table.remove(id.as_str())?;
             let id = id.clone();
             Ok((true, Some(Change::Removed { id, generation })))
@@ -810,13 +813,11 @@ impl Inner {
                 return Ok((true, None));
             };
             let released_at = Some(now);
-            put_lease(
-                &mut table,
-                &Lease {
-                    released_at,
-                    ..lease
-                },
-            )?;
+            let lease = Lease {
+                released_at,
+                ..lease
+            };
+            self.put_lease(&mut table, &lease)?;
             // What is written down of the owner is what it was.
             let change = match record {
                 Some(record) => Change::Upserted(Box::new(record)),
@@ -868,18 +869,25 @@ impl Inner {
         let mut addresses = vec![];
         for lease in held {
             let address = lease.address;
-            put_lease(
-                &mut table,
-                &Lease {
-                    generation,
-                    ..lease
-                },
-            )?;
+            let lease = Lease {
+                generation,
+                ..lease
+            };
+            self.put_lease(&mut table, &lease)?;
             // One that has no IPv6 address loses nothing by a name for it.
             addresses.extend(self.subnets.addresses(address));
         }
         Ok(addresses)
     }
+}
+
+fn addresses(txn: &ReadTransaction) -> Result<Addresses, StoreError> {
+    let leases = rows::leases(&txn.open_table(LEASES)?)?;
+    let (reserved, unreadable) = rows::subnets(&txn.open_table(SUBNETS)?)?;
+    for entry in unreadable {
+        tracing::warn!(%entry, "its addresses are kept for nobody");
+    }
+    Ok(Addresses::of(&leases, reserved))
 }
 
 fn draining(

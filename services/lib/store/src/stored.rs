@@ -9,9 +9,9 @@ use std::{
 
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
-    Generation, ImageRef, NetworkPolicy, Phase, Port, PortSighting, Protocol, Reason, Resources,
-    RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec, StaticHost, Status,
-    Violation,
+    Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
+    Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec,
+    StaticHost, Status, Violation,
     catalog::{App, Entry, Host, Object, Service, ServicePort, Version},
     record::Ending,
 };
@@ -45,6 +45,13 @@ pub(crate) struct StoredLease {
     pub(crate) owner: String,
     pub(crate) generation: u64,
     pub(crate) released_at: Option<SystemTime>,
+    #[serde(default)]
+    pub(crate) boot_id: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StoredSubnet {
+    pub(crate) subnet: ipnet::Ipv4Net,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,13 +121,19 @@ struct StoredSpec {
     containers: Vec<StoredContainer>,
     resources: StoredResources,
     #[serde(default)]
+    host_network: bool,
+    #[serde(default)]
     network: StoredPolicy,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct StoredPolicy {
     egress: StoredEgress,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    egress_names: Vec<StoredNamed>,
     allow_from: Vec<String>,
+    #[serde(default)]
+    subnet: Option<String>,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -134,6 +147,12 @@ enum StoredEgress {
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredDestination {
     net: ipnet::IpNet,
+    port: Option<(StoredProtocol, u16)>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredNamed {
+    name: String,
     port: Option<(StoredProtocol, u16)>,
 }
 
@@ -370,6 +389,7 @@ impl From<&SandboxSpec> for StoredSpec {
                 .collect(),
             containers: it.containers.iter().map(StoredContainer::from).collect(),
             resources: it.resources.into(),
+            host_network: it.host_network,
             network: (&it.network).into(),
         }
     }
@@ -686,7 +706,8 @@ impl TryFrom<StoredSpec> for SandboxSpec {
                 .map(Container::try_from)
                 .collect::<Result<_, _>>()?,
             resources: it.resources.into(),
-            network: it.network.into(),
+            host_network: it.host_network,
+            network: it.network.try_into()?,
         })
     }
 }
@@ -703,18 +724,42 @@ impl From<&NetworkPolicy> for StoredPolicy {
                 Egress::Deny => StoredEgress::Deny,
                 Egress::Allow(list) => StoredEgress::Allow(list.iter().map(destination).collect()),
             },
+            egress_names: it.egress_names.iter().map(StoredNamed::from).collect(),
             allow_from: it.allow_from.clone(),
+            subnet: it.subnet.clone(),
         }
     }
 }
 
-impl From<StoredPolicy> for NetworkPolicy {
-    fn from(it: StoredPolicy) -> Self {
+impl From<&NamedDestination> for StoredNamed {
+    fn from(it: &NamedDestination) -> Self {
+        Self {
+            name: it.name.to_string(),
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        }
+    }
+}
+
+impl TryFrom<StoredNamed> for NamedDestination {
+    type Error = String;
+
+    fn try_from(it: StoredNamed) -> Result<Self, String> {
+        Ok(Self {
+            name: NamePattern::parse(&it.name).map_err(say)?,
+            port: it.port.map(|(protocol, port)| (protocol.into(), port)),
+        })
+    }
+}
+
+impl TryFrom<StoredPolicy> for NetworkPolicy {
+    type Error = String;
+
+    fn try_from(it: StoredPolicy) -> Result<Self, String> {
         let destination = |it: StoredDestination| Destination {
             net: it.net,
             port: it.port.map(|(protocol, port)| (protocol.into(), port)),
         };
-        Self {
+        Ok(Self {
             egress: match it.egress {
                 StoredEgress::Open => Egress::Open,
                 StoredEgress::Deny => Egress::Deny,
@@ -722,8 +767,14 @@ impl From<StoredPolicy> for NetworkPolicy {
                     Egress::Allow(list.into_iter().map(destination).collect())
                 }
             },
+            egress_names: it
+                .egress_names
+                .into_iter()
+                .map(NamedDestination::try_from)
+                .collect::<Result<_, _>>()?,
             allow_from: it.allow_from,
-        }
+            subnet: it.subnet,
+        })
     }
 }
 
@@ -829,12 +880,18 @@ mod tests {
                 resources,
             }],
             resources,
+            host_network: true,
             network: NetworkPolicy {
                 egress: Egress::Allow(vec![Destination {
                     net: "10.0.0.0/8".parse().unwrap(),
-                    port: Some((Protocol::Udp, 53)),
+                    port: Some((Protocol::Udp, 123)),
                 }]),
+                egress_names: vec![NamedDestination {
+                    name: NamePattern::parse("*.example.org").unwrap(),
+                    port: Some((Protocol::Tcp, 443)),
+                }],
                 allow_from: vec![text("app=web")],
+                subnet: Some(text("team")),
             },
         };
         let id = SandboxId::parse("web").unwrap();

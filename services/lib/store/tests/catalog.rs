@@ -201,7 +201,7 @@ async fn a_lease_tells_what_it_is_and_only_one_that_nobody_holds_is_made_free() 
     let view = store.lease_views(now).await.unwrap().remove(0);
     assert_eq!(view.state, LeaseState::Held);
     assert_eq!(view.held_since, Some(record.created_at));
-    assert_eq!(view.boot_id, "this-boot");
+    assert_eq!(view.lease.boot_id, "this-boot");
     let held = release(record.generation).await.unwrap_err();
     assert!(matches!(held, ReleaseError::Held(it) if it == lease));
     let other = release(Generation(99)).await.unwrap_err();
@@ -241,20 +241,20 @@ async fn a_subnet_that_is_used_up_is_free_again_when_all_is_deleted_and_released
             let (id, now) = (SandboxId::parse("more").unwrap(), SystemTime::now());
             let full = store.admit(&id, Arc::default(), Arrival::default(), now);
             match full.await.unwrap_err() {
-                AdmitError::Exhausted { capacity, held } => {
+                AdmitError::Exhausted { capacity, held, .. } => {
                     assert_eq!((capacity, held), (all, all))
                 }
-                error @ (AdmitError::Refused(_) | AdmitError::Store(_)) => panic!("{error}"),
+                error @ (AdmitError::Refused(_)
+                | AdmitError::SubnetNotFound { .. }
+                | AdmitError::Store(_)) => panic!("{error}"),
             }
             for record in store.all().await.unwrap() {
                 let removed = store.remove(&record.id, record.generation, now).await;
                 assert!(removed.unwrap());
             }
             assert_eq!(store.lease_counts().await.unwrap().cooling, all);
-            for it in store.leases().await.unwrap() {
-                let released = store.release_lease(it.address, it.owner, it.generation);
-                released.await.unwrap();
-            }
+            let resting = store.resting().await.unwrap();
+            assert_eq!(store.release_resting(resting).await.unwrap(), all);
             assert_eq!(store.leases().await.unwrap(), []);
         }
     }

@@ -172,7 +172,9 @@ async fn an_address_rests_after_its_release_until_no_other_is_free() {
             full,
             AdmitError::Exhausted {
                 capacity: 5,
-                held: 5
+                held: 5,
+                subnet: None,
+                reserved: 0,
             }
         ),
         "{full:?}"

@@ -2,15 +2,20 @@
 
 use std::{net::Ipv4Addr, time::SystemTime};
 
-use berth_api::v1::{self, network_service_server::NetworkService};
-use berth_domain::{Failure, Generation};
-use berth_platform::{Images, Network, Runtime};
-use berth_store::{LeaseState, LeaseView};
+use berth_api::{
+    Place, sandbox_to_proto,
+    v1::{self, network_service_server::NetworkService},
+};
+use berth_domain::{Failure, Generation, Protocol, Reason, SandboxId, SandboxRecord, subnets};
+use berth_platform::{ForeignAccept, Images, Network, Runtime};
+use berth_store::{LeaseState, LeaseView, SubnetView};
 use tonic::{Request, Response, Status};
 
-use super::{page_size, parse_id, refuse};
+use super::{denied_to_proto, page_size, parse_id, refuse};
 use crate::{
-    failures::{release_failure, store_failure},
+    failures::{
+        network_failure, release_failure, reserve_failure, store_failure, unreserve_failure,
+    },
     registry::Registry,
 };
 
@@ -23,6 +28,51 @@ impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
     async fn views(&self) -> Result<Vec<LeaseView>, Status> {
         let views = self.registry.store().lease_views(SystemTime::now()).await;
         views.map_err(|it| refuse(store_failure(it)))
+    }
+
+    async fn subnets(&self) -> Vec<v1::ReservedSubnet> {
+        let store = self.registry.store();
+        let subnets = store.reserved_subnets(SystemTime::now()).await;
+        subnets.iter().map(render_subnet).collect()
+    }
+
+    async fn forget_connections(&self, addresses: Vec<Ipv4Addr>) -> Result<(), Status> {
+        let network = &self.registry.node().network;
+        let forgotten = network.forget_connections(addresses).await;
+        forgotten.map_err(|it| refuse(network_failure(it)))
+    }
+
+    /// What stands for one sandbox.
+    async fn rules_of(&self, record: &SandboxRecord) -> Result<v1::SandboxRules, Status> {
+        let network = &self.registry.node().network;
+        let denied = network.denied(&record.id).await;
+        let denied = denied.map_err(|it| refuse(network_failure(it)))?;
+        let place = Place {
+            node_id: String::new(),
+            bridge: self.bridge.clone(),
+        };
+        let spec = sandbox_to_proto(record, &place).spec.unwrap_or_default();
+        let node_ports = record.spec.node_ports();
+        let node_ports = node_ports.map(|(protocol, node_port, port)| v1::NodePortRule {
+            protocol: match protocol {
+                Protocol::Tcp => v1::Protocol::Tcp,
+                Protocol::Udp => v1::Protocol::Udp,
+            }
+            .into(),
+            node_port: node_port.into(),
+            port: port.into(),
+        });
+        let addresses = record.addresses.iter().map(|it| it.addr().to_string());
+        Ok(v1::SandboxRules {
+            sandbox: record.id.to_string(),
+            generation: record.generation.0,
+            link: network.link_name(&record.id),
+            addresses: addresses.collect(),
+            node_ports: node_ports.collect(),
+            network: spec.network,
+            labels: spec.labels,
+            denied: denied.map(denied_to_proto),
+        })
     }
 }
 
@@ -75,6 +125,7 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
             held: counts.held,
             resting: counts.cooling,
             free: counts.capacity.saturating_sub(taken),
+            subnets: self.subnets().await,
         }))
     }
 
@@ -96,6 +147,10 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         };
         let views = self.views().await?;
         let store = self.registry.store();
+        // What the kernel tracks is forgotten first: once the address is free, it may be the next owner's.
+        let may = store.may_release(address, owner.clone(), generation).await;
+        may.map_err(|it| refuse(release_failure(it)))?;
+        self.forget_connections(vec![address]).await?;
         let former = store.release_lease(address, owner, generation).await;
         let former = former.map_err(|it| refuse(release_failure(it)))?;
         tracing::warn!(
@@ -106,11 +161,153 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let seen = views.iter().find(|it| it.lease == former).map(render);
         Ok(Response::new(v1::ReleaseLeaseResponse { former: seen }))
     }
+
+    async fn release_resting_leases(
+        &self,
+        _request: Request<v1::ReleaseRestingLeasesRequest>,
+    ) -> Result<Response<v1::ReleaseRestingLeasesResponse>, Status> {
+        let store = self.registry.store();
+        let failed = |it| refuse(store_failure(it));
+        let resting = store.resting().await.map_err(failed)?;
+        let addresses = resting.iter().map(|it| it.address).collect();
+        self.forget_connections(addresses).await?;
+        let released = store.release_resting(resting).await.map_err(failed)?;
+        tracing::warn!(
+            released,
+            "all addresses that rested were made free by force"
+        );
+        Ok(Response::new(v1::ReleaseRestingLeasesResponse { released }))
+    }
+
+    async fn reserve_subnet(
+        &self,
+        request: Request<v1::ReserveSubnetRequest>,
+    ) -> Result<Response<v1::ReserveSubnetResponse>, Status> {
+        let request = request.into_inner();
+        let identifier = parse_identifier(request.identifier)?;
+        let store = self.registry.store();
+        let sizes = subnets::prefix_range(store.subnet());
+        let prefix_length = u8::try_from(request.prefix_length);
+        let prefix_length = prefix_length.ok().filter(|it| sizes.contains(it));
+        let prefix_length = prefix_length.ok_or_else(|| {
+            let (largest, smallest) = (sizes.start(), sizes.end());
+            let problem = format!(
+                "must be {largest} to {smallest}, a part of the node's {}",
+                store.subnet()
+            );
+            refuse(Failure::invalid("prefix_length", problem))
+        })?;
+        let now = SystemTime::now();
+        let reserved = store.reserve_subnet(identifier, prefix_length, now).await;
+        let (subnet, created) = reserved.map_err(|it| refuse(reserve_failure(it)))?;
+        Ok(Response::new(v1::ReserveSubnetResponse {
+            subnet: Some(render_subnet(&subnet)),
+            created,
+        }))
+    }
+
+    async fn list_subnets(
+        &self,
+        _request: Request<v1::ListSubnetsRequest>,
+    ) -> Result<Response<v1::ListSubnetsResponse>, Status> {
+        Ok(Response::new(v1::ListSubnetsResponse {
+            subnets: self.subnets().await,
+        }))
+    }
+
+    async fn release_subnet(
+        &self,
+        request: Request<v1::ReleaseSubnetRequest>,
+    ) -> Result<Response<v1::ReleaseSubnetResponse>, Status> {
+        let identifier = parse_identifier(request.into_inner().identifier)?;
+        let former = self.registry.store().unreserve_subnet(identifier).await;
+        let former = former.map_err(|it| refuse(unreserve_failure(it)))?;
+        Ok(Response::new(v1::ReleaseSubnetResponse {
+            former: Some(render_subnet(&former)),
+        }))
+    }
+
+    async fn list_rules(
+        &self,
+        request: Request<v1::ListRulesRequest>,
+    ) -> Result<Response<v1::ListRulesResponse>, Status> {
+        let request = request.into_inner();
+        let id = |field, text: &str| match text {
+            "" => Ok(None),
+            text => parse_id(field, text).map(Some),
+        };
+        let only = id("sandbox", &request.sandbox)?;
+        // The last sandbox of the page before.
+        let after: Option<SandboxId> = id("page_token", &request.page_token)?;
+        let records = self.registry.store().all().await;
+        let mut records = records.map_err(|it| refuse(store_failure(it)))?;
+        records.retain(|it| only.as_ref().is_none_or(|only| it.id == *only));
+        if let Some(id) = only.filter(|_| records.is_empty()) {
+            let message = format!("no sandbox has the id {id}");
+            return Err(refuse(Failure::new(Reason::SandboxNotFound, message)));
+        }
+        records.retain(|it| {
+            !it.addresses.is_empty() && after.as_ref().is_none_or(|after| it.id > *after)
+        });
+        records.sort_by(|one, other| one.id.cmp(&other.id));
+        let more = records.len() > page_size(request.page_size);
+        records.truncate(page_size(request.page_size));
+        let mut sandboxes = vec![];
+        for record in &records {
+            sandboxes.push(self.rules_of(record).await?);
+        }
+        let fencing = self.registry.node().network.fencing().await;
+        let fencing = fencing.map_err(|it| refuse(network_failure(it)))?;
+        let (table, accepts) = fencing
+            .map(|it| (it.table, (it.stands, it.accepts)))
+            .unzip();
+        let (stands, accepts) = accepts.unwrap_or_default();
+        let last = records.last().map(|it| it.id.to_string());
+        Ok(Response::new(v1::ListRulesResponse {
+            table: table.map(|name| v1::RuleTable {
+                name,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                stands,
+            }),
+            foreign_accepts: accepts.into_iter().map(accept_to_proto).collect(),
+            sandboxes,
+            next_page_token: last.filter(|_| more).unwrap_or_default(),
+        }))
+    }
+}
+
+fn accept_to_proto(it: ForeignAccept) -> v1::ForeignAccept {
+    v1::ForeignAccept {
+        family: it.family,
+        table: it.table,
+        chain: it.chain,
+        comment: it.comment,
+        packets: it.packets,
+        bytes: it.bytes,
+    }
 }
 
 fn parse_address(field: &str, text: &str) -> Result<Ipv4Addr, Status> {
     let address = text.parse();
     address.map_err(|_| refuse(Failure::invalid(field, "must be an IPv4 address")))
+}
+
+fn parse_identifier(text: String) -> Result<String, Status> {
+    let checked = subnets::check_identifier(&text);
+    checked.map_err(|it| refuse(Failure::invalid("identifier", it)))?;
+    Ok(text)
+}
+
+fn render_subnet(it: &SubnetView) -> v1::ReservedSubnet {
+    let counts = &it.counts;
+    v1::ReservedSubnet {
+        identifier: it.identifier.clone(),
+        subnet: it.subnet.to_string(),
+        capacity: counts.capacity,
+        held: counts.held,
+        resting: counts.cooling,
+        free: counts.capacity - counts.held - counts.cooling,
+    }
 }
 
 fn in_proto(state: LeaseState) -> v1::LeaseState {
@@ -131,7 +328,10 @@ fn render(it: &LeaseView) -> v1::AddressLease {
         held_since: it.held_since.map(Into::into),
         released_at: it.lease.released_at.map(Into::into),
         free_at: it.free_at.map(Into::into),
-        boot_id: it.boot_id.clone(),
         address6: it.address6.map(|it| it.to_string()).unwrap_or_default(),
+        boot_id: it.lease.boot_id.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,8 +39,6 @@ pub(crate) struct About {
     pub(crate) bridge: String,
     pub(crate) subnets: Subnets,
     pub(crate) started: Instant,
-    /// What this host does not allow, found at start.
-    pub(crate) degraded: Vec<String>,
 }
 
 pub(crate) struct NodeRpc<R, N> {
@@ -60,7 +58,6 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             bridge,
             subnets,
             started,
-            degraded,
         } = &self.about;
         let store = self.registry.store();
         let facts = self.registry.node().runtime.facts().await;
@@ -99,6 +96,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             since: None,
             attempts: 0,
         }));
+        let degraded = self.registry.node().network.degraded();
         let uptime = started.elapsed();
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
@@ -123,7 +121,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 subnet6: subnets.v6.map(|it| it.to_string()).unwrap_or_default(),
             }),
             sandboxes,
-            degraded: [degraded.as_slice(), &facts.degraded].concat(),
+            degraded: [degraded, facts.degraded].concat(),
             revision,
             capacity: Some(capacity(&records, leases)),
             draining: drain.is_some(),

@@ -20,11 +20,11 @@ use tonic::{Request, Response, Status};
 use super::{
     PAGE_MAX,
     deadline::patience,
-    expected, page_size, parse_id, refuse,
+    denied_to_proto, expected, page_size, parse_id, refuse,
     watches::{resume, too_slow},
 };
 use crate::{
-    failures::{network_failure, runtime_failure, store_failure},
+    failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     ready::OWN_SIGHTING,
     registry::{CreateTerms, Registry, not_found},
     sandbox::Doing,
@@ -38,6 +38,8 @@ const SOURCE_MAX: usize = 63;
 pub(crate) struct SandboxRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
     pub(crate) place: Arc<Place>,
+    /// Whether the configuration allows sandboxes in the network of the node.
+    pub(crate) host_network: bool,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -65,6 +67,9 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let request = request.into_inner();
         let subnet = self.registry.store().subnet();
         let create = berth_api::create_from_proto(request, subnet).map_err(refuse)?;
+        if create.spec.host_network && !self.host_network {
+            return Err(refuse(host_network_disabled()));
+        }
         let id = create.id;
         let terms = CreateTerms {
             expected: create.expected_generation,
@@ -275,12 +280,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             measured_at: Some(measured_at.unwrap_or_else(SystemTime::now).into()),
             total: Some(sum(&containers)),
             containers,
-            denied: denied.map(|it| v1::DeniedTraffic {
-                packets: it.packets,
-                bytes: it.bytes,
-                spoofed_packets: it.spoofed_packets,
-                spoofed_bytes: it.spoofed_bytes,
-            }),
+            denied: denied.map(denied_to_proto),
         }))
     }
 

@@ -23,7 +23,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api"]),
-    ("berth-dns", &["berth-api", "berth-daemon", "berth-domain"]),
+    (
+        "berth-dns",
+        &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
+    ),
     ("berth-log-writer", &[]),
     ("berth-pause", &[]),
     (

@@ -23,7 +23,10 @@ pub struct SandboxSpec {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Use the network of the host. Refused with UNSUPPORTED_FIELD when true. Default: false.
+    /// Use the network of the node: the sandbox has no address and no rules of its own, its name servers are the node's, and its
+    /// ports are ports of the node. A declared port that a sandbox has or a program of the node listens on is refused with
+    /// NODE_PORT_IN_USE. Only where the configuration of the node allows it (`network.allow_host_network`), else refused with
+    /// DISABLED_ON_NODE. Routes, node ports, and all of `network` are refused beside it. Default: false.
     #[prost(bool, tag = "5")]
     pub host_network: bool,
     /// How long each declared TCP port may take until something listens on it. Default: 15 s (also when zero).
@@ -62,30 +65,41 @@ pub struct NetworkPolicy {
     #[prost(enumeration = "EgressMode", tag = "1")]
     pub egress: i32,
     /// What is allowed with ALLOW, and refused with INVALID_FIELD with any other mode. An address behind a node port counts
-    /// as that of its sandbox. At most 256.
+    /// as that of its sandbox. At most 256, networks and names together.
     #[prost(message, repeated, tag = "2")]
     pub egress_rules: ::prost::alloc::vec::Vec<EgressRule>,
     /// Labels as `key=value`: a sandbox that has one of them may open connections to this one, as far as its own egress
     /// allows it. Node ports are reachable without. At most 4. Default: none.
     #[prost(string, repeated, tag = "3")]
     pub allow_from: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Identifier of a reserved subnet of the node, from which the address is taken. One that is not reserved is refused with
+    /// SUBNET_NOT_FOUND, one that is used up with ADDRESSES_EXHAUSTED. At most 128 bytes. Default: none, an address that is in
+    /// no reserved subnet.
+    #[prost(string, tag = "4")]
+    pub subnet: ::prost::alloc::string::String,
 }
-/// Allows connections to a network.
+/// Allows connections to a network, or to the addresses that a name stands for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EgressRule {
     /// IPv4 or IPv6 network in CIDR form without host bits, as in `10.1.0.0/16`, `192.0.2.7/32` or `2001:db8::/32`. It says
-    /// nothing about the other family: a list of IPv4 networks alone allows nothing over IPv6. Required.
+    /// nothing about the other family: a list of IPv4 networks alone allows nothing over IPv6. Required where `dns_name` is
+    /// empty, and refused with INVALID_FIELD where it is not.
     #[prost(string, tag = "1")]
     pub cidr: ::prost::alloc::string::String,
     /// Only this protocol; needs a port. Default: TCP where there is a port, else every protocol.
     #[prost(enumeration = "Protocol", tag = "2")]
     pub protocol: i32,
-    /// Only this port, at most 65535. Default: 0, all.
+    /// Only this port, at most 65535. 53 and 853 are refused with INVALID_FIELD where any rule has a `dns_name`: who may
+    /// reach names asks the name server of the node, and no other one. Default: 0, all (in that case all but these two).
     #[prost(uint32, tag = "3")]
     pub port: u32,
-    /// A DNS name in place of a network. Refused with UNSUPPORTED_FIELD when not empty.
+    /// A DNS name in place of a network: `api.example.org`, or `*.example.org` for every name below it and not itself. In
+    /// lower case, without a dot at its end; labels of 1 to 63 letters, digits and `-`, at most 253 bytes; another one is
+    /// refused with INVALID_FIELD. It allows connections to the addresses that the node's name server has answered this
+    /// sandbox for the name, for as long as they live, a minute at least; connections that stand go on after that. Where a
+    /// policy has such rules, names that none of them matches are not handed on to other name servers.
     #[prost(string, tag = "4")]
-    pub name: ::prost::alloc::string::String,
+    pub dns_name: ::prost::alloc::string::String,
 }
 /// One route inside the sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -267,7 +281,7 @@ pub enum EgressMode {
     Unspecified = 0,
     /// Everywhere beyond the node.
     Open = 1,
-    /// Nowhere.
+    /// Nowhere. Names of others are not looked up either.
     Deny = 2,
     /// Where a rule allows it.
     Allow = 3,
@@ -1456,8 +1470,8 @@ pub enum ErrorReason {
     Unspecified = 0,
     /// INVALID_ARGUMENT. A field breaks a rule; `BadRequest` names each field by its path and says what is wrong.
     InvalidField = 1,
-    /// INVALID_ARGUMENT. The field is part of the contract, but this version of the manager does not carry it out.
-    /// `BadRequest` names the field.
+    /// INVALID_ARGUMENT. The field is part of the contract, but this version of the manager, or the kernel of this node, does
+    /// not carry it out. `BadRequest` names the field.
     UnsupportedField = 2,
     /// INVALID_ARGUMENT. The encoded spec is larger than 256 KiB. The metadata has `limit_bytes` and `size_bytes`.
     SpecTooLarge = 3,
@@ -1473,7 +1487,9 @@ pub enum ErrorReason {
     CreateCancelled = 8,
     /// NOT_FOUND. No sandbox has a container with this container id.
     ContainerNotFound = 9,
-    /// RESOURCE_EXHAUSTED. The subnet has no free address. `QuotaFailure` has the figures.
+    /// RESOURCE_EXHAUSTED. The subnet has no free address. `QuotaFailure` has the figures; the metadata has `capacity`, `held`,
+    /// and either `subnet`, the identifier of the reserved one that is used up, or `reserved`, how many addresses are kept in
+    /// such, which nobody else gets.
     AddressesExhausted = 10,
     /// NOT_FOUND. The registry (or the node, for a name that cannot be pulled) does not have the image.
     ImageNotFound = 11,
@@ -1536,6 +1552,18 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. A port of the node that the spec asks for is taken. The metadata has `node_port`, `protocol`
     /// (`tcp` or `udp`) and `owner`, the id of the sandbox that has it; without `owner`, a program of the node listens there.
     NodePortInUse = 37,
+    /// NOT_FOUND. No subnet is reserved for the identifier. The metadata has `identifier`.
+    SubnetNotFound = 38,
+    /// ALREADY_EXISTS. A subnet of another size is reserved for the identifier. The metadata has `identifier` and `subnet`.
+    SubnetConflict = 39,
+    /// FAILED_PRECONDITION. Sandboxes hold addresses of the reserved subnet. The metadata has `subnet` and `held`.
+    SubnetInUse = 40,
+    /// RESOURCE_EXHAUSTED. The node's subnet has no room for another one of this size, or as many are reserved as can be. The
+    /// metadata has `reserved`, how many there are, and `prefix_length` or `limit`.
+    SubnetsExhausted = 41,
+    /// FAILED_PRECONDITION. The configuration of the node does not allow what the field asks for. `BadRequest` names the field,
+    /// the metadata has `setting`.
+    DisabledOnNode = 42,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1582,6 +1610,11 @@ impl ErrorReason {
             Self::LeaseNotFound => "ERROR_REASON_LEASE_NOT_FOUND",
             Self::LeaseHeld => "ERROR_REASON_LEASE_HELD",
             Self::NodePortInUse => "ERROR_REASON_NODE_PORT_IN_USE",
+            Self::SubnetNotFound => "ERROR_REASON_SUBNET_NOT_FOUND",
+            Self::SubnetConflict => "ERROR_REASON_SUBNET_CONFLICT",
+            Self::SubnetInUse => "ERROR_REASON_SUBNET_IN_USE",
+            Self::SubnetsExhausted => "ERROR_REASON_SUBNETS_EXHAUSTED",
+            Self::DisabledOnNode => "ERROR_REASON_DISABLED_ON_NODE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1625,6 +1658,11 @@ impl ErrorReason {
             "ERROR_REASON_LEASE_NOT_FOUND" => Some(Self::LeaseNotFound),
             "ERROR_REASON_LEASE_HELD" => Some(Self::LeaseHeld),
             "ERROR_REASON_NODE_PORT_IN_USE" => Some(Self::NodePortInUse),
+            "ERROR_REASON_SUBNET_NOT_FOUND" => Some(Self::SubnetNotFound),
+            "ERROR_REASON_SUBNET_CONFLICT" => Some(Self::SubnetConflict),
+            "ERROR_REASON_SUBNET_IN_USE" => Some(Self::SubnetInUse),
+            "ERROR_REASON_SUBNETS_EXHAUSTED" => Some(Self::SubnetsExhausted),
+            "ERROR_REASON_DISABLED_ON_NODE" => Some(Self::DisabledOnNode),
             _ => None,
         }
     }
@@ -2314,1385 +2352,6 @@ pub mod image_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "berth.v1.ImageService";
     impl<T> tonic::server::NamedService for ImageServiceServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-/// An address that is held, or was.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AddressLease {
-    /// IPv4 address.
-    #[prost(string, tag = "1")]
-    pub address: ::prost::alloc::string::String,
-    /// Id of the sandbox that holds it, or held it last.
-    #[prost(string, tag = "2")]
-    pub owner: ::prost::alloc::string::String,
-    /// Generation of that sandbox.
-    #[prost(uint64, tag = "3")]
-    pub generation: u64,
-    /// What it is.
-    #[prost(enumeration = "LeaseState", tag = "4")]
-    pub state: i32,
-    /// When its record was admitted; absent where it has none, or gave the address back.
-    #[prost(message, optional, tag = "5")]
-    pub held_since: ::core::option::Option<::prost_types::Timestamp>,
-    /// When it was given back; absent while it is held.
-    #[prost(message, optional, tag = "6")]
-    pub released_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// When its rest is over; absent while it is held.
-    #[prost(message, optional, tag = "7")]
-    pub free_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Boot of the node in which the owner's objects were made. Empty where it is not known.
-    #[prost(string, tag = "8")]
-    pub boot_id: ::prost::alloc::string::String,
-    /// IPv6 address that its owner has with it. Empty where it has none, and where no record holds the lease.
-    #[prost(string, tag = "9")]
-    pub address6: ::prost::alloc::string::String,
-}
-/// Asks for a page of leases.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListLeasesRequest {
-    /// Only this state. Default: all.
-    #[prost(enumeration = "LeaseState", tag = "1")]
-    pub state: i32,
-    /// At most this many. Default: 100. Limit: 1000; more is taken as 1000.
-    #[prost(uint32, tag = "2")]
-    pub page_size: u32,
-    /// `next_page_token` of the page before, for the same state. Default: the first page.
-    #[prost(string, tag = "3")]
-    pub page_token: ::prost::alloc::string::String,
-}
-/// A page of leases.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListLeasesResponse {
-    /// By address.
-    #[prost(message, repeated, tag = "1")]
-    pub leases: ::prost::alloc::vec::Vec<AddressLease>,
-    /// Empty on the last page.
-    #[prost(string, tag = "2")]
-    pub next_page_token: ::prost::alloc::string::String,
-}
-/// Asks for the number of leases.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CountLeasesRequest {}
-/// How many addresses there are.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct CountLeasesResponse {
-    /// Subnet in CIDR form.
-    #[prost(string, tag = "1")]
-    pub subnet: ::prost::alloc::string::String,
-    /// Name of the bridge.
-    #[prost(string, tag = "2")]
-    pub bridge: ::prost::alloc::string::String,
-    /// Addresses that sandboxes can have: all but the first, the node's own and the last.
-    #[prost(uint64, tag = "3")]
-    pub capacity: u64,
-    /// Those that are held.
-    #[prost(uint64, tag = "4")]
-    pub held: u64,
-    /// Those that rest.
-    #[prost(uint64, tag = "5")]
-    pub resting: u64,
-    /// Those that are neither.
-    #[prost(uint64, tag = "6")]
-    pub free: u64,
-    /// IPv6 subnet in CIDR form; each address of the subnet has one in it. Empty where sandboxes have no IPv6.
-    #[prost(string, tag = "7")]
-    pub subnet6: ::prost::alloc::string::String,
-}
-/// Makes an address free.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReleaseLeaseRequest {
-    /// IPv4 address. Required.
-    #[prost(string, tag = "1")]
-    pub address: ::prost::alloc::string::String,
-    /// Owner as the caller knows it; another one is refused with GENERATION_CONFLICT. Required.
-    #[prost(string, tag = "2")]
-    pub expected_owner: ::prost::alloc::string::String,
-    /// Generation of the owner as the caller knows it; another one is refused. Required.
-    #[prost(uint64, tag = "3")]
-    pub expected_generation: u64,
-}
-/// The address is free.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReleaseLeaseResponse {
-    /// The lease as it was.
-    #[prost(message, optional, tag = "1")]
-    pub former: ::core::option::Option<AddressLease>,
-}
-/// What an address is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum LeaseState {
-    /// As any state in a filter.
-    Unspecified = 0,
-    /// A record holds it.
-    Held = 1,
-    /// It was given back less than the cool-down ago, and is given out again only when no other is free.
-    Resting = 2,
-    /// It was given back, and its rest is over.
-    Free = 3,
-    /// It is held for an owner that has no record of this generation; a manager gives such back by itself at its start.
-    Unexplained = 4,
-}
-impl LeaseState {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "LEASE_STATE_UNSPECIFIED",
-            Self::Held => "LEASE_STATE_HELD",
-            Self::Resting => "LEASE_STATE_RESTING",
-            Self::Free => "LEASE_STATE_FREE",
-            Self::Unexplained => "LEASE_STATE_UNEXPLAINED",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "LEASE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
-            "LEASE_STATE_HELD" => Some(Self::Held),
-            "LEASE_STATE_RESTING" => Some(Self::Resting),
-            "LEASE_STATE_FREE" => Some(Self::Free),
-            "LEASE_STATE_UNEXPLAINED" => Some(Self::Unexplained),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-pub mod network_service_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// The addresses of this node's subnet. Sandboxes take and give them back by themselves; this is for people who look after
-    /// a node.
-    #[derive(Debug, Clone)]
-    pub struct NetworkServiceClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl NetworkServiceClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
-    }
-    impl<T> NetworkServiceClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> NetworkServiceClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            NetworkServiceClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Lists every address that is held or was, in pages. Errors: INVALID_FIELD.
-        pub async fn list_leases(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListLeasesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListLeasesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NetworkService/ListLeases",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NetworkService", "ListLeases"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Counts them. Errors: none of its own.
-        pub async fn count_leases(
-            &mut self,
-            request: impl tonic::IntoRequest<super::CountLeasesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::CountLeasesResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NetworkService/CountLeases",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NetworkService", "CountLeases"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. Connections of the former owner that the kernel
-        /// still tracks may reach the next one: that is what the rest is for.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT.
-        pub async fn release_lease(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ReleaseLeaseRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ReleaseLeaseResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NetworkService/ReleaseLease",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReleaseLease"));
-            self.inner.unary(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod network_service_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with NetworkServiceServer.
-    #[async_trait]
-    pub trait NetworkService: std::marker::Send + std::marker::Sync + 'static {
-        /// Lists every address that is held or was, in pages. Errors: INVALID_FIELD.
-        async fn list_leases(
-            &self,
-            request: tonic::Request<super::ListLeasesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListLeasesResponse>,
-            tonic::Status,
-        >;
-        /// Counts them. Errors: none of its own.
-        async fn count_leases(
-            &self,
-            request: tonic::Request<super::CountLeasesRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::CountLeasesResponse>,
-            tonic::Status,
-        >;
-        /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. Connections of the former owner that the kernel
-        /// still tracks may reach the next one: that is what the rest is for.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT.
-        async fn release_lease(
-            &self,
-            request: tonic::Request<super::ReleaseLeaseRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ReleaseLeaseResponse>,
-            tonic::Status,
-        >;
-    }
-    /// The addresses of this node's subnet. Sandboxes take and give them back by themselves; this is for people who look after
-    /// a node.
-    #[derive(Debug)]
-    pub struct NetworkServiceServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> NetworkServiceServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for NetworkServiceServer<T>
-    where
-        T: NetworkService,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/berth.v1.NetworkService/ListLeases" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListLeasesSvc<T: NetworkService>(pub Arc<T>);
-                    impl<
-                        T: NetworkService,
-                    > tonic::server::UnaryService<super::ListLeasesRequest>
-                    for ListLeasesSvc<T> {
-                        type Response = super::ListLeasesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListLeasesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NetworkService>::list_leases(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListLeasesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/berth.v1.NetworkService/CountLeases" => {
-                    #[allow(non_camel_case_types)]
-                    struct CountLeasesSvc<T: NetworkService>(pub Arc<T>);
-                    impl<
-                        T: NetworkService,
-                    > tonic::server::UnaryService<super::CountLeasesRequest>
-                    for CountLeasesSvc<T> {
-                        type Response = super::CountLeasesResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::CountLeasesRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NetworkService>::count_leases(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = CountLeasesSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/berth.v1.NetworkService/ReleaseLease" => {
-                    #[allow(non_camel_case_types)]
-                    struct ReleaseLeaseSvc<T: NetworkService>(pub Arc<T>);
-                    impl<
-                        T: NetworkService,
-                    > tonic::server::UnaryService<super::ReleaseLeaseRequest>
-                    for ReleaseLeaseSvc<T> {
-                        type Response = super::ReleaseLeaseResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ReleaseLeaseRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NetworkService>::release_lease(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ReleaseLeaseSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for NetworkServiceServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "berth.v1.NetworkService";
-    impl<T> tonic::server::NamedService for NetworkServiceServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
-/// Asks for the status.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GetStatusRequest {}
-/// The status.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GetStatusResponse {
-    /// Name of the node. Default: the host name.
-    #[prost(string, tag = "1")]
-    pub node_id: ::prost::alloc::string::String,
-    /// Instance of this manager; everything that it makes carries it.
-    #[prost(string, tag = "2")]
-    pub instance_id: ::prost::alloc::string::String,
-    /// Version of the manager.
-    #[prost(string, tag = "3")]
-    pub version: ::prost::alloc::string::String,
-    /// How long it runs.
-    #[prost(message, optional, tag = "4")]
-    pub uptime: ::core::option::Option<::prost_types::Duration>,
-    /// Resident memory of the manager, in bytes.
-    #[prost(uint64, tag = "5")]
-    pub memory_rss_bytes: u64,
-    /// The runtime below.
-    #[prost(message, optional, tag = "6")]
-    pub runtime: ::core::option::Option<RuntimeStatus>,
-    /// The network.
-    #[prost(message, optional, tag = "7")]
-    pub network: ::core::option::Option<NetworkStatus>,
-    /// Number of records by status.
-    #[prost(message, repeated, tag = "8")]
-    pub sandboxes: ::prost::alloc::vec::Vec<StatusCount>,
-    /// What this host does not allow, one sentence each. Empty when all is well.
-    #[prost(string, repeated, tag = "9")]
-    pub degraded: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Revision of the store.
-    #[prost(uint64, tag = "10")]
-    pub revision: u64,
-    /// What the node has, and what its sandboxes were promised.
-    #[prost(message, optional, tag = "11")]
-    pub capacity: ::core::option::Option<NodeCapacity>,
-    /// Whether the node drains.
-    #[prost(bool, tag = "12")]
-    pub draining: bool,
-    /// Why it drains, as DrainRequest says it.
-    #[prost(string, tag = "13")]
-    pub drain_message: ::prost::alloc::string::String,
-    /// What could not be done yet and is tried again; by sandbox. Empty when all is well. At most 100.
-    #[prost(message, repeated, tag = "14")]
-    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
-    /// Id of this boot of the node, as the kernel gives it.
-    #[prost(string, tag = "15")]
-    pub boot_id: ::prost::alloc::string::String,
-    /// Sandboxes that were not looked at yet since the manager started.
-    #[prost(uint64, tag = "16")]
-    pub not_looked_at: u64,
-}
-/// What the node has, and what its sandboxes were promised. A sandbox without a limit promises nothing, and can use all.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct NodeCapacity {
-    /// CPUs, in thousandths.
-    #[prost(uint64, tag = "1")]
-    pub cpu_millis: u64,
-    /// Sum of the `cpu_millis` limits of the sandboxes that are not DEAD; a sandbox without one counts with the sum of its
-    /// containers' limits.
-    #[prost(uint64, tag = "2")]
-    pub cpu_millis_promised: u64,
-    /// Memory, in bytes.
-    #[prost(uint64, tag = "3")]
-    pub memory_bytes: u64,
-    /// Sum of the `memory_bytes` limits, likewise.
-    #[prost(uint64, tag = "4")]
-    pub memory_bytes_promised: u64,
-    /// Memory that the kernel could give out now, in bytes.
-    #[prost(uint64, tag = "5")]
-    pub memory_bytes_available: u64,
-    /// Sandboxes that can have an address.
-    #[prost(uint64, tag = "6")]
-    pub sandboxes: u64,
-    /// Sandboxes that hold one.
-    #[prost(uint64, tag = "7")]
-    pub sandboxes_held: u64,
-}
-/// Something that keeps a sandbox from getting on.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Trouble {
-    /// Id of the sandbox, or the key of the record that cannot be read.
-    #[prost(string, tag = "1")]
-    pub sandbox: ::prost::alloc::string::String,
-    /// Name of an `ErrorReason`.
-    #[prost(string, tag = "2")]
-    pub reason: ::prost::alloc::string::String,
-    /// The same for people.
-    #[prost(string, tag = "3")]
-    pub message: ::prost::alloc::string::String,
-    /// When it was first met. Absent for a record that cannot be read: it stays so until its sandbox is deleted.
-    #[prost(message, optional, tag = "4")]
-    pub since: ::core::option::Option<::prost_types::Timestamp>,
-    /// How often it was tried.
-    #[prost(uint64, tag = "5")]
-    pub attempts: u64,
-}
-/// Opens or closes the node.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DrainRequest {
-    /// True closes it, false opens it.
-    #[prost(bool, tag = "1")]
-    pub drain: bool,
-    /// Why, for whoever is refused. At most 256 bytes. Default: none.
-    #[prost(string, tag = "2")]
-    pub message: ::prost::alloc::string::String,
-}
-/// The node drains, or does not.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DrainResponse {
-    /// Sandboxes that are not DEAD yet.
-    #[prost(uint64, tag = "1")]
-    pub sandboxes: u64,
-}
-/// containerd, as the manager sees it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RuntimeStatus {
-    /// Its socket.
-    #[prost(string, tag = "1")]
-    pub address: ::prost::alloc::string::String,
-    /// Its namespace.
-    #[prost(string, tag = "2")]
-    pub namespace: ::prost::alloc::string::String,
-    /// Its version. Empty while it does not answer.
-    #[prost(string, tag = "3")]
-    pub version: ::prost::alloc::string::String,
-    /// Whether it answers.
-    #[prost(bool, tag = "4")]
-    pub reachable: bool,
-    /// Runtime that starts containers.
-    #[prost(string, tag = "5")]
-    pub handler: ::prost::alloc::string::String,
-    /// 1 or 2.
-    #[prost(uint32, tag = "6")]
-    pub cgroup_version: u32,
-}
-/// The network of the node.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct NetworkStatus {
-    /// Name of the bridge.
-    #[prost(string, tag = "1")]
-    pub bridge: ::prost::alloc::string::String,
-    /// Subnet in CIDR form.
-    #[prost(string, tag = "2")]
-    pub subnet: ::prost::alloc::string::String,
-    /// Addresses that sandboxes can have.
-    #[prost(uint64, tag = "3")]
-    pub capacity: u64,
-    /// Addresses that are held.
-    #[prost(uint64, tag = "4")]
-    pub held: u64,
-    /// Addresses that were released lately and rest until the others are used up.
-    #[prost(uint64, tag = "5")]
-    pub cooling: u64,
-    /// IPv6 subnet in CIDR form. Empty where sandboxes have no IPv6.
-    #[prost(string, tag = "6")]
-    pub subnet6: ::prost::alloc::string::String,
-}
-/// How many sandboxes have a status.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct StatusCount {
-    /// Name of the status, as `RUNNING`.
-    #[prost(string, tag = "1")]
-    pub status: ::prost::alloc::string::String,
-    /// How many.
-    #[prost(uint64, tag = "2")]
-    pub count: u64,
-}
-/// Asks for an audit.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AuditRequest {
-    /// Whether to remove what no record explains, and to have sandboxes that lost something look at themselves.
-    /// Default: false, nothing is changed.
-    #[prost(bool, tag = "1")]
-    pub fix: bool,
-    /// With `fix`: time between the two looks. Only what is the same orphan at both is removed. From 0 s to 60 s.
-    /// Default: 5 s.
-    #[prost(message, optional, tag = "2")]
-    pub settle: ::core::option::Option<::prost_types::Duration>,
-}
-/// Every object of this instance.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AuditResponse {
-    /// By kind, in the order of removal, and name. With `fix` as they were at the second look. What is always there is
-    /// listed only when something is wrong with it: the output that records keep, the bridge, the table.
-    #[prost(message, repeated, tag = "1")]
-    pub objects: ::prost::alloc::vec::Vec<AuditObject>,
-    /// Whether every object is explained by a record, every record has what it needs, and every shim answered. With `fix`
-    /// at the end of it.
-    #[prost(bool, tag = "2")]
-    pub clean: bool,
-}
-/// One object on the node, or one that should be there.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AuditObject {
-    /// What it is: `task`, `shim`, `container`, `snapshot`, `link`, `netns`, `mount`, `cgroup`, `directory`, `logs`, `lease`,
-    /// `address`, `table`, `bridge`; `record` for a record that lost all its objects.
-    #[prost(string, tag = "1")]
-    pub kind: ::prost::alloc::string::String,
-    /// Its name.
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-    /// Id of the sandbox that it belongs to by name or label. Empty where none is known.
-    #[prost(string, tag = "3")]
-    pub sandbox: ::prost::alloc::string::String,
-    /// What to think of it.
-    #[prost(enumeration = "AuditVerdict", tag = "4")]
-    pub verdict: i32,
-    /// Why, for people.
-    #[prost(string, tag = "5")]
-    pub explanation: ::prost::alloc::string::String,
-    /// Generation of the sandbox that it was made for. 0 where the object does not tell.
-    #[prost(uint64, tag = "6")]
-    pub generation: u64,
-    /// How long ago it was made. Not set where neither containerd nor the kernel tells.
-    #[prost(message, optional, tag = "7")]
-    pub age: ::core::option::Option<::prost_types::Duration>,
-    /// What to do, for people. Empty for nothing.
-    #[prost(string, tag = "8")]
-    pub todo: ::prost::alloc::string::String,
-    /// With `fix`: what was done. Not set for what is in order.
-    #[prost(enumeration = "AuditAction", tag = "9")]
-    pub action: i32,
-    /// With `fix`: why it was left, or the error. Empty for what was removed.
-    #[prost(string, tag = "10")]
-    pub action_message: ::prost::alloc::string::String,
-}
-/// What `fix` did with an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum AuditAction {
-    /// Nothing was to be done, or nothing was asked for.
-    Unspecified = 0,
-    /// It is gone.
-    Removed = 1,
-    /// It was not touched.
-    Left = 2,
-    /// It could not be removed.
-    Failed = 3,
-}
-impl AuditAction {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "AUDIT_ACTION_UNSPECIFIED",
-            Self::Removed => "AUDIT_ACTION_REMOVED",
-            Self::Left => "AUDIT_ACTION_LEFT",
-            Self::Failed => "AUDIT_ACTION_FAILED",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "AUDIT_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
-            "AUDIT_ACTION_REMOVED" => Some(Self::Removed),
-            "AUDIT_ACTION_LEFT" => Some(Self::Left),
-            "AUDIT_ACTION_FAILED" => Some(Self::Failed),
-            _ => None,
-        }
-    }
-}
-/// What to think of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum AuditVerdict {
-    /// Never sent.
-    Unspecified = 0,
-    /// A record explains it.
-    Explained = 1,
-    /// No record explains it.
-    Orphan = 2,
-    /// A record needs it and it is not there.
-    Missing = 3,
-    /// A plan is running for its sandbox; look again.
-    InProgress = 4,
-    /// Whoever runs it did not answer, which is no proof of anything; look again.
-    Unknown = 5,
-}
-impl AuditVerdict {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "AUDIT_VERDICT_UNSPECIFIED",
-            Self::Explained => "AUDIT_VERDICT_EXPLAINED",
-            Self::Orphan => "AUDIT_VERDICT_ORPHAN",
-            Self::Missing => "AUDIT_VERDICT_MISSING",
-            Self::InProgress => "AUDIT_VERDICT_IN_PROGRESS",
-            Self::Unknown => "AUDIT_VERDICT_UNKNOWN",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "AUDIT_VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
-            "AUDIT_VERDICT_EXPLAINED" => Some(Self::Explained),
-            "AUDIT_VERDICT_ORPHAN" => Some(Self::Orphan),
-            "AUDIT_VERDICT_MISSING" => Some(Self::Missing),
-            "AUDIT_VERDICT_IN_PROGRESS" => Some(Self::InProgress),
-            "AUDIT_VERDICT_UNKNOWN" => Some(Self::Unknown),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-pub mod node_service_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// This node and its manager.
-    #[derive(Debug, Clone)]
-    pub struct NodeServiceClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl NodeServiceClient<tonic::transport::Channel> {
-        /// Attempt to create a new client by connecting to a given endpoint.
-        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
-        where
-            D: TryInto<tonic::transport::Endpoint>,
-            D::Error: Into<StdError>,
-        {
-            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
-            Ok(Self::new(conn))
-        }
-    }
-    impl<T> NodeServiceClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> NodeServiceClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            NodeServiceClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Says who answers, what works and what is degraded.
-        pub async fn get_status(
-            &mut self,
-            request: impl tonic::IntoRequest<super::GetStatusRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetStatusResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NodeService/GetStatus",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NodeService", "GetStatus"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
-        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
-        /// manager. Errors: INVALID_FIELD.
-        pub async fn drain(
-            &mut self,
-            request: impl tonic::IntoRequest<super::DrainRequest>,
-        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NodeService/Drain",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NodeService", "Drain"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
-        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
-        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
-        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
-        /// to raise what its library takes for an answer (4 MiB in most).
-        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
-        pub async fn audit(
-            &mut self,
-            request: impl tonic::IntoRequest<super::AuditRequest>,
-        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status> {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/berth.v1.NodeService/Audit",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("berth.v1.NodeService", "Audit"));
-            self.inner.unary(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-pub mod node_service_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with NodeServiceServer.
-    #[async_trait]
-    pub trait NodeService: std::marker::Send + std::marker::Sync + 'static {
-        /// Says who answers, what works and what is degraded.
-        async fn get_status(
-            &self,
-            request: tonic::Request<super::GetStatusRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::GetStatusResponse>,
-            tonic::Status,
-        >;
-        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
-        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
-        /// manager. Errors: INVALID_FIELD.
-        async fn drain(
-            &self,
-            request: tonic::Request<super::DrainRequest>,
-        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
-        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
-        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
-        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
-        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
-        /// to raise what its library takes for an answer (4 MiB in most).
-        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
-        async fn audit(
-            &self,
-            request: tonic::Request<super::AuditRequest>,
-        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status>;
-    }
-    /// This node and its manager.
-    #[derive(Debug)]
-    pub struct NodeServiceServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> NodeServiceServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for NodeServiceServer<T>
-    where
-        T: NodeService,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/berth.v1.NodeService/GetStatus" => {
-                    #[allow(non_camel_case_types)]
-                    struct GetStatusSvc<T: NodeService>(pub Arc<T>);
-                    impl<
-                        T: NodeService,
-                    > tonic::server::UnaryService<super::GetStatusRequest>
-                    for GetStatusSvc<T> {
-                        type Response = super::GetStatusResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::GetStatusRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NodeService>::get_status(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = GetStatusSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/berth.v1.NodeService/Drain" => {
-                    #[allow(non_camel_case_types)]
-                    struct DrainSvc<T: NodeService>(pub Arc<T>);
-                    impl<T: NodeService> tonic::server::UnaryService<super::DrainRequest>
-                    for DrainSvc<T> {
-                        type Response = super::DrainResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::DrainRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NodeService>::drain(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = DrainSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/berth.v1.NodeService/Audit" => {
-                    #[allow(non_camel_case_types)]
-                    struct AuditSvc<T: NodeService>(pub Arc<T>);
-                    impl<T: NodeService> tonic::server::UnaryService<super::AuditRequest>
-                    for AuditSvc<T> {
-                        type Response = super::AuditResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::AuditRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as NodeService>::audit(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = AuditSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for NodeServiceServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "berth.v1.NodeService";
-    impl<T> tonic::server::NamedService for NodeServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
@@ -5221,6 +3880,1980 @@ pub mod sandbox_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "berth.v1.SandboxService";
     impl<T> tonic::server::NamedService for SandboxServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// An address that is held, or was.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddressLease {
+    /// IPv4 address.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Id of the sandbox that holds it, or held it last.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// Generation of that sandbox.
+    #[prost(uint64, tag = "3")]
+    pub generation: u64,
+    /// What it is.
+    #[prost(enumeration = "LeaseState", tag = "4")]
+    pub state: i32,
+    /// When its record was admitted; absent where it has none, or gave the address back.
+    #[prost(message, optional, tag = "5")]
+    pub held_since: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it was given back; absent while it is held.
+    #[prost(message, optional, tag = "6")]
+    pub released_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its rest is over; absent while it is held.
+    #[prost(message, optional, tag = "7")]
+    pub free_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Boot of the node in which the owner's objects were made. Empty where it is not known.
+    #[prost(string, tag = "8")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// IPv6 address that its owner has with it. Empty where it has none, and where no record holds the lease.
+    #[prost(string, tag = "9")]
+    pub address6: ::prost::alloc::string::String,
+}
+/// Asks for a page of leases.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListLeasesRequest {
+    /// Only this state. Default: all.
+    #[prost(enumeration = "LeaseState", tag = "1")]
+    pub state: i32,
+    /// At most this many. Default: 100. Limit: 1000; more is taken as 1000.
+    #[prost(uint32, tag = "2")]
+    pub page_size: u32,
+    /// `next_page_token` of the page before, for the same state. Default: the first page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// A page of leases.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListLeasesResponse {
+    /// By address.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<AddressLease>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Asks for the number of leases.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CountLeasesRequest {}
+/// How many addresses there are.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CountLeasesResponse {
+    /// Subnet in CIDR form.
+    #[prost(string, tag = "1")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Name of the bridge.
+    #[prost(string, tag = "2")]
+    pub bridge: ::prost::alloc::string::String,
+    /// Addresses that sandboxes can have: all but the first, the node's own and the last.
+    #[prost(uint64, tag = "3")]
+    pub capacity: u64,
+    /// Those that are held.
+    #[prost(uint64, tag = "4")]
+    pub held: u64,
+    /// Those that rest.
+    #[prost(uint64, tag = "5")]
+    pub resting: u64,
+    /// Those that are neither.
+    #[prost(uint64, tag = "6")]
+    pub free: u64,
+    /// IPv6 subnet in CIDR form; each address of the subnet has one in it. Empty where sandboxes have no IPv6.
+    #[prost(string, tag = "8")]
+    pub subnet6: ::prost::alloc::string::String,
+    /// The reserved subnets, by identifier, at most 1024. Their addresses are counted above too.
+    #[prost(message, repeated, tag = "7")]
+    pub subnets: ::prost::alloc::vec::Vec<ReservedSubnet>,
+}
+/// A part of the node's subnet that is kept for sandboxes that name its identifier.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReservedSubnet {
+    /// Whose it is.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+    /// In CIDR form.
+    #[prost(string, tag = "2")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Addresses that sandboxes can have: all of it. Where the configuration's `network.subnet` was changed since, those that
+    /// lie in the present one.
+    #[prost(uint64, tag = "3")]
+    pub capacity: u64,
+    /// Those that are held.
+    #[prost(uint64, tag = "4")]
+    pub held: u64,
+    /// Those that rest.
+    #[prost(uint64, tag = "5")]
+    pub resting: u64,
+    /// Those that are neither.
+    #[prost(uint64, tag = "6")]
+    pub free: u64,
+}
+/// Asks for a subnet.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveSubnetRequest {
+    /// Whose it shall be: a text without control characters. At most 128 bytes. Required.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+    /// Its size: longer than the prefix of the node's subnet, at most 30. Another one than the identifier's subnet has is
+    /// refused with SUBNET_CONFLICT. Required.
+    #[prost(uint32, tag = "2")]
+    pub prefix_length: u32,
+}
+/// The subnet of the identifier.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveSubnetResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub subnet: ::core::option::Option<ReservedSubnet>,
+    /// Whether it was reserved by this call.
+    #[prost(bool, tag = "2")]
+    pub created: bool,
+}
+/// Asks for the reserved subnets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListSubnetsRequest {}
+/// The reserved subnets.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListSubnetsResponse {
+    /// By identifier, at most 1024.
+    #[prost(message, repeated, tag = "1")]
+    pub subnets: ::prost::alloc::vec::Vec<ReservedSubnet>,
+}
+/// Names the subnet to be released.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseSubnetRequest {
+    /// Whose it is. Required.
+    #[prost(string, tag = "1")]
+    pub identifier: ::prost::alloc::string::String,
+}
+/// The subnet is everybody's.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseSubnetResponse {
+    /// As it was.
+    #[prost(message, optional, tag = "1")]
+    pub former: ::core::option::Option<ReservedSubnet>,
+}
+/// Makes an address free.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLeaseRequest {
+    /// IPv4 address. Required.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Owner as the caller knows it; another one is refused with GENERATION_CONFLICT. Required.
+    #[prost(string, tag = "2")]
+    pub expected_owner: ::prost::alloc::string::String,
+    /// Generation of the owner as the caller knows it; another one is refused. Required.
+    #[prost(uint64, tag = "3")]
+    pub expected_generation: u64,
+}
+/// The address is free.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseLeaseResponse {
+    /// The lease as it was.
+    #[prost(message, optional, tag = "1")]
+    pub former: ::core::option::Option<AddressLease>,
+}
+/// Asks that no address rests any more.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseRestingLeasesRequest {}
+/// All are free that had been given back.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseRestingLeasesResponse {
+    /// How many there were.
+    #[prost(uint64, tag = "1")]
+    pub released: u64,
+}
+/// Asks for the rules of the node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListRulesRequest {
+    /// Only those of the sandbox with this id. Default: all.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// At most this many sandboxes. Default: 100. Limit: 1000; more is taken as 1000.
+    #[prost(uint32, tag = "2")]
+    pub page_size: u32,
+    /// `next_page_token` of the page before. Default: the first page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// The rules of the node, and a page of sandboxes.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListRulesResponse {
+    /// Absent on a node whose kernel has no NAT for nftables: there are no rules, and nothing below is carried out.
+    #[prost(message, optional, tag = "1")]
+    pub table: ::core::option::Option<RuleTable>,
+    /// Rules of this instance in firewalls of others.
+    #[prost(message, repeated, tag = "2")]
+    pub foreign_accepts: ::prost::alloc::vec::Vec<ForeignAccept>,
+    /// Those that hold addresses, by id.
+    #[prost(message, repeated, tag = "3")]
+    pub sandboxes: ::prost::alloc::vec::Vec<SandboxRules>,
+    /// Empty on the last page.
+    #[prost(string, tag = "4")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// The table of the instance.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RuleTable {
+    /// Its name, in the families `inet` and `arp`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Version of the manager whose rules these are.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Whether it is there in both families. One that was taken away is made anew within seconds.
+    #[prost(bool, tag = "3")]
+    pub stands: bool,
+}
+/// A rule of this instance in the firewall of somebody else, which lets packets pass to where our own rules decide.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForeignAccept {
+    /// `ip` or `ip6`.
+    #[prost(string, tag = "1")]
+    pub family: ::prost::alloc::string::String,
+    /// Name of the table.
+    #[prost(string, tag = "2")]
+    pub table: ::prost::alloc::string::String,
+    /// Name of the chain.
+    #[prost(string, tag = "3")]
+    pub chain: ::prost::alloc::string::String,
+    /// Comment of the rule: the instance, the direction and the subnet.
+    #[prost(string, tag = "4")]
+    pub comment: ::prost::alloc::string::String,
+    /// Packets that it had let pass when the tables were looked at last, which is when anybody has changed one.
+    #[prost(uint64, tag = "5")]
+    pub packets: u64,
+    /// Their size, in bytes.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+}
+/// What is allowed and denied to one sandbox.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SandboxRules {
+    /// Id.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// Its generation.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Name of the node's end of its link.
+    #[prost(string, tag = "3")]
+    pub link: ::prost::alloc::string::String,
+    /// Its addresses, without mask. It can send from no other.
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ports of the node that lead to it.
+    #[prost(message, repeated, tag = "5")]
+    pub node_ports: ::prost::alloc::vec::Vec<NodePortRule>,
+    /// Its network policy, as its spec has it.
+    #[prost(message, optional, tag = "6")]
+    pub network: ::core::option::Option<NetworkPolicy>,
+    /// Its labels, which `allow_from` of others may name.
+    #[prost(map = "string, string", tag = "7")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// What it sent and the node dropped. Absent while nothing stands for it in the rules.
+    #[prost(message, optional, tag = "8")]
+    pub denied: ::core::option::Option<DeniedTraffic>,
+}
+/// A port of the node that leads to a sandbox.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePortRule {
+    /// Transport.
+    #[prost(enumeration = "Protocol", tag = "1")]
+    pub protocol: i32,
+    /// Port of the node.
+    #[prost(uint32, tag = "2")]
+    pub node_port: u32,
+    /// Port of the sandbox.
+    #[prost(uint32, tag = "3")]
+    pub port: u32,
+}
+/// What an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LeaseState {
+    /// As any state in a filter.
+    Unspecified = 0,
+    /// A record holds it.
+    Held = 1,
+    /// It was given back less than the cool-down ago, and is given out again only when no other is free.
+    Resting = 2,
+    /// It was given back, and its rest is over.
+    Free = 3,
+    /// It is held for an owner that has no record of this generation; a manager gives such back by itself at its start.
+    Unexplained = 4,
+}
+impl LeaseState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LEASE_STATE_UNSPECIFIED",
+            Self::Held => "LEASE_STATE_HELD",
+            Self::Resting => "LEASE_STATE_RESTING",
+            Self::Free => "LEASE_STATE_FREE",
+            Self::Unexplained => "LEASE_STATE_UNEXPLAINED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LEASE_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "LEASE_STATE_HELD" => Some(Self::Held),
+            "LEASE_STATE_RESTING" => Some(Self::Resting),
+            "LEASE_STATE_FREE" => Some(Self::Free),
+            "LEASE_STATE_UNEXPLAINED" => Some(Self::Unexplained),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod network_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The addresses of this node's subnet. Sandboxes take and give them back by themselves; this is for people who look after
+    /// a node.
+    #[derive(Debug, Clone)]
+    pub struct NetworkServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl NetworkServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> NetworkServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> NetworkServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            NetworkServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lists every address that is held or was, in pages. Errors: INVALID_FIELD.
+        pub async fn list_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ListLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ListLeases"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Counts them. Errors: none of its own.
+        pub async fn count_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CountLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CountLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/CountLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "CountLeases"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
+        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// the address; where that fails, the lease stays as it is.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        pub async fn release_lease(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLeaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReleaseLease",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReleaseLease"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// As ReleaseLease, for every address that was given back. Held ones stay held. Errors: NETWORK_FAILED.
+        pub async fn release_resting_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseRestingLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseRestingLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReleaseRestingLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.NetworkService", "ReleaseRestingLeases"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Reserves a part of the node's subnet: the lowest of this size that overlaps no other reserved one and has no address
+        /// that is held or rests. Only sandboxes that name its identifier get addresses of it. It stays reserved, also over
+        /// restarts, until it is released; the same identifier always gets the same one.
+        /// Errors: INVALID_FIELD, SUBNET_CONFLICT, SUBNETS_EXHAUSTED, STORE_FULL.
+        pub async fn reserve_subnet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReserveSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReserveSubnetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReserveSubnet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReserveSubnet"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists the reserved subnets. Errors: none of its own.
+        pub async fn list_subnets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListSubnetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubnetsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ListSubnets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ListSubnets"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives a reserved subnet to everybody again. Refused while sandboxes hold addresses of it.
+        /// Errors: INVALID_FIELD, SUBNET_NOT_FOUND, SUBNET_IN_USE.
+        pub async fn release_subnet(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseSubnetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ReleaseSubnet",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ReleaseSubnet"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says what the rules of the node allow and deny, in the terms of the specs, in pages of sandboxes.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, NETWORK_FAILED.
+        pub async fn list_rules(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListRulesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRulesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NetworkService/ListRules",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NetworkService", "ListRules"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod network_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with NetworkServiceServer.
+    #[async_trait]
+    pub trait NetworkService: std::marker::Send + std::marker::Sync + 'static {
+        /// Lists every address that is held or was, in pages. Errors: INVALID_FIELD.
+        async fn list_leases(
+            &self,
+            request: tonic::Request<super::ListLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Counts them. Errors: none of its own.
+        async fn count_leases(
+            &self,
+            request: tonic::Request<super::CountLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CountLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
+        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// the address; where that fails, the lease stays as it is.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        async fn release_lease(
+            &self,
+            request: tonic::Request<super::ReleaseLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseLeaseResponse>,
+            tonic::Status,
+        >;
+        /// As ReleaseLease, for every address that was given back. Held ones stay held. Errors: NETWORK_FAILED.
+        async fn release_resting_leases(
+            &self,
+            request: tonic::Request<super::ReleaseRestingLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseRestingLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Reserves a part of the node's subnet: the lowest of this size that overlaps no other reserved one and has no address
+        /// that is held or rests. Only sandboxes that name its identifier get addresses of it. It stays reserved, also over
+        /// restarts, until it is released; the same identifier always gets the same one.
+        /// Errors: INVALID_FIELD, SUBNET_CONFLICT, SUBNETS_EXHAUSTED, STORE_FULL.
+        async fn reserve_subnet(
+            &self,
+            request: tonic::Request<super::ReserveSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReserveSubnetResponse>,
+            tonic::Status,
+        >;
+        /// Lists the reserved subnets. Errors: none of its own.
+        async fn list_subnets(
+            &self,
+            request: tonic::Request<super::ListSubnetsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListSubnetsResponse>,
+            tonic::Status,
+        >;
+        /// Gives a reserved subnet to everybody again. Refused while sandboxes hold addresses of it.
+        /// Errors: INVALID_FIELD, SUBNET_NOT_FOUND, SUBNET_IN_USE.
+        async fn release_subnet(
+            &self,
+            request: tonic::Request<super::ReleaseSubnetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseSubnetResponse>,
+            tonic::Status,
+        >;
+        /// Says what the rules of the node allow and deny, in the terms of the specs, in pages of sandboxes.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, NETWORK_FAILED.
+        async fn list_rules(
+            &self,
+            request: tonic::Request<super::ListRulesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListRulesResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The addresses of this node's subnet. Sandboxes take and give them back by themselves; this is for people who look after
+    /// a node.
+    #[derive(Debug)]
+    pub struct NetworkServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> NetworkServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for NetworkServiceServer<T>
+    where
+        T: NetworkService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.NetworkService/ListLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListLeasesSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ListLeasesRequest>
+                    for ListLeasesSvc<T> {
+                        type Response = super::ListLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::list_leases(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/CountLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct CountLeasesSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::CountLeasesRequest>
+                    for CountLeasesSvc<T> {
+                        type Response = super::CountLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CountLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::count_leases(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CountLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReleaseLease" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseLeaseSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReleaseLeaseRequest>
+                    for ReleaseLeaseSvc<T> {
+                        type Response = super::ReleaseLeaseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseLeaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::release_lease(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseLeaseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReleaseRestingLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseRestingLeasesSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReleaseRestingLeasesRequest>
+                    for ReleaseRestingLeasesSvc<T> {
+                        type Response = super::ReleaseRestingLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseRestingLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::release_resting_leases(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseRestingLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReserveSubnet" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReserveSubnetSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReserveSubnetRequest>
+                    for ReserveSubnetSvc<T> {
+                        type Response = super::ReserveSubnetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReserveSubnetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::reserve_subnet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReserveSubnetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ListSubnets" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListSubnetsSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ListSubnetsRequest>
+                    for ListSubnetsSvc<T> {
+                        type Response = super::ListSubnetsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListSubnetsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::list_subnets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListSubnetsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ReleaseSubnet" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseSubnetSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ReleaseSubnetRequest>
+                    for ReleaseSubnetSvc<T> {
+                        type Response = super::ReleaseSubnetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseSubnetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::release_subnet(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseSubnetSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NetworkService/ListRules" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListRulesSvc<T: NetworkService>(pub Arc<T>);
+                    impl<
+                        T: NetworkService,
+                    > tonic::server::UnaryService<super::ListRulesRequest>
+                    for ListRulesSvc<T> {
+                        type Response = super::ListRulesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListRulesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NetworkService>::list_rules(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListRulesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for NetworkServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.NetworkService";
+    impl<T> tonic::server::NamedService for NetworkServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Asks for the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetStatusRequest {}
+/// The status.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetStatusResponse {
+    /// Name of the node. Default: the host name.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Instance of this manager; everything that it makes carries it.
+    #[prost(string, tag = "2")]
+    pub instance_id: ::prost::alloc::string::String,
+    /// Version of the manager.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    /// How long it runs.
+    #[prost(message, optional, tag = "4")]
+    pub uptime: ::core::option::Option<::prost_types::Duration>,
+    /// Resident memory of the manager, in bytes.
+    #[prost(uint64, tag = "5")]
+    pub memory_rss_bytes: u64,
+    /// The runtime below.
+    #[prost(message, optional, tag = "6")]
+    pub runtime: ::core::option::Option<RuntimeStatus>,
+    /// The network.
+    #[prost(message, optional, tag = "7")]
+    pub network: ::core::option::Option<NetworkStatus>,
+    /// Number of records by status.
+    #[prost(message, repeated, tag = "8")]
+    pub sandboxes: ::prost::alloc::vec::Vec<StatusCount>,
+    /// What this host does not allow, one sentence each. Empty when all is well.
+    #[prost(string, repeated, tag = "9")]
+    pub degraded: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Revision of the store.
+    #[prost(uint64, tag = "10")]
+    pub revision: u64,
+    /// What the node has, and what its sandboxes were promised.
+    #[prost(message, optional, tag = "11")]
+    pub capacity: ::core::option::Option<NodeCapacity>,
+    /// Whether the node drains.
+    #[prost(bool, tag = "12")]
+    pub draining: bool,
+    /// Why it drains, as DrainRequest says it.
+    #[prost(string, tag = "13")]
+    pub drain_message: ::prost::alloc::string::String,
+    /// What could not be done yet and is tried again; by sandbox. Empty when all is well. At most 100.
+    #[prost(message, repeated, tag = "14")]
+    pub troubles: ::prost::alloc::vec::Vec<Trouble>,
+    /// Id of this boot of the node, as the kernel gives it.
+    #[prost(string, tag = "15")]
+    pub boot_id: ::prost::alloc::string::String,
+    /// Sandboxes that were not looked at yet since the manager started.
+    #[prost(uint64, tag = "16")]
+    pub not_looked_at: u64,
+}
+/// What the node has, and what its sandboxes were promised. A sandbox without a limit promises nothing, and can use all.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCapacity {
+    /// CPUs, in thousandths.
+    #[prost(uint64, tag = "1")]
+    pub cpu_millis: u64,
+    /// Sum of the `cpu_millis` limits of the sandboxes that are not DEAD; a sandbox without one counts with the sum of its
+    /// containers' limits.
+    #[prost(uint64, tag = "2")]
+    pub cpu_millis_promised: u64,
+    /// Memory, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// Sum of the `memory_bytes` limits, likewise.
+    #[prost(uint64, tag = "4")]
+    pub memory_bytes_promised: u64,
+    /// Memory that the kernel could give out now, in bytes.
+    #[prost(uint64, tag = "5")]
+    pub memory_bytes_available: u64,
+    /// Sandboxes that can have an address.
+    #[prost(uint64, tag = "6")]
+    pub sandboxes: u64,
+    /// Sandboxes that hold one.
+    #[prost(uint64, tag = "7")]
+    pub sandboxes_held: u64,
+}
+/// Something that keeps a sandbox from getting on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Trouble {
+    /// Id of the sandbox, or the key of the record that cannot be read.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// Name of an `ErrorReason`.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// The same for people.
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+    /// When it was first met. Absent for a record that cannot be read: it stays so until its sandbox is deleted.
+    #[prost(message, optional, tag = "4")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// How often it was tried.
+    #[prost(uint64, tag = "5")]
+    pub attempts: u64,
+}
+/// Opens or closes the node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRequest {
+    /// True closes it, false opens it.
+    #[prost(bool, tag = "1")]
+    pub drain: bool,
+    /// Why, for whoever is refused. At most 256 bytes. Default: none.
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
+}
+/// The node drains, or does not.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainResponse {
+    /// Sandboxes that are not DEAD yet.
+    #[prost(uint64, tag = "1")]
+    pub sandboxes: u64,
+}
+/// containerd, as the manager sees it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RuntimeStatus {
+    /// Its socket.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// Its namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Its version. Empty while it does not answer.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    /// Whether it answers.
+    #[prost(bool, tag = "4")]
+    pub reachable: bool,
+    /// Runtime that starts containers.
+    #[prost(string, tag = "5")]
+    pub handler: ::prost::alloc::string::String,
+    /// 1 or 2.
+    #[prost(uint32, tag = "6")]
+    pub cgroup_version: u32,
+}
+/// The network of the node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkStatus {
+    /// Name of the bridge.
+    #[prost(string, tag = "1")]
+    pub bridge: ::prost::alloc::string::String,
+    /// Subnet in CIDR form.
+    #[prost(string, tag = "2")]
+    pub subnet: ::prost::alloc::string::String,
+    /// Addresses that sandboxes can have.
+    #[prost(uint64, tag = "3")]
+    pub capacity: u64,
+    /// Addresses that are held.
+    #[prost(uint64, tag = "4")]
+    pub held: u64,
+    /// Addresses that were released lately and rest until the others are used up.
+    #[prost(uint64, tag = "5")]
+    pub cooling: u64,
+    /// IPv6 subnet in CIDR form. Empty where sandboxes have no IPv6.
+    #[prost(string, tag = "6")]
+    pub subnet6: ::prost::alloc::string::String,
+}
+/// How many sandboxes have a status.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StatusCount {
+    /// Name of the status, as `RUNNING`.
+    #[prost(string, tag = "1")]
+    pub status: ::prost::alloc::string::String,
+    /// How many.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+/// Asks for an audit.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditRequest {
+    /// Whether to remove what no record explains, and to have sandboxes that lost something look at themselves.
+    /// Default: false, nothing is changed.
+    #[prost(bool, tag = "1")]
+    pub fix: bool,
+    /// With `fix`: time between the two looks. Only what is the same orphan at both is removed. From 0 s to 60 s.
+    /// Default: 5 s.
+    #[prost(message, optional, tag = "2")]
+    pub settle: ::core::option::Option<::prost_types::Duration>,
+}
+/// Every object of this instance.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AuditResponse {
+    /// By kind, in the order of removal, and name. With `fix` as they were at the second look. What is always there is
+    /// listed only when something is wrong with it: the output that records keep, the bridge, the table.
+    #[prost(message, repeated, tag = "1")]
+    pub objects: ::prost::alloc::vec::Vec<AuditObject>,
+    /// Whether every object is explained by a record, every record has what it needs, and every shim answered. With `fix`
+    /// at the end of it.
+    #[prost(bool, tag = "2")]
+    pub clean: bool,
+}
+/// One object on the node, or one that should be there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AuditObject {
+    /// What it is: `task`, `shim`, `container`, `snapshot`, `link`, `netns`, `mount`, `cgroup`, `directory`, `logs`, `lease`,
+    /// `address`, `table`, `bridge`; `record` for a record that lost all its objects.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Id of the sandbox that it belongs to by name or label. Empty where none is known.
+    #[prost(string, tag = "3")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// What to think of it.
+    #[prost(enumeration = "AuditVerdict", tag = "4")]
+    pub verdict: i32,
+    /// Why, for people.
+    #[prost(string, tag = "5")]
+    pub explanation: ::prost::alloc::string::String,
+    /// Generation of the sandbox that it was made for. 0 where the object does not tell.
+    #[prost(uint64, tag = "6")]
+    pub generation: u64,
+    /// How long ago it was made. Not set where neither containerd nor the kernel tells.
+    #[prost(message, optional, tag = "7")]
+    pub age: ::core::option::Option<::prost_types::Duration>,
+    /// What to do, for people. Empty for nothing.
+    #[prost(string, tag = "8")]
+    pub todo: ::prost::alloc::string::String,
+    /// With `fix`: what was done. Not set for what is in order.
+    #[prost(enumeration = "AuditAction", tag = "9")]
+    pub action: i32,
+    /// With `fix`: why it was left, or the error. Empty for what was removed.
+    #[prost(string, tag = "10")]
+    pub action_message: ::prost::alloc::string::String,
+}
+/// What `fix` did with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditAction {
+    /// Nothing was to be done, or nothing was asked for.
+    Unspecified = 0,
+    /// It is gone.
+    Removed = 1,
+    /// It was not touched.
+    Left = 2,
+    /// It could not be removed.
+    Failed = 3,
+}
+impl AuditAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIT_ACTION_UNSPECIFIED",
+            Self::Removed => "AUDIT_ACTION_REMOVED",
+            Self::Left => "AUDIT_ACTION_LEFT",
+            Self::Failed => "AUDIT_ACTION_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIT_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIT_ACTION_REMOVED" => Some(Self::Removed),
+            "AUDIT_ACTION_LEFT" => Some(Self::Left),
+            "AUDIT_ACTION_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// What to think of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum AuditVerdict {
+    /// Never sent.
+    Unspecified = 0,
+    /// A record explains it.
+    Explained = 1,
+    /// No record explains it.
+    Orphan = 2,
+    /// A record needs it and it is not there.
+    Missing = 3,
+    /// A plan is running for its sandbox; look again.
+    InProgress = 4,
+    /// Whoever runs it did not answer, which is no proof of anything; look again.
+    Unknown = 5,
+}
+impl AuditVerdict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "AUDIT_VERDICT_UNSPECIFIED",
+            Self::Explained => "AUDIT_VERDICT_EXPLAINED",
+            Self::Orphan => "AUDIT_VERDICT_ORPHAN",
+            Self::Missing => "AUDIT_VERDICT_MISSING",
+            Self::InProgress => "AUDIT_VERDICT_IN_PROGRESS",
+            Self::Unknown => "AUDIT_VERDICT_UNKNOWN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "AUDIT_VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "AUDIT_VERDICT_EXPLAINED" => Some(Self::Explained),
+            "AUDIT_VERDICT_ORPHAN" => Some(Self::Orphan),
+            "AUDIT_VERDICT_MISSING" => Some(Self::Missing),
+            "AUDIT_VERDICT_IN_PROGRESS" => Some(Self::InProgress),
+            "AUDIT_VERDICT_UNKNOWN" => Some(Self::Unknown),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod node_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// This node and its manager.
+    #[derive(Debug, Clone)]
+    pub struct NodeServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl NodeServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> NodeServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> NodeServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            NodeServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Says who answers, what works and what is degraded.
+        pub async fn get_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NodeService/GetStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NodeService", "GetStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
+        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
+        /// manager. Errors: INVALID_FIELD.
+        pub async fn drain(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NodeService/Drain",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NodeService", "Drain"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
+        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
+        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
+        /// to raise what its library takes for an answer (4 MiB in most).
+        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
+        pub async fn audit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.NodeService/Audit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.NodeService", "Audit"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod node_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with NodeServiceServer.
+    #[async_trait]
+    pub trait NodeService: std::marker::Send + std::marker::Sync + 'static {
+        /// Says who answers, what works and what is degraded.
+        async fn get_status(
+            &self,
+            request: tonic::Request<super::GetStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetStatusResponse>,
+            tonic::Status,
+        >;
+        /// Opens the node to new sandboxes, or closes it: while it drains, a Create that would make one is refused with
+        /// NODE_DRAINING. What stands goes on, joins are answered, and everything else works. It outlives a restart of the
+        /// manager. Errors: INVALID_FIELD.
+        async fn drain(
+            &self,
+            request: tonic::Request<super::DrainRequest>,
+        ) -> std::result::Result<tonic::Response<super::DrainResponse>, tonic::Status>;
+        /// Lists every object that this instance holds on the node, with its owner and a verdict. Without `fix` it changes
+        /// nothing. With `fix` it removes what no record explains, in the run of this call, and what it has begun it ends also
+        /// when the caller goes away. docs/audit.md has the kinds, the verdicts and the order.
+        /// The answer is one message. A sandbox has about 14 objects of some 250 bytes: beyond a thousand sandboxes a client has
+        /// to raise what its library takes for an answer (4 MiB in most).
+        /// Errors: INVALID_FIELD, RUNTIME_UNREACHABLE (then nothing more is removed), NETWORK_FAILED, SHUTTING_DOWN.
+        async fn audit(
+            &self,
+            request: tonic::Request<super::AuditRequest>,
+        ) -> std::result::Result<tonic::Response<super::AuditResponse>, tonic::Status>;
+    }
+    /// This node and its manager.
+    #[derive(Debug)]
+    pub struct NodeServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> NodeServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for NodeServiceServer<T>
+    where
+        T: NodeService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.NodeService/GetStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetStatusSvc<T: NodeService>(pub Arc<T>);
+                    impl<
+                        T: NodeService,
+                    > tonic::server::UnaryService<super::GetStatusRequest>
+                    for GetStatusSvc<T> {
+                        type Response = super::GetStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NodeService>::get_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NodeService/Drain" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainSvc<T: NodeService>(pub Arc<T>);
+                    impl<T: NodeService> tonic::server::UnaryService<super::DrainRequest>
+                    for DrainSvc<T> {
+                        type Response = super::DrainResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NodeService>::drain(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.NodeService/Audit" => {
+                    #[allow(non_camel_case_types)]
+                    struct AuditSvc<T: NodeService>(pub Arc<T>);
+                    impl<T: NodeService> tonic::server::UnaryService<super::AuditRequest>
+                    for AuditSvc<T> {
+                        type Response = super::AuditResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AuditRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as NodeService>::audit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AuditSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for NodeServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.NodeService";
+    impl<T> tonic::server::NamedService for NodeServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

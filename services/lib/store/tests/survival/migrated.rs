@@ -13,8 +13,8 @@ use redb::ReadableTable as _;
 use serde_json::Value;
 
 use super::{
-    CHANGES, META, RECORDS, addresses, file, id, names, open, put_record, run, schema, try_open,
-    with,
+    CHANGES, LEASES, META, RECORDS, addresses, file, id, names, open, put_record, run, schema,
+    try_open, with,
 };
 
 /// Written by the last program of schema 1: a record in each status, a lease that rests, and one that was removed.
@@ -77,7 +77,7 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     }
     drop(store);
 
-    assert_eq!(schema(&path), 3);
+    assert_eq!(schema(&path), 4);
     let stored = stored(&path);
     assert!(stored.len() > records.len());
     let mut exits = 0;
@@ -101,6 +101,43 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     file.set_modified(days_ago).unwrap();
     drop(open(&path));
     assert!(!former.exists(), "nobody wants to any more");
+}
+
+#[tokio::test]
+async fn a_lease_of_schema_3_learns_its_boot_from_the_record_that_holds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path());
+    let store = open(&path);
+    let gone = run(&store, "gone").await;
+    let held = run(&store, "held").await;
+    let now = SystemTime::now();
+    let boot = |it: &mut berth_domain::SandboxRecord| it.boot_id = "a-boot".to_owned();
+    let updated = store.update(&held.id, held.generation, now, boot);
+    updated.await.unwrap();
+    store.remove(&gone.id, gone.generation, now).await.unwrap();
+    drop(store);
+    with(&path, |txn| {
+        let mut leases = txn.open_table(LEASES).unwrap();
+        let rows = leases.iter().unwrap().map(|it| {
+            let (address, bytes) = it.unwrap();
+            let mut lease: Value = serde_json::from_slice(bytes.value()).unwrap();
+            lease.as_object_mut().unwrap().remove("boot_id").unwrap();
+            (address.value(), lease.to_string())
+        });
+        for (address, lease) in rows.collect::<Vec<_>>() {
+            leases.insert(address, lease.as_bytes()).unwrap();
+        }
+        let subnets = redb::TableDefinition::<&str, &[u8]>::new("subnets");
+        assert!(txn.delete_table(subnets).unwrap());
+        txn.open_table(META).unwrap().insert("schema", 3).unwrap();
+    });
+    let store = open(&path);
+    let leases = store.leases().await.unwrap().into_iter();
+    let boots: Vec<_> = leases.map(|it| (it.owner, it.boot_id)).collect();
+    let expected = [(gone.id, String::new()), (held.id, "a-boot".to_owned())];
+    assert_eq!(boots, expected);
+    let reserved = store.reserve_subnet("team".to_owned(), 28, now).await;
+    assert!(reserved.unwrap().1, "subnets can be reserved");
 }
 
 #[tokio::test]
@@ -138,7 +175,7 @@ async fn a_store_of_a_newer_version_is_refused_with_both_schemas_and_what_to_do(
         "{error:?}"
     );
     let said = error.to_string();
-    for part in [path.to_str().unwrap(), "schema 4", "up to 3", "newer"] {
+    for part in [path.to_str().unwrap(), "schema 5", "up to 4", "newer"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(schema(&path), known + 1, "it is left as it was");

@@ -307,3 +307,72 @@ async fn creates_beyond_the_limit_queue_and_go_on_in_turn() {
     manager.await_running(&first).await.unwrap();
     manager.await_running(&second).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_sandbox_in_the_network_of_the_node_comes_and_goes_without_a_link_or_an_address() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let spec = changed_spec(|it| it.host_network = true);
+    let admitted = manager.registry.admit(web(), spec, CreateTerms::default());
+    let record = manager
+        .await_running(&admitted.await.unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        (record.status, record.addresses.as_slice()),
+        (Status::Running, &[][..])
+    );
+    let linked = |it: &String| it.starts_with("attach_link");
+    assert!(!manager.node.calls().iter().any(linked));
+    assert_eq!(ground.store.lease_counts().await.unwrap().held, 0);
+    manager.shut_down().await;
+
+    let manager = ground.manager().await;
+    assert!(manager.stands(&record).await);
+    ground.node.listen_on_node(berth_platform::ListeningSocket {
+        protocol: Protocol::Tcp,
+        address: std::net::Ipv4Addr::UNSPECIFIED.into(),
+        port: 9999,
+    });
+    let taken = changed_spec(|it| {
+        it.host_network = true;
+        it.containers[0].ports[0].number = 9999;
+    });
+    let other = id("other");
+    let refused = manager
+        .registry
+        .admit(&other, taken, CreateTerms::default());
+    assert_eq!(refused.await.unwrap_err().reason, Reason::NodePortInUse);
+    assert_eq!(manager.delete(web()).await, Ok(true));
+    ground
+        .assert_gone(web(), "in the network of the node")
+        .await;
+}
+
+#[tokio::test]
+async fn what_only_rules_carry_out_is_refused_by_a_node_that_can_have_none() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    ground.node.without_rules();
+    let admit = async |id, change: fn(&mut SandboxSpec)| {
+        let spec = changed_spec(change);
+        let admitted = manager.registry.admit(id, spec, CreateTerms::default());
+        within("an answer", admitted).await
+    };
+    let published: fn(&mut SandboxSpec) = |it| it.containers[0].ports[0].node_port = Some(80);
+    let asks = [
+        ("spec.containers[0].ports[0].node_port", published),
+        ("spec.network.egress", |it| it.network.egress = Egress::Deny),
+        ("spec.network.allow_from", |it| {
+            it.network.allow_from = vec!["app=web".into()];
+        }),
+    ];
+    for (field, change) in asks {
+        let refused = admit(web(), change).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::UnsupportedField);
+        let fields: Vec<_> = refused.violations.iter().map(|it| &it.field).collect();
+        assert_eq!(fields, [field]);
+        assert_eq!(ground.record(web()).await, None);
+    }
+    admit(web(), |_| {}).await.unwrap();
+}

@@ -341,3 +341,35 @@ async fn the_dead_are_forgotten_after_the_horizon() {
     until("the record is gone", gone).await;
     ground.assert_gone(web(), "the horizon").await;
 }
+
+#[tokio::test]
+async fn an_address_is_given_back_last_of_all() {
+    for step in tear_down() {
+        let ground = Ground::new();
+        let manager = ground.manager().await;
+        manager.create(web()).await.unwrap();
+        let at = operation(&step, web());
+        ground.node.hang(&at);
+        let patience = Some(Duration::ZERO);
+        let late = manager.registry.delete(web(), None, patience).await;
+        assert_eq!(late.unwrap_err().reason, Reason::DeadlinePassed);
+        manager.until_called(&at).await;
+        let held = async || ground.store.lease_counts().await.unwrap().held;
+        assert_eq!(held().await, 1, "{step} is under way");
+        // What it would have done is not done: the connections of the address are not forgotten, say.
+        ground.node.fail_next(&at, 1);
+        ground.node.release_hang();
+        let again = async || {
+            let calls = ground.node.calls().into_iter();
+            calls.filter(|it| *it == at).count() > 1 || held().await == 0
+        };
+        until("another attempt", again).await;
+        let calls = ground.node.calls().into_iter();
+        assert!(
+            calls.filter(|it| *it == at).count() > 1,
+            "{step} was given up"
+        );
+        assert_eq!(manager.delete(web()).await.map(drop), Ok(()));
+        ground.assert_gone(web(), &step.to_string()).await;
+    }
+}

@@ -1,0 +1,123 @@
+//! The way of a packet from the node to its sandboxes: bridge, forwarding, and what leads to each link. Others on a node change
+//! such things without a thought of us, so it is looked at again and again.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{Ipv4Addr, Ipv6Addr},
+    path::Path,
+};
+
+use berth_domain::ipam::{self, Subnets};
+use ipnet::{Ipv4Net, Ipv6Net};
+
+use crate::{
+    error::NetnsError,
+    ipv6,
+    links::{Link, Links},
+    network::{LINK_LOCAL_PREFIX, NetnsNetwork, Settings, blocking},
+    rules::hardware_address,
+    rules6::NEXT_HOP,
+};
+
+/// What leads to one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) link: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) ip6: Option<Ipv6Addr>,
+    pub(crate) has_node_ports: bool,
+}
+
+/// Makes the bridge and has the node forward, as far as it is not so.
+pub(crate) async fn keep_bridge(links: &Links, settings: &Settings) -> Result<(), NetnsError> {
+    let Subnets { v4: subnet, v6 } = settings.subnets;
+    let alias = format!("berth {} bridge", settings.names.instance);
+    let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
+    let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
+    let address6 = v6.map(|it| {
+        let gateway = ipam::address6(it, address.addr());
+        Ipv6Net::new_assert(gateway, it.prefix_len())
+    });
+    if address6.is_some() {
+        ipv6::set_up_bridge(&settings.bridge)?;
+        ipv6::forward()?;
+    }
+    links.keep_address6(bridge.index, address6).await?;
+    blocking(|| set("/proc/sys/net/ipv4/ip_forward", "1")).await
+}
+
+impl NetnsNetwork {
+    /// Makes anew what has gone of the ways to all sandboxes that have a link.
+    pub(crate) async fn keep_ways(&self) -> Result<(), NetnsError> {
+        keep_bridge(&self.links, &self.settings).await?;
+        let ways: Vec<_> = self.ways().values().cloned().collect();
+        if ways.is_empty() {
+            return Ok(());
+        }
+        let links = self.links.all().await?.into_iter();
+        let links: BTreeMap<_, _> = links.map(|it| (it.name.clone(), it)).collect();
+        let routes = self.links.host_routes().await?;
+        for way in ways {
+            // A sandbox without its link is somebody else's to mend.
+            let Some(Link { index, is_up, .. }) = links.get(&way.link) else {
+                continue;
+            };
+            if *is_up && routes.contains(&(way.ip, *index)) {
+                continue;
+            }
+            tracing::warn!(
+                link = way.link,
+                "what leads to a sandbox was taken away, and is made anew"
+            );
+            self.links.set_up(*index).await?;
+            self.lead(&way, *index).await?;
+        }
+        Ok(())
+    }
+
+    /// Leads to a sandbox by its link, which is up.
+    pub(crate) async fn lead(&self, way: &Way, index: u32) -> Result<(), NetnsError> {
+        let gateway = ipam::gateway(self.settings.subnets.v4);
+        self.links
+            .add_host_route(way.ip, index, Some(gateway))
+            .await?;
+        if let (Some(ip6), Some(subnet)) = (way.ip6, self.settings.subnets.v6) {
+            let next_hop = Ipv6Net::new_assert(NEXT_HOP, LINK_LOCAL_PREFIX);
+            self.links.add_address6(index, next_hop).await?;
+            let gateway = ipam::address6(subnet, gateway);
+            self.links.add_host_route6(ip6, index, gateway).await?;
+        }
+        // Neighbours that are told count nothing in the table that all of the node share.
+        self.links
+            .add_neighbour(index, way.ip, hardware_address(way.ip))
+            .await?;
+        let Way {
+            link,
+            has_node_ports,
+            ..
+        } = way.clone();
+        blocking(move || set_up_link(&link, has_node_ports)).await
+    }
+}
+
+/// What the kernel must know of the node's end of a link, beside its rules.
+fn set_up_link(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
+    let dir = Path::new("/proc/sys/net/ipv4/conf").join(link);
+    // Where it stands, what comes from here has the sandbox's address, also while there are no rules.
+    set(dir.join("rp_filter"), "1")?;
+    if has_node_ports {
+        // Who opens a connection to 127.0.0.1 on the node is led here.
+        set(dir.join("route_localnet"), "1")?;
+    }
+    Ok(())
+}
+
+fn set(path: impl AsRef<Path>, value: &str) -> Result<(), NetnsError> {
+    let path = path.as_ref();
+    let is_so = fs::read_to_string(path).is_ok_and(|it| it.trim() == value);
+    match is_so {
+        true => Ok(()),
+        false => fs::write(path, value).map_err(NetnsError::file("writing", path)),
+    }
+}

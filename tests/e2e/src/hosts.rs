@@ -1,0 +1,213 @@
+//! Hosts of a test, each a network namespace: a node in one of its own has a firewall, bridges and settings that are nobody
+//! else's affair.
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, anyhow};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+use crate::{
+    TestNode,
+    node::{NAMESPACE_FILE, succeed, sweep},
+};
+
+const NAMESPACES: &str = "/run/netns";
+/// Goes before the process id of the test.
+const PREFIX: &str = "berth-e2e-";
+/// How long a packet that is dropped is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+static MADE: AtomicUsize = AtomicUsize::new(0);
+
+/// Where programs can be run and sockets opened: a host, or the pinned namespace of a sandbox.
+#[derive(Clone, Debug)]
+pub struct Place(PathBuf);
+
+/// A host; dropping it ends its programs and removes it.
+#[derive(Debug)]
+pub struct Host {
+    place: Place,
+    servers: Vec<(Child, TempDir)>,
+}
+
+/// A node in a host of its own. Dropping it takes the node down first.
+#[derive(Debug)]
+pub struct Apart {
+    pub node: TestNode,
+    pub host: Host,
+}
+
+impl Apart {
+    /// Starts a node on a host that the caller has prepared.
+    pub async fn start(host: Host, toml: &str) -> anyhow::Result<Self> {
+        let home = TestNode::new_home()?;
+        let path = host.0.to_str().context("a path is text")?;
+        fs::write(home.path().join(NAMESPACE_FILE), path)?;
+        let node = TestNode::start_in(home, toml, &[]).await?;
+        Ok(Self { node, host })
+    }
+
+    /// The network of a sandbox, with the rights of the node.
+    pub fn inside(&self, id: &str) -> Place {
+        Place(self.node.home().join("run/ns").join(id).join("net"))
+    }
+
+    pub fn finish(self) -> anyhow::Result<()> {
+        self.node.finish()
+    }
+}
+
+impl Host {
+    pub fn new() -> anyhow::Result<Self> {
+        forget_the_dead();
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        ip(&format!("netns add {name}"))?;
+        let host = Self {
+            place: Place(Path::new(NAMESPACES).join(name)),
+            servers: vec![],
+        };
+        host.run("ip link set lo up")?;
+        Ok(host)
+    }
+
+    /// A host with a cable to this one, as its way to everywhere. Returns it with its address and that of this one's end.
+    pub fn neighbour(&self, number: u8) -> anyhow::Result<(Self, Ipv4Addr, Ipv4Addr)> {
+        let other = Self::new()?;
+        // Shared address space (RFC 6598).
+        let (own, end) = (
+            Ipv4Addr::new(100, 64, number, 2),
+            Ipv4Addr::new(100, 64, number, 1),
+        );
+        let peer = other.0.to_str().context("a path is text")?;
+        self.run(&format!(
+            "ip link add cable{number} type veth peer name cable netns {peer}"
+        ))?;
+        self.run(&format!("ip addr add {end}/30 dev cable{number}"))?;
+        self.run(&format!("ip link set cable{number} up"))?;
+        other.run(&format!("ip addr add {own}/30 dev cable"))?;
+        other.run("ip link set cable up")?;
+        other.run(&format!("ip route add default via {end}"))?;
+        Ok((other, own, end))
+    }
+
+    /// Serves `text` at `/` until the host goes.
+    pub fn serve(&mut self, port: u16, text: &str) -> anyhow::Result<()> {
+        let dir = TempDir::new()?;
+        fs::write(dir.path().join("index.html"), format!("{text}\n"))?;
+        let mut server = self.command(&format!("busybox httpd -f -p {port}"));
+        let server = server.arg("-h").arg(dir.path()).spawn()?;
+        self.servers.push((server, dir));
+        Ok(())
+    }
+}
+
+impl std::ops::Deref for Host {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+impl std::ops::Deref for Place {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Place {
+    pub fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", self.0.display()));
+        command.args(line.split_whitespace());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a line and returns what it prints.
+    pub fn run(&self, line: &str) -> anyhow::Result<String> {
+        succeed(self.command(line))
+    }
+
+    /// Runs several lines of shell.
+    pub fn shell(&self, lines: &str) -> anyhow::Result<String> {
+        succeed(self.command("sh -euc").arg(lines))
+    }
+
+    /// What a web server answers; `None` when no connection comes about within a second.
+    pub fn fetch(&self, to: SocketAddr) -> Option<String> {
+        let mut nc = self.command(&format!("busybox nc -w 1 {} {}", to.ip(), to.port()));
+        let nc = nc.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut nc = nc.stderr(Stdio::null()).spawn().ok()?;
+        // Nobody reads it where there is no connection.
+        let _ = nc.stdin.take()?.write_all(b"GET / HTTP/1.0\r\n\r\n");
+        let output = nc.wait_with_output().ok()?;
+        let answer = String::from_utf8_lossy(&output.stdout);
+        let (_, body) = answer.split_once("\r\n\r\n")?;
+        Some(body.trim().to_owned())
+    }
+
+    /// A socket for datagrams to `port`.
+    pub fn udp(&self, port: u16) -> anyhow::Result<UdpSocket> {
+        let namespace = fs::File::open(&self.0)?;
+        let thread = std::thread::spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        });
+        let socket = thread.join();
+        let socket = socket.map_err(|_| anyhow!("the thread panicked"))??;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(socket)
+    }
+}
+
+/// The next datagram, with its sender; `None` when none comes within a second.
+pub fn received(socket: &UdpSocket) -> Option<(String, SocketAddr)> {
+    let mut buffer = [0; 64];
+    let (length, from) = socket.recv_from(&mut buffer).ok()?;
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    Some((text, from))
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for (server, _) in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        remove(&self.place.0);
+    }
+}
+
+fn remove(namespace: &Path) {
+    let name = namespace.file_name().unwrap_or_default().to_string_lossy();
+    let _ = ip(&format!("netns delete {name}"));
+}
+
+/// Removes hosts of tests that were killed, behind the nodes that were on them.
+fn forget_the_dead() {
+    sweep();
+    for entry in fs::read_dir(NAMESPACES).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix(PREFIX).and_then(|it| it.split_once('-'));
+        if pid.is_some_and(|(pid, _)| !Path::new("/proc").join(pid).exists()) {
+            remove(&entry.path());
+        }
+    }
+}
+
+fn ip(line: &str) -> anyhow::Result<String> {
+    succeed(Command::new("ip").args(line.split_whitespace()))
+}
