@@ -1,7 +1,9 @@
-//! How long it takes to admit a sandbox with its address, and to remove it, through the real store; beside a bare commit of
-//! one row of about the same size, in turn, on the same disk.
+//! How long it takes to admit a sandbox with its address, and to remove it, through the real store; beside the bare write
+//! of a row of about the same size that is synced, in turn, on the same disk.
 
 use std::{
+    fs::File,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime},
@@ -10,17 +12,15 @@ use std::{
 use anyhow::{Context as _, ensure};
 use berth_domain::{SandboxId, SandboxRecord, ipam};
 use berth_store::{Admitted, Arrival, Store};
-use redb::{Database, TableDefinition};
 use serde_json::json;
 
 use crate::statistics::{Sample, rounded};
 
 const SUBNET: &str = "10.87.0.0/16";
-const ROWS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("rows");
 /// As long as the record of a sandbox with next to nothing in it.
 const ROW: [u8; 512] = [7; 512];
 
-/// Measures the store: an address taken and given back, beside a bare commit.
+/// Measures the store: an address taken and given back, beside a bare write.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// An empty folder on the disk that is measured.
@@ -54,7 +54,7 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     ensure!(rounds > 0, "there is nothing to measure in no rounds");
     let subnet = SUBNET.parse().context("a subnet")?;
     let store = Store::open(&dir.join("store"), subnet, ipam::COOL_DOWN_DEFAULT)?;
-    let bare = Database::create(dir.join("bare"))?;
+    let mut bare = File::create(dir.join("bare"))?;
     let mut figures = vec![];
     let mut before = 0;
     for target in [0, held] {
@@ -62,11 +62,11 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
             begin(&store, &format!("held-{number}")).await?;
         }
         before = before.max(target);
-        let samples = run(&store, &bare, &format!("r-{target}"), rounds).await?;
+        let samples = run(&store, &mut bare, &format!("r-{target}"), rounds).await?;
         say(target, &samples);
         figures.push(json!({
             "held": target,
-            "bare_commit": samples.floor.to_json(),
+            "bare_write": samples.floor.to_json(),
             "admit": samples.admit.to_json(),
             "remove": samples.remove.to_json(),
             "admit_ratio": rounded(ratio(&samples.admit, &samples.floor)),
@@ -76,11 +76,12 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     write(&output, &json!({ "leases": figures }))
 }
 
-async fn run(store: &Store, bare: &Database, name: &str, rounds: usize) -> anyhow::Result<Samples> {
+async fn run(store: &Store, bare: &mut File, name: &str, rounds: usize) -> anyhow::Result<Samples> {
     let mut samples = Samples::default();
     for round in 0..rounds {
         let begun = Instant::now();
-        commit(bare, round as u64)?;
+        bare.write_all(&ROW)?;
+        bare.sync_data()?;
         samples.floor.add(begun.elapsed());
         let begun = Instant::now();
         let record = begin(store, &format!("{name}-{round}")).await?;
@@ -91,13 +92,6 @@ async fn run(store: &Store, bare: &Database, name: &str, rounds: usize) -> anyho
         samples.remove.add(begun.elapsed());
     }
     Ok(samples)
-}
-
-fn commit(bare: &Database, key: u64) -> anyhow::Result<()> {
-    let txn = bare.begin_write()?;
-    txn.open_table(ROWS)?.insert(key, ROW.as_slice())?;
-    txn.commit()?;
-    Ok(())
 }
 
 async fn begin(store: &Store, name: &str) -> anyhow::Result<SandboxRecord> {
@@ -121,7 +115,7 @@ fn say(held: usize, samples: &Samples) {
         remove,
     } = samples;
     println!("leases, {held} held, n = {}:", floor.len());
-    println!("  a bare commit of one row        {}", floor.in_words());
+    println!("  a bare write, synced            {}", floor.in_words());
     for (what, sample) in [("admission with an address", admit), ("removal", remove)] {
         let times = ratio(sample, floor);
         println!("  {what:<30}  {}  {times:.2} times it", sample.in_words());

@@ -1,5 +1,5 @@
 //! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
-//! long an address takes, interleaved with a bare commit. Starts nothing by itself: `deploy/dev/bench` brings the node.
+//! long an address takes, interleaved with a bare write. Starts nothing by itself: `deploy/dev/bench` brings the node.
 
 mod create;
 mod leases;

@@ -45,7 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     // Tests.
-    ("berth-bench", &["berth-api"]),
+    ("berth-bench", &["berth-api", "berth-domain", "berth-store"]),
     ("berth-crash", &["berth-api", "berth-e2e"]),
     (
         "berth-e2e",
