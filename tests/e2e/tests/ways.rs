@@ -2,16 +2,17 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::TcpStream,
+    net::{Ipv4Addr, TcpStream},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
+use berth_api::v1;
 use berth_e2e::{
     TestNode,
     node::{eventually, succeed},
-    specs::web,
+    specs::{idle, web},
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -43,6 +44,32 @@ fn link_of(node: &TestNode, id: &str) -> anyhow::Result<String> {
         .find(|it| it["ifalias"].as_str() == Some(&alias));
     let name = link.and_then(|it| it["ifname"].as_str());
     name.map(str::to_owned).context("the link of the sandbox")
+}
+
+#[tokio::test]
+async fn what_is_sent_to_addresses_that_nobody_has_looks_for_no_neighbour() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    let sandbox = node.create("scan", idle()).await?;
+    let own = sandbox.addresses[0].address.split('/').next();
+    let own: Ipv4Addr = own.context("an address")?.parse()?;
+    let pause = node.task("sandbox.scan_pause")?.to_string();
+    for host in 100..110 {
+        let [a, b, c, _] = own.octets();
+        let mut command = Command::new("nsenter");
+        command.args(["--net", "-t", &pause, "busybox", "nc", "-w", "1"]);
+        command.args([&Ipv4Addr::new(a, b, c, host).to_string(), "80"]);
+        ensure!(!command.output()?.status.success());
+    }
+    let instance = std::fs::read_to_string(node.home().join("instance"))?;
+    let bridge = format!("br-{}", instance.trim());
+    let known = succeed(Command::new("ip").args(["neigh", "show", "dev", &bridge]))?;
+    ensure!(known.trim().is_empty(), "{known}");
+    let request = v1::SnapshotRequest { id: "scan".into() };
+    let snapshot = node.sandboxes().snapshot(request).await?.into_inner();
+    let denied = snapshot.denied.context("what was denied")?;
+    ensure!(denied.packets >= 10, "{denied:?}");
+    node.delete("scan").await?;
+    node.finish()
 }
 
 #[tokio::test]

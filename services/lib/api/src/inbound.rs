@@ -468,6 +468,10 @@ impl Check {
             if key.is_empty() {
                 self.wrong(field, "has an empty key");
             }
+            // Where a label is one text, the first `=` ends its key.
+            if key.contains('=') {
+                self.wrong(format!("{field}[{key}]"), "has a key with `=`");
+            }
             self.text(&format!("{field}[{key}]"), key, LABEL_KEY_MAX);
             self.text(&format!("{field}[{key}]"), value, LABEL_VALUE_MAX);
         }
@@ -848,6 +852,9 @@ mod tests {
                         .labels
                         .insert("runtime.computer/x".into(), "y".into()),
                 );
+            }),
+            ("spec.labels[a=b]", |it| {
+                spec(it).labels = [("a=b".into(), "c".into())].into();
             }),
             ("spec.labels[a]", |it| {
                 drop(spec(it).labels.insert("a".into(), "y".repeat(1025)))

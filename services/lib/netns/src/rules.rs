@@ -21,6 +21,16 @@ pub(crate) const DENIALS: &str = "denials";
 /// Counts what a sandbox sent in another's name, by its link.
 pub(crate) const SPOOFS: &str = "spoofs";
 
+/// What no sandbox reaches: the node itself, and where clouds answer machines with what is theirs: link-local, then those of
+/// Alibaba, Azure and Oracle.
+const FLOOR: [&str; 5] = [
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "100.100.100.200",
+    "168.63.129.16",
+    "192.0.0.192",
+];
+
 /// What all rules of an instance depend on.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
@@ -265,6 +275,9 @@ fn rules(frame: &Frame) -> String {
     } = frame;
     let (name, group) = (table(instance), group(instance));
     let version = env!("CARGO_PKG_VERSION");
+    // No node port takes the name server from the sandboxes.
+    let own_names = format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept");
+    let floor = FLOOR.join(", ");
     let translate = "fib daddr type local meta l4proto { tcp, udp } \
                      dnat ip addr . port to meta l4proto . th dport map @node_ports";
     let mut lists = String::new();
@@ -325,7 +338,7 @@ fn rules(frame: &Frame) -> String {
          {}\
          \t\tiifname . ether saddr . ip saddr != @sources goto spoofed\n\
          \t\tip daddr 224.0.0.0/4 drop\n\
-         \t\tip daddr {{ 127.0.0.0/8, 169.254.0.0/16 }} goto denied\n\
+         \t\tip daddr {{ {floor} }} goto denied\n\
          \t}}\n\
          \tchain spoofed {{\n\
          \t\tiifname @{SPOOFS} drop\n\
@@ -341,14 +354,20 @@ fn rules(frame: &Frame) -> String {
          \t}}\n\
          \tchain to_node {{\n\
          {}\
-         \t\tct state established,related accept\n\
+         \t\tct state established accept\n\
+         \t\tct state related ct reply ip saddr {subnet} accept\n\
          \t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
          \t\tip daddr {gateway} icmp type echo-request accept\n\
          \t\tgoto denied\n\
          \t}}\n\
          \tchain forward {{\n\
          \t\ttype filter hook forward priority filter; policy accept;\n\
-         \t\tct state established,related accept\n\
+         \t\tct state established accept\n\
+         \t\tiifgroup != {group} ct state related accept\n\
+         \t\tct state related ct reply ip saddr {subnet} accept\n\
+         \t\tip daddr {subnet} iifgroup {group} oifgroup != {group} goto denied\n\
+         \t\tip daddr {subnet} oifgroup != {group} drop\n\
+         {}\
          \t\tiifgroup {group} jump outward\n\
          \t\tiifgroup != {group} oifgroup {group} jump inward\n\
          \t}}\n\
@@ -376,11 +395,13 @@ fn rules(frame: &Frame) -> String {
          \t}}\n\
          \tchain arrival {{\n\
          \t\ttype nat hook prerouting priority dstnat; policy accept;\n\
+         \t\t{own_names}\n\
          \t\t{translate}\n\
          {translate6}\
          \t}}\n\
          \tchain origin {{\n\
          \t\ttype nat hook output priority -100; policy accept;\n\
+         \t\t{own_names}\n\
          \t\t{translate}\n\
          {translate6}\
          \t}}\n\
@@ -400,7 +421,7 @@ fn rules(frame: &Frame) -> String {
          \t\tiifgroup {group} iifname . arp saddr ether . arp saddr ip != @sources drop\n\
          \t}}\n\
          }}\n",
-        six.own, six.from_sandbox, six.to_node, six.outward, six.inward, six.departure
+        six.own, six.from_sandbox, six.to_node, six.forward, six.outward, six.inward, six.departure
     )
 }
 

@@ -57,9 +57,10 @@ pub(crate) struct Frame6 {
 pub(crate) struct Text6 {
     /// Sets, maps and chains.
     pub(crate) own: String,
-    /// At the beginning of the chains `from_sandbox`, `to_node`, `outward` and `inward`.
+    /// At the beginning of the chains `from_sandbox`, `to_node`, `outward` and `inward`, and in `forward` before those.
     pub(crate) from_sandbox: String,
     pub(crate) to_node: String,
+    pub(crate) forward: String,
     pub(crate) outward: String,
     pub(crate) inward: String,
     /// In the chains that translate.
@@ -215,7 +216,8 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
          \t\tdrop\n\
          \t}}\n\
          \tchain to_node6 {{\n\
-         \t\tct state established,related accept\n\
+         \t\tct state established accept\n\
+         \t\tct state related ct reply ip6 saddr {subnet} accept\n\
          \t\t{discovery} accept\n\
          \t\tip6 daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
          \t\tip6 daddr {gateway} icmpv6 type echo-request accept\n\
@@ -247,6 +249,11 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
         own,
         from_sandbox: leads_to("from_sandbox6"),
         to_node: leads_to("to_node6"),
+        forward: format!(
+            "\t\tct state related ct reply ip6 saddr {subnet} accept\n\
+             \t\tip6 daddr {subnet} iifgroup {group} oifgroup != {group} goto denied6\n\
+             \t\tip6 daddr {subnet} oifgroup != {group} drop\n"
+        ),
         outward: leads_to("outward6"),
         inward: leads_to("inward6"),
         // Neither loopback nor link-local addresses can be led anywhere: the kernel forwards none.

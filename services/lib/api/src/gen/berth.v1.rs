@@ -4,8 +4,8 @@
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SandboxSpec {
     /// Free texts for the caller's own use, shown by Get and matched by the filter of List. They are set as labels on the
-    /// sandbox's containers; keys below `runtime.computer/` are the system's and refused. At most 64; key at most 128
-    /// bytes, value at most 1024. The label `instance` becomes the variable `BERTH_INSTANCE_NUM` of every container.
+    /// sandbox's containers; keys below `runtime.computer/` are the system's and refused, as are keys with `=`. At most 64;
+    /// key at most 128 bytes, value at most 1024. The label `instance` becomes the variable `BERTH_INSTANCE_NUM` of every container.
     #[prost(map = "string, string", tag = "1")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,
