@@ -741,3 +741,36 @@ async fn a_sandbox_keeps_the_addresses_it_was_admitted_with_and_a_subnet_in_use_
     ensure!(fetch((new, WEB).into()).as_deref() == Some("new"));
     node.finish()
 }
+
+#[tokio::test]
+async fn what_leads_to_a_sandbox_over_ipv6_comes_back() -> anyhow::Result<()> {
+    let home = TestNode::new_home()?;
+    let toml = format!("network.subnet6 = \"{}/64\"\n", prefix(home.path(), 0));
+    let node = TestNode::start_in(home, &toml, &[]).await?;
+    let sandbox = node.create("web", web("hello", WEB.into())).await?;
+    let own = sandbox.addresses.get(1).context("an IPv6 address")?;
+    let (own, _) = own.address.split_once('/').context("a prefix")?;
+    let route = ip(&format!("-6 route show {own}"))?;
+    let link = route
+        .split_whitespace()
+        .skip_while(|it| *it != "dev")
+        .nth(1);
+    let link = link.context("the link of the route")?.to_owned();
+    let stands = || async {
+        let route = ip(&format!("-6 route show {own}")).unwrap_or_default();
+        let next_hop = ip(&format!("-6 addr show dev {link} to fe80::1")).unwrap_or_default();
+        route.contains(&link) && next_hop.contains("fe80::1")
+    };
+    ensure!(stands().await);
+    for change in [
+        format!("-6 route del {own}/128 dev {link}"),
+        format!("-6 addr flush dev {link}"),
+    ] {
+        ip(&change)?;
+        ensure!(!stands().await, "{change} takes something away");
+        let limit = Duration::from_secs(20);
+        eventually(&format!("back after {change}"), limit, stands).await?;
+    }
+    node.delete("web").await?;
+    node.finish()
+}

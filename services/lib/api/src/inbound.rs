@@ -11,6 +11,7 @@ use berth_domain::{
     NAME_SERVER_PORTS, NamePattern, NamedDestination, NetworkPolicy, Port, Protocol, Reason,
     Resources, RestartPolicy, Route, SandboxId, SandboxSpec, StaticHost, Violation,
     id::check_name,
+    ipam,
     names::LABEL_PREFIX,
     spec::{PORT_WAIT_DEFAULT, STOP_GRACE_DEFAULT},
     subnets::check_identifier,
@@ -503,19 +504,15 @@ impl Check {
         })
     }
 
-    /// A next hop that the kernel takes: a host of the sandbox's subnet.
+    /// The node is the only neighbour of a sandbox.
     fn gateway(&mut self, field: &str, text: &str) -> Option<Ipv4Addr> {
         let problem = "must be an IPv4 address";
         let gateway = self.take(field, text.parse::<Ipv4Addr>().map_err(|_| problem))?;
-        let subnet = self.subnet;
-        let is_host = gateway != subnet.network() && gateway != subnet.broadcast();
-        if subnet.contains(&gateway) && is_host {
+        let node = ipam::gateway(self.subnet);
+        if gateway == node {
             return Some(gateway);
         }
-        self.wrong(
-            field,
-            format!("must be a host in the sandbox's subnet {subnet}"),
-        );
+        self.wrong(field, format!("must be the node's address {node}"));
         None
     }
 
@@ -894,7 +891,7 @@ mod tests {
                 spec(it).routes = by_gateway("10.88.0.1")
             }),
             ("spec.routes[0].gateway", |it| {
-                spec(it).routes = by_gateway("10.87.0.0")
+                spec(it).routes = by_gateway("10.87.0.2")
             }),
             ("spec.routes[0].gateway", |it| {
                 spec(it).routes = by_gateway("10.87.255.255")
@@ -1049,7 +1046,7 @@ mod tests {
             web(&mut request).resources = own;
             create_from_proto(request, subnet()).unwrap();
         }
-        for gateway in ["", "10.87.0.1", "10.87.255.254"] {
+        for gateway in ["", "10.87.0.1"] {
             let mut request = request();
             spec(&mut request).routes = by_gateway(gateway);
             create_from_proto(request, subnet()).unwrap();

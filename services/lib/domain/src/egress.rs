@@ -78,6 +78,10 @@ impl NamePattern {
 
     /// Whether it stands for `name`, which is in lower case and without the dot at its end.
     pub fn matches(&self, name: &str) -> bool {
+        // A label with a dot in it is written so, and is below nothing that it looks to be.
+        if name.contains('\\') {
+            return false;
+        }
         match name.strip_suffix(self.name.as_str()) {
             Some("") => !self.below,
             Some(rest) => self.below && rest.len() > 1 && rest.ends_with('.'),
@@ -190,6 +194,8 @@ mod tests {
             ("*.example.org",   "badexample.org",      false),
             ("*.example.org",   "example.org.evil",    false),
             ("*.example.org",   "",                    false),
+            // One label with dots in it, below something else.
+            ("*.example.org",   "x\\.example.org",     false),
         ];
         for (rule, name, expected) in cases {
             assert_eq!(pattern(rule).matches(name), expected, "{rule} and {name}");

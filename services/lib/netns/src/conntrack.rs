@@ -1,6 +1,7 @@
 //! Connections that the kernel remembers of an address: an old one would send packets to whoever has the address next.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -20,13 +21,14 @@ const ZONE: u16 = 18;
 
 /// Deletes every connection in which one of `addresses` takes part, on either side of a translation.
 pub(crate) fn forget(socket: &mut Nfnetlink, addresses: &[IpAddr]) -> io::Result<()> {
+    let addresses: BTreeSet<_> = addresses.iter().copied().collect();
     for family in [IPV4, IPV6] {
         if addresses.iter().all(|it| it.is_ipv6() != (family == IPV6)) {
             continue;
         }
         let mut doomed = vec![];
         socket.dump(GET, family, &[], |payload| {
-            if takes_part(payload, addresses) {
+            if takes_part(payload, &addresses) {
                 doomed.push(name(payload));
             }
         })?;
@@ -41,7 +43,7 @@ pub(crate) fn forget(socket: &mut Nfnetlink, addresses: &[IpAddr]) -> io::Result
     Ok(())
 }
 
-fn takes_part(connection: &[u8], addresses: &[IpAddr]) -> bool {
+fn takes_part(connection: &[u8], addresses: &BTreeSet<IpAddr>) -> bool {
     [ORIGINAL, REPLY].iter().any(|&side| {
         let ends = attribute(connection, side).and_then(|it| attribute(it, ADDRESSES));
         // Its attributes are the source and the destination.
@@ -85,7 +87,7 @@ mod tests {
     #[test]
     fn a_connection_is_of_an_address_on_either_side_of_a_translation() {
         let (client, node, own, other) = ([9, 0, 0, 1], [9, 0, 0, 2], [10, 0, 0, 2], [10, 0, 0, 3]);
-        let addresses = [IpAddr::from(own)];
+        let addresses = BTreeSet::from([IpAddr::from(own)]);
         let cases = [
             ([client, node], [own, client], true),
             ([own, client], [client, node], true),
@@ -102,7 +104,7 @@ mod tests {
             [client6.octets(), own6.octets()],
             [own6.octets(), client6.octets()],
         );
-        assert!(takes_part(&it, &[own6.into()]) && !takes_part(&it, &addresses));
+        assert!(takes_part(&it, &BTreeSet::from([own6.into()])) && !takes_part(&it, &addresses));
         for length in 0..connection([own, own], [own, own]).len() {
             let torn = &connection([own, own], [own, own])[..length];
             let _ = (takes_part(torn, &addresses), name(torn));

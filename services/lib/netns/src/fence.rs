@@ -340,8 +340,12 @@ impl Fence {
         let left = loop {
             reads += 1;
             match judge(&mut self.state().socket, &passage)? {
+                Some(judgement) => break judgement.changes,
                 None if reads < READS_MAX => {}
-                judgement => break judgement.unwrap_or_default().changes,
+                None => {
+                    let busy = std::io::Error::from(std::io::ErrorKind::Interrupted);
+                    return Err(NetnsError::rules("reading the tables of others")(busy));
+                }
             }
         };
         if !left.is_empty() {

@@ -228,10 +228,10 @@ impl Links {
     pub(crate) async fn add_neighbour(
         &self,
         index: u32,
-        address: Ipv4Addr,
+        address: IpAddr,
         hardware: [u8; 6],
     ) -> Result<(), NetnsError> {
-        let add = self.0.neighbours().add(index, address.into());
+        let add = self.0.neighbours().add(index, address);
         let add = add.link_layer_address(&hardware).replace();
         self.request(format!("adding neighbour {address}"), add.execute())
             .await
@@ -357,6 +357,34 @@ impl Links {
         Ok(routes.map(|(link, net)| (net.addr(), link)).collect())
     }
 
+    /// As [`Links::host_routes`].
+    pub(crate) async fn host_routes6(&self) -> Result<BTreeSet<(Ipv6Addr, u32)>, NetnsError> {
+        let request = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let all: Vec<_> = self
+            .0
+            .route()
+            .get(request)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing routes", it))?;
+        Ok(all.iter().filter_map(read_host_route6).collect())
+    }
+
+    /// The numbers of the links that have this IPv6 address.
+    pub(crate) async fn with_address6(
+        &self,
+        address: Ipv6Addr,
+    ) -> Result<BTreeSet<u32>, NetnsError> {
+        let all = self.0.address().get().set_address_filter(address.into());
+        let all: Vec<_> = all
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|it| failed("listing addresses", it))?;
+        Ok(all.iter().map(|it| it.header.index).collect())
+    }
+
     /// The IPv4 networks that routes by links lead to, by the numbers of these.
     async fn routes(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
         let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -435,6 +463,26 @@ fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
     }
     let net = Ipv4Net::new(destination?, message.header.destination_prefix_length).ok()?;
     Some((link?, net))
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a route has a dozen attributes"
+)]
+fn read_host_route6(message: &RouteMessage) -> Option<(Ipv6Addr, u32)> {
+    let (mut link, mut destination) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                destination = Some(*address);
+            }
+            _ => {}
+        }
+    }
+    let is_one = message.header.destination_prefix_length == 128;
+    let is_local = message.header.table == LOCAL_TABLE;
+    (is_one && !is_local).then_some((destination?, link?))
 }
 
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {

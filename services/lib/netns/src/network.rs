@@ -88,7 +88,10 @@ impl NetnsNetwork {
         });
         let group = rules::group(&instance);
         let own = |it: &Link| it.name == settings.bridge || it.group == group;
-        others::check(subnet, &links.claims(own).await?)?;
+        // Where sandboxes live already, whoever came later is somebody else's to mend.
+        if links.find(&settings.bridge).await?.is_none() {
+            others::check(subnet, &links.claims(own).await?)?;
+        }
         ways::keep_bridge(&links, &settings).await?;
         let frame = Frame {
             instance,
@@ -223,7 +226,7 @@ impl NetnsNetwork {
         }
         inside.set_up(eth.index).await?;
         inside
-            .add_neighbour(eth.index, gateway, rules::hardware_address(gateway))
+            .add_neighbour(eth.index, gateway.into(), rules::hardware_address(gateway))
             .await?;
         inside.add_host_route(gateway, eth.index, None).await?;
         inside.add_route(EVERYWHERE, gateway).await?;
@@ -231,12 +234,14 @@ impl NetnsNetwork {
             let own = Ipv6Net::new_assert(link_local(ip), LINK_LOCAL_PREFIX);
             inside.add_address6(eth.index, own).await?;
             inside.add_address6(eth.index, ip6.into()).await?;
+            inside
+                .add_neighbour(eth.index, NEXT_HOP.into(), rules::hardware_address(gateway))
+                .await?;
             inside.add_default_route6(eth.index, NEXT_HOP).await?;
         }
         for route in &sandbox.spec.routes {
-            inside
-                .add_route(route.destination, route.gateway.unwrap_or(gateway))
-                .await?;
+            // The node is the only neighbour.
+            inside.add_route(route.destination, gateway).await?;
         }
         Ok(())
     }

@@ -62,6 +62,9 @@ pub(crate) struct Timed {
     pub(crate) life: Duration,
 }
 
+/// How often a list is read again because others change tables meanwhile.
+const READS_MAX: usize = 16;
+
 impl Nfnetlink {
     /// Opens a socket in the network namespace of the calling thread.
     pub(crate) fn open() -> io::Result<Self> {
@@ -150,19 +153,35 @@ impl Nfnetlink {
 
     /// How many rules a table has.
     pub(crate) fn rules(&mut self, family: Family, table: &str) -> io::Result<usize> {
-        let mut count = 0;
-        self.ask(
-            GET_RULE,
-            DUMP,
-            family.number(),
-            &text(1, table),
-            // A kernel that does not filter sends the rules of all tables.
-            |payload| {
-                let own = attribute(payload, 1).is_some_and(|it| is_text(it, table));
-                count += usize::from(own);
-            },
-        )?;
-        Ok(count)
+        self.undisturbed(|socket| {
+            let mut count = 0;
+            socket.ask(
+                GET_RULE,
+                DUMP,
+                family.number(),
+                &text(1, table),
+                // A kernel that does not filter sends the rules of all tables.
+                |payload| {
+                    let own = attribute(payload, 1).is_some_and(|it| is_text(it, table));
+                    count += usize::from(own);
+                },
+            )?;
+            Ok(count)
+        })
+    }
+
+    /// Reads again where somebody has changed a table meanwhile, as the name server does with many an answer.
+    fn undisturbed<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Self) -> io::Result<T>,
+    ) -> io::Result<T> {
+        for _ in 1..READS_MAX {
+            match read(self) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+        read(self)
     }
 
     /// The elements of one set, by key.
@@ -172,13 +191,15 @@ impl Nfnetlink {
         table: &str,
         set: &str,
     ) -> io::Result<BTreeMap<Vec<u8>, Held>> {
-        let mut found = BTreeMap::new();
         let body = [text(1, table), text(2, set)].concat();
-        self.ask(GET_ELEMENT, DUMP, family.number(), &body, |payload| {
-            let list = attribute(payload, 3).unwrap_or_default();
-            found.extend(attributes(list).filter_map(|(_, it)| read_element(it)));
-        })?;
-        Ok(found)
+        self.undisturbed(|socket| {
+            let mut found = BTreeMap::new();
+            socket.ask(GET_ELEMENT, DUMP, family.number(), &body, |payload| {
+                let list = attribute(payload, 3).unwrap_or_default();
+                found.extend(attributes(list).filter_map(|(_, it)| read_element(it)));
+            })?;
+            Ok(found)
+        })
     }
 
     /// One element, which has to be there.

@@ -34,7 +34,9 @@ impl fmt::Display for ClaimKind {
 pub(crate) fn check(subnet: Ipv4Net, claims: &[Claim]) -> Result<(), NetnsError> {
     let overlaps = |it: &&Claim| {
         let net = it.net.trunc();
-        net.contains(&subnet) || subnet.contains(&net)
+        // What leads to more than the subnet leads to the rest of it from now on.
+        let is_wider = it.kind == ClaimKind::Route && net.prefix_len() < subnet.prefix_len();
+        subnet.contains(&net) || net.contains(&subnet) && !is_wider
     };
     match claims.iter().find(overlaps) {
         None => Ok(()),
@@ -45,13 +47,16 @@ pub(crate) fn check(subnet: Ipv4Net, claims: &[Claim]) -> Result<(), NetnsError>
     }
 }
 
-/// Refuses a bridge that has another address than `own`: it is somebody else's, or left of a former subnet.
+/// Refuses a bridge that has another address and not `own`: it is somebody else's, or left of a former subnet.
 pub(crate) fn check_bridge(
     bridge: &str,
     own: Ipv4Net,
     addresses: impl IntoIterator<Item = Ipv4Net>,
 ) -> Result<(), NetnsError> {
-    match addresses.into_iter().find(|it| *it != own) {
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    match addresses.iter().find(|it| **it != own) {
+        // It is ours, and somebody has added to it.
+        _ if addresses.contains(&own) => Ok(()),
         None => Ok(()),
         Some(other) => Err(NetnsError::Misconfigured {
             setting: "network.bridge",
@@ -81,7 +86,8 @@ mod tests {
         let cases = [
             ("10.1.0.0/16", true),
             ("10.1.2.0/24", true),
-            ("10.0.0.0/8",  true),
+            // It leads to a network of which this is a part.
+            ("10.0.0.0/8",  false),
             // As texts these two begin alike, and those above do not.
             ("10.10.0.0/16", false),
             ("10.1.255.9/32", true),
@@ -107,8 +113,14 @@ mod tests {
         let own: Ipv4Net = "10.1.0.1/16".parse().unwrap();
         check_bridge("b", own, []).unwrap();
         check_bridge("b", own, [own]).unwrap();
+        let wide = Claim {
+            kind: ClaimKind::Address,
+            ..claim("10.0.0.7/8")
+        };
+        check(own.trunc(), &[wide]).unwrap_err();
         for other in ["10.1.0.1/24", "10.1.0.2/16", "10.2.0.1/16"] {
-            let error = check_bridge("b", own, [own, other.parse().unwrap()]);
+            check_bridge("b", own, [own, other.parse().unwrap()]).unwrap();
+            let error = check_bridge("b", own, [other.parse().unwrap()]);
             let said = error.unwrap_err().to_string();
             assert!(
                 said.starts_with("network.bridge: b ") && said.contains(other),

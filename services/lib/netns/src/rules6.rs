@@ -28,12 +28,15 @@ const NEXT_HOP_GROUP: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 1)
 const STEP: u8 = 4;
 
 /// What nobody beyond the node answers for, or answers with what no sandbox may know.
-const FLOOR: [&str; 12] = [
+const FLOOR: [&str; 15] = [
     // IPv4 in other clothes: this node, or a translator beyond it, would take them off behind the rules.
     "::/96",
     "::ffff:0:0/96",
     "64:ff9b::7f00:0/104",
     "64:ff9b::a9fe:0/112",
+    "64:ff9b::6464:64c8",
+    "64:ff9b::a83f:8110",
+    "64:ff9b::c000:c0",
     "2001::/32",
     "2002::/16",
     "fe80::/10",

@@ -9,6 +9,7 @@ use std::{
 };
 
 use berth_domain::ipam::{self, Subnets};
+use berth_platform::NetworkError;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::{
@@ -58,20 +59,37 @@ impl NetnsNetwork {
         let links = self.links.all().await?.into_iter();
         let links: BTreeMap<_, _> = links.map(|it| (it.name.clone(), it)).collect();
         let routes = self.links.host_routes().await?;
+        let has_ipv6 = ways.iter().any(|it| it.ip6.is_some());
+        let (routes6, next_hops) = match has_ipv6 {
+            true => (
+                self.links.host_routes6().await?,
+                self.links.with_address6(NEXT_HOP).await?,
+            ),
+            false => Default::default(),
+        };
         for way in ways {
             // A sandbox without its link is somebody else's to mend.
             let Some(Link { index, is_up, .. }) = links.get(&way.link) else {
                 continue;
             };
-            if *is_up && routes.contains(&(way.ip, *index)) {
+            let leads6 = |it| routes6.contains(&(it, *index)) && next_hops.contains(index);
+            let stands = *is_up && routes.contains(&(way.ip, *index)) && way.ip6.is_none_or(leads6);
+            if stands {
                 continue;
             }
             tracing::warn!(
                 link = way.link,
                 "what leads to a sandbox was taken away, and is made anew"
             );
-            self.links.set_up(*index).await?;
-            self.lead(&way, *index).await?;
+            // One that cannot be mended keeps nobody else waiting.
+            let mended = async {
+                self.links.set_up(*index).await?;
+                self.lead(&way, *index).await
+            };
+            if let Err(error) = mended.await {
+                let error = NetworkError::from(error);
+                tracing::warn!(link = way.link, %error, cause = %error.source, "a way cannot be kept");
+            }
         }
         Ok(())
     }
@@ -83,14 +101,18 @@ impl NetnsNetwork {
             .add_host_route(way.ip, index, Some(gateway))
             .await?;
         if let (Some(ip6), Some(subnet)) = (way.ip6, self.settings.subnets.v6) {
+            ipv6::set_up_link(&way.link)?;
             let next_hop = Ipv6Net::new_assert(NEXT_HOP, LINK_LOCAL_PREFIX);
             self.links.add_address6(index, next_hop).await?;
             let gateway = ipam::address6(subnet, gateway);
             self.links.add_host_route6(ip6, index, gateway).await?;
+            self.links
+                .add_neighbour(index, ip6.into(), hardware_address(way.ip))
+                .await?;
         }
         // Neighbours that are told count nothing in the table that all of the node share.
         self.links
-            .add_neighbour(index, way.ip, hardware_address(way.ip))
+            .add_neighbour(index, way.ip.into(), hardware_address(way.ip))
             .await?;
         let Way {
             link,

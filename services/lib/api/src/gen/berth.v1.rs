@@ -107,8 +107,8 @@ pub struct Route {
     /// IPv4 network in CIDR form, as in `10.1.0.0/16`. Required.
     #[prost(string, tag = "1")]
     pub destination: ::prost::alloc::string::String,
-    /// IPv4 address of the next hop: a host inside the sandbox's subnet, which the node's status tells; another one is
-    /// refused with INVALID_FIELD. Default: the node's address on the bridge.
+    /// IPv4 address of the next hop: the node's address on the bridge, the only neighbour of a sandbox; another one is refused
+    /// with INVALID_FIELD. Default: that address.
     #[prost(string, tag = "2")]
     pub gateway: ::prost::alloc::string::String,
 }
