@@ -8,7 +8,7 @@ use std::{
 };
 
 use hickory_proto::{
-    op::{Message, ResponseCode},
+    op::{Edns, Message, ResponseCode},
     rr::{DNSClass, RecordType},
 };
 
@@ -19,6 +19,8 @@ use crate::{
     upstream::{Transport, Upstreams, ask},
 };
 
+/// What an upstream may send in one packet: it passes everywhere unbroken.
+const UDP_PAYLOAD: u16 = 1232;
 /// Longer ones are rare, and would make the cache as large as somebody likes.
 const KEPT_BYTES_MAX: usize = 4096;
 
@@ -70,8 +72,7 @@ impl Forwarder {
         };
         for upstream in self.upstreams.current(&self.own) {
             let upstream = SocketAddr::new(upstream, self.port);
-            let mut asked = query.clone();
-            asked.metadata.id = Message::query().metadata.id;
+            let asked = onward(query);
             match ask(upstream, &asked, transport, self.timeout).await {
                 Ok(answer) if answer.metadata.response_code == ResponseCode::ServFail => {}
                 Ok(answer) if answer.metadata.response_code == ResponseCode::Refused => {}
@@ -90,6 +91,22 @@ impl Forwarder {
     fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The question of `query` and what it says of the answer, and nothing else that its sender has put in: what is kept serves
+/// everybody, and an upstream may answer by who it is told to be asked for (RFC 7871).
+fn onward(query: &Message) -> Message {
+    let mut asked = Message::query();
+    asked.metadata.recursion_desired = query.metadata.recursion_desired;
+    asked.metadata.checking_disabled = query.metadata.checking_disabled;
+    asked.add_queries(query.queries.iter().take(1).cloned());
+    if let Some(edns) = &query.edns {
+        let mut own = Edns::new();
+        own.set_max_payload(UDP_PAYLOAD);
+        own.set_dnssec_ok(edns.flags().dnssec_ok);
+        asked.edns = Some(own);
+    }
+    asked
 }
 
 /// An answer as the one to `query`: with its number and its spelling of the name.

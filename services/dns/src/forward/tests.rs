@@ -7,7 +7,10 @@ use std::sync::{
 
 use hickory_proto::{
     op::Query,
-    rr::{Name, RData, Record, rdata::A},
+    rr::{
+        Name, RData, Record,
+        rdata::{A, opt::EdnsOption},
+    },
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -100,6 +103,34 @@ async fn an_answer_comes_back_with_the_number_and_the_spelling_of_its_question_a
         assert_eq!(answer.answers.len(), 1);
     }
     assert_eq!(upstream.asked(), 1, "the second was kept");
+}
+
+#[tokio::test]
+async fn nothing_goes_on_of_what_a_caller_adds_to_its_question() {
+    let only_the_question = |it: Message| {
+        let edns = it.edns.clone().unwrap();
+        let is_plain = edns.options().as_ref().is_empty()
+            && edns.max_payload() == UDP_PAYLOAD
+            && edns.flags().dnssec_ok
+            && it.answers.is_empty()
+            && it.additionals.is_empty();
+        let sent = answer_to(&it, 60);
+        is_plain.then_some(sent).into_iter().collect()
+    };
+    let (_upstream, port) = Scripted::serve([127, 0, 0, 1], 0, only_the_question).await;
+    let forwarder = forwarder(&[[127, 0, 0, 1]], port, |_| ());
+    let mut query = query("example.org.");
+    let mut edns = Edns::new();
+    edns.set_max_payload(65_000);
+    edns.set_dnssec_ok(true);
+    let cookie = EdnsOption::Unknown(10, b"12345678".to_vec());
+    edns.options_mut().insert(cookie);
+    query.edns = Some(edns);
+    query
+        .additionals
+        .push(answer_to(&query, 1).answers[0].clone());
+    let answer = forwarder.answer(CALLER, &query, Transport::Udp).await;
+    assert_eq!(answer.answers.len(), 1);
 }
 
 #[tokio::test]

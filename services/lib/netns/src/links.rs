@@ -9,7 +9,7 @@ use std::{
 use futures::TryStreamExt as _;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
-    Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
@@ -109,7 +109,11 @@ impl Links {
         }
         let addresses = self.addresses().await?.into_iter();
         let own = addresses.filter(|(index, _)| *index == found.index);
-        let own: Vec<_> = own.map(|(_, it)| it).collect();
+        let four = |it| match it {
+            IpNet::V4(it) => Some(it),
+            IpNet::V6(_) => None,
+        };
+        let own: Vec<_> = own.filter_map(|(_, it)| four(it)).collect();
         others::check_bridge(name, net, own.iter().copied())?;
         if !own.contains(&net) {
             self.add_address(found.index, &net.into()).await?;
@@ -120,9 +124,10 @@ impl Links {
         Ok(found)
     }
 
-    /// The networks that links lead to, other than those that `is_own` knows.
+    /// The networks of these families that links lead to, other than those that `is_own` knows.
     pub(crate) async fn claims(
         &self,
+        families: &[IpVersion],
         is_own: impl Fn(&Link) -> bool,
     ) -> Result<Vec<Claim>, NetnsError> {
         let links: BTreeMap<u32, Link> = self
@@ -140,13 +145,15 @@ impl Links {
         let mut claims: Vec<_> = addresses
             .filter_map(|(index, net)| claim(ClaimKind::Address, index, net))
             .collect();
-        let routes = self.routes().await?.into_iter();
-        claims.extend(routes.filter_map(|(index, net)| claim(ClaimKind::Route, index, net)));
+        for family in families {
+            let routes = self.routes(family.clone()).await?.into_iter();
+            claims.extend(routes.filter_map(|(index, net)| claim(ClaimKind::Route, index, net)));
+        }
         Ok(claims)
     }
 
-    /// The IPv4 addresses of all links, by the numbers of these.
-    async fn addresses(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
+    /// The addresses of all links that others can reach, by the numbers of these.
+    async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, NetnsError> {
         let all: Vec<_> = self
             .0
             .address()
@@ -350,25 +357,14 @@ impl Links {
             .await
     }
 
-    /// The single addresses that a route by a link leads to, with the number of the link.
-    pub(crate) async fn host_routes(&self) -> Result<BTreeSet<(Ipv4Addr, u32)>, NetnsError> {
-        let single = |it: &(u32, Ipv4Net)| it.1.prefix_len() == 32;
-        let routes = self.routes().await?.into_iter().filter(single);
+    /// The single addresses of this family that a route by a link leads to, with the number of the link.
+    pub(crate) async fn host_routes(
+        &self,
+        family: IpVersion,
+    ) -> Result<BTreeSet<(IpAddr, u32)>, NetnsError> {
+        let single = |it: &(u32, IpNet)| it.1.prefix_len() == it.1.max_prefix_len();
+        let routes = self.routes(family).await?.into_iter().filter(single);
         Ok(routes.map(|(link, net)| (net.addr(), link)).collect())
-    }
-
-    /// As [`Links::host_routes`].
-    pub(crate) async fn host_routes6(&self) -> Result<BTreeSet<(Ipv6Addr, u32)>, NetnsError> {
-        let request = RouteMessageBuilder::<Ipv6Addr>::new().build();
-        let all: Vec<_> = self
-            .0
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|it| failed("listing routes", it))?;
-        Ok(all.iter().filter_map(read_host_route6).collect())
     }
 
     /// The numbers of the links that have this IPv6 address.
@@ -385,9 +381,12 @@ impl Links {
         Ok(all.iter().map(|it| it.header.index).collect())
     }
 
-    /// The IPv4 networks that routes by links lead to, by the numbers of these.
-    async fn routes(&self) -> Result<Vec<(u32, Ipv4Net)>, NetnsError> {
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    /// The networks of this family that routes by links lead to, by the numbers of these.
+    async fn routes(&self, family: IpVersion) -> Result<Vec<(u32, IpNet)>, NetnsError> {
+        let request = match family {
+            IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
         let all: Vec<_> = self
             .0
             .route()
@@ -433,12 +432,17 @@ impl Links {
     clippy::wildcard_enum_match_arm,
     reason = "an address has a dozen attributes"
 )]
-fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
-    let local = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Local(IpAddr::V4(local)) => Some(*local),
+fn read_address(message: &AddressMessage) -> Option<(u32, IpNet)> {
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    // What is called the address of IPv4 is the other end's where a link leads to one host.
+    let own = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Local(IpAddr::V4(own)) => Some(IpAddr::V4(*own)),
+        AddressAttribute::Address(IpAddr::V6(own)) => Some(IpAddr::V6(*own)),
         _ => None,
     });
-    let net = Ipv4Net::new(local?, message.header.prefix_len).ok()?;
+    let net = IpNet::new(own?, message.header.prefix_len).ok()?;
     Some((message.header.index, net))
 }
 
@@ -447,7 +451,7 @@ fn read_address(message: &AddressMessage) -> Option<(u32, Ipv4Net)> {
     clippy::wildcard_enum_match_arm,
     reason = "a route has thirty attributes"
 )]
-fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
+fn read_route(message: &RouteMessage) -> Option<(u32, IpNet)> {
     if message.header.table == LOCAL_TABLE {
         return None;
     }
@@ -456,33 +460,16 @@ fn read_route(message: &RouteMessage) -> Option<(u32, Ipv4Net)> {
         match attribute {
             RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(*address);
+                destination = Some(IpAddr::V4(*address));
             }
-            _ => {}
-        }
-    }
-    let net = Ipv4Net::new(destination?, message.header.destination_prefix_length).ok()?;
-    Some((link?, net))
-}
-
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a route has a dozen attributes"
-)]
-fn read_host_route6(message: &RouteMessage) -> Option<(Ipv6Addr, u32)> {
-    let (mut link, mut destination) = (None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => link = Some(*index),
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                destination = Some(*address);
+                destination = Some(IpAddr::V6(*address));
             }
             _ => {}
         }
     }
-    let is_one = message.header.destination_prefix_length == 128;
-    let is_local = message.header.table == LOCAL_TABLE;
-    (is_one && !is_local).then_some((destination?, link?))
+    let net = IpNet::new(destination?, message.header.destination_prefix_length).ok()?;
+    Some((link?, net))
 }
 
 fn failed(operation: impl Into<String>, source: rtnetlink::Error) -> NetnsError {

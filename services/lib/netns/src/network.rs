@@ -20,6 +20,7 @@ use berth_platform::{
     NetworkSeen,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rtnetlink::IpVersion;
 
 use crate::{
     error::NetnsError,
@@ -90,7 +91,15 @@ impl NetnsNetwork {
         let own = |it: &Link| it.name == settings.bridge || it.group == group;
         // Where sandboxes live already, whoever came later is somebody else's to mend.
         if links.find(&settings.bridge).await?.is_none() {
-            others::check(subnet, &links.claims(own).await?)?;
+            let families = match subnet6 {
+                Some(_) => &[IpVersion::V4, IpVersion::V6][..],
+                None => &[IpVersion::V4],
+            };
+            let claims = links.claims(families, own).await?;
+            others::check("network.subnet", subnet.into(), &claims)?;
+            if let Some(subnet6) = subnet6 {
+                others::check("network.subnet6", subnet6.into(), &claims)?;
+            }
         }
         ways::keep_bridge(&links, &settings).await?;
         let frame = Frame {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::NetnsError;
 
@@ -11,7 +11,7 @@ use crate::error::NetnsError;
 pub(crate) struct Claim {
     pub(crate) kind: ClaimKind,
     /// As it was written: of an address with its host bits.
-    pub(crate) net: Ipv4Net,
+    pub(crate) net: IpNet,
     pub(crate) link: String,
 }
 
@@ -30,18 +30,23 @@ impl fmt::Display for ClaimKind {
     }
 }
 
-/// Refuses a subnet of which another link has a part.
-pub(crate) fn check(subnet: Ipv4Net, claims: &[Claim]) -> Result<(), NetnsError> {
+/// Refuses a subnet, as `setting` has it, of which another link has a part.
+pub(crate) fn check(
+    setting: &'static str,
+    subnet: IpNet,
+    claims: &[Claim],
+) -> Result<(), NetnsError> {
     let overlaps = |it: &&Claim| {
         let net = it.net.trunc();
         // What leads to more than the subnet leads to the rest of it from now on.
         let is_wider = it.kind == ClaimKind::Route && net.prefix_len() < subnet.prefix_len();
+        // Networks of different families contain nothing of each other.
         subnet.contains(&net) || net.contains(&subnet) && !is_wider
     };
     match claims.iter().find(overlaps) {
         None => Ok(()),
         Some(Claim { kind, net, link }) => Err(NetnsError::Misconfigured {
-            setting: "network.subnet",
+            setting,
             problem: format!("{subnet} overlaps the {kind} {net} of link {link}"),
         }),
     }
@@ -94,10 +99,11 @@ mod tests {
             ("10.2.0.0/16", false),
             ("10.0.255.0/24", false),
             ("10.1.7.9/20", true),
+            ("fd00::/64", false),
         ];
         let subnet = "10.1.0.0/16".parse().unwrap();
         for (net, overlaps) in cases {
-            let checked = check(subnet, &[claim("192.0.2.0/24"), claim(net)]);
+            let checked = check("network.subnet", subnet, &[claim("192.0.2.0/24"), claim(net)]);
             assert_eq!(checked.is_err(), overlaps, "{net}");
             if let Err(error) = checked {
                 let said = error.to_string();
@@ -117,7 +123,7 @@ mod tests {
             kind: ClaimKind::Address,
             ..claim("10.0.0.7/8")
         };
-        check(own.trunc(), &[wide]).unwrap_err();
+        check("network.subnet", own.trunc().into(), &[wide]).unwrap_err();
         for other in ["10.1.0.1/24", "10.1.0.2/16", "10.2.0.1/16"] {
             check_bridge("b", own, [own, other.parse().unwrap()]).unwrap();
             let error = check_bridge("b", own, [other.parse().unwrap()]);

@@ -4,13 +4,14 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
 use berth_domain::ipam::{self, Subnets};
 use berth_platform::NetworkError;
 use ipnet::{Ipv4Net, Ipv6Net};
+use rtnetlink::IpVersion;
 
 use crate::{
     error::NetnsError,
@@ -38,7 +39,8 @@ pub(crate) async fn keep_bridge(links: &Links, settings: &Settings) -> Result<()
     let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
     let address6 = v6.map(|it| {
         let gateway = ipam::address6(it, address.addr());
-        Ipv6Net::new_assert(gateway, it.prefix_len())
+        // Of one host: nobody is a neighbour on the bridge, and the rest of the subnet leads nowhere.
+        Ipv6Net::from(gateway)
     });
     if address6.is_some() {
         ipv6::set_up_bridge(&settings.bridge)?;
@@ -58,11 +60,11 @@ impl NetnsNetwork {
         }
         let links = self.links.all().await?.into_iter();
         let links: BTreeMap<_, _> = links.map(|it| (it.name.clone(), it)).collect();
-        let routes = self.links.host_routes().await?;
+        let routes = self.links.host_routes(IpVersion::V4).await?;
         let has_ipv6 = ways.iter().any(|it| it.ip6.is_some());
         let (routes6, next_hops) = match has_ipv6 {
             true => (
-                self.links.host_routes6().await?,
+                self.links.host_routes(IpVersion::V6).await?,
                 self.links.with_address6(NEXT_HOP).await?,
             ),
             false => Default::default(),
@@ -72,8 +74,10 @@ impl NetnsNetwork {
             let Some(Link { index, is_up, .. }) = links.get(&way.link) else {
                 continue;
             };
-            let leads6 = |it| routes6.contains(&(it, *index)) && next_hops.contains(index);
-            let stands = *is_up && routes.contains(&(way.ip, *index)) && way.ip6.is_none_or(leads6);
+            let leads6 =
+                |it| routes6.contains(&(IpAddr::V6(it), *index)) && next_hops.contains(index);
+            let stands =
+                *is_up && routes.contains(&(way.ip.into(), *index)) && way.ip6.is_none_or(leads6);
             if stands {
                 continue;
             }
