@@ -224,13 +224,22 @@ impl TestNode {
 
     /// Signals the manager and returns when it has ended.
     pub fn signal_manager(&self, signal: &str, limit: Duration) -> anyhow::Result<()> {
-        let pid = std::fs::read_to_string(self.home().join("manager.pid"))
-            .context("the manager's pid")?;
+        self.end("manager", signal, limit)
+    }
+
+    /// Kills the dns with SIGKILL and returns when it is dead.
+    pub fn kill_dns(&self) -> anyhow::Result<()> {
+        self.end("dns", "-KILL", Duration::from_secs(10))
+    }
+
+    fn end(&self, process: &str, signal: &str, limit: Duration) -> anyhow::Result<()> {
+        let pid = std::fs::read_to_string(self.home().join(format!("{process}.pid")));
+        let pid = pid.with_context(|| format!("the pid of the {process}"))?;
         let status = Command::new("kill").args([signal, pid.trim()]).status()?;
         ensure!(status.success(), "kill");
         let deadline = Instant::now() + limit;
-        while self.manager_runs() {
-            ensure!(Instant::now() < deadline, "the manager does not end");
+        while self.runs(process) {
+            ensure!(Instant::now() < deadline, "the {process} does not end");
             std::thread::yield_now();
         }
         Ok(())
@@ -238,7 +247,12 @@ impl TestNode {
 
     /// Whether the process that was started last is there and no zombie.
     pub fn manager_runs(&self) -> bool {
-        let pid = std::fs::read_to_string(self.home().join("manager.pid")).unwrap_or_default();
+        self.runs("manager")
+    }
+
+    fn runs(&self, process: &str) -> bool {
+        let pid = std::fs::read_to_string(self.home().join(format!("{process}.pid")));
+        let pid = pid.unwrap_or_default();
         let command = std::fs::read(format!("/proc/{}/cmdline", pid.trim()));
         command.is_ok_and(|it| !it.is_empty())
     }

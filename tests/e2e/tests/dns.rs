@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use berth_api::v1::{
 };
 use berth_e2e::{
     TestNode,
-    node::{eventually, succeed},
+    node::eventually,
     specs::{idle, web},
 };
 use hickory_proto::{
@@ -192,19 +192,6 @@ async fn until_web(from: &From, server: SocketAddr, expected: &[&str]) -> anyhow
     eventually(&what, SOON, seen).await
 }
 
-fn kill_dns(home: &Path) -> anyhow::Result<()> {
-    let pid = fs::read_to_string(home.join("dns.pid")).context("the dns's pid")?;
-    let pid = pid.trim();
-    succeed(Command::new("kill").args(["-KILL", pid]))?;
-    let deadline = std::time::Instant::now() + SOON;
-    let runs = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|it| !it.is_empty());
-    while runs() {
-        ensure!(std::time::Instant::now() < deadline, "the dns does not end");
-        std::thread::yield_now();
-    }
-    Ok(())
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn each_app_finds_its_own_by_every_kind_of_record_and_over_udp_and_tcp() -> anyhow::Result<()>
 {
@@ -326,7 +313,7 @@ async fn names_are_answered_without_a_manager_and_by_a_dns_that_comes_back() -> 
     ensure!(texts(&answer) == [first.as_str()], "no manager is there");
 
     // The dns dies as well, and comes back to a node without a manager: it has only its file.
-    kill_dns(node.home())?;
+    node.kill_dns()?;
     let dns = berth_e2e::node::programs().join("dns");
     let config = node.home().join("dns.toml");
     let mut command = Command::new(dns);

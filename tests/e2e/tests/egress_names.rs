@@ -301,19 +301,6 @@ impl Scene {
         succeed(Command::new("nft").args(line.split_whitespace()))
     }
 
-    fn kill_dns(&self) -> anyhow::Result<()> {
-        let pid = fs::read_to_string(self.node.home().join("dns.pid"))?;
-        let pid = pid.trim();
-        succeed(Command::new("kill").args(["-KILL", pid]))?;
-        let deadline = std::time::Instant::now() + SOON;
-        let runs = || fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|it| !it.is_empty());
-        while runs() {
-            ensure!(std::time::Instant::now() < deadline, "the dns does not end");
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
     async fn finish(self) -> anyhow::Result<()> {
         self.node.assert_clean().await?;
         drop(self.beyond);
@@ -456,7 +443,7 @@ async fn what_a_name_has_opened_stays_open_whatever_is_killed_or_flushed() -> an
     ensure!(carried.contains("192.0.2.9"), "{carried}");
     ensure!(carried.contains("expires 59m"), "what is left: {carried}");
 
-    scene.kill_dns()?;
+    scene.node.kill_dns()?;
     ensure!(scene.passes("named", to), "without a dns");
     ensure!(scene.ask("named", API).is_err(), "nobody answers");
     node.up().await?;

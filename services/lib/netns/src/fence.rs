@@ -515,17 +515,10 @@ fn read(
     table: &str,
     set: &str,
 ) -> std::io::Result<BTreeMap<Vec<u8>, Held>> {
-    let mut reads = 0;
-    loop {
-        reads += 1;
-        match socket.elements(family, table, set) {
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted && reads < READS_MAX => {}
-            // Without a table there are no elements; that it is missing is said of the table.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(BTreeMap::new());
-            }
-            done => return done,
-        }
+    match socket.elements(family, table, set) {
+        // Without a table there are no elements; that it is missing is said of the table.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        done => done,
     }
 }
 

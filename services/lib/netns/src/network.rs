@@ -141,8 +141,7 @@ impl NetnsNetwork {
             if look.is_multiple_of(LOOK_AT_WAYS)
                 && let Err(error) = self.keep_ways().await
             {
-                let error = NetworkError::from(error);
-                tracing::warn!(%error, cause = %error.source, "the ways to sandboxes cannot be kept");
+                warn(error, "the ways to sandboxes cannot be kept");
             }
             match self.fenced(Fence::look).await {
                 Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
@@ -182,10 +181,7 @@ impl NetnsNetwork {
         let pin = dir.join("net");
         let namespace = File::open(&pin).map_err(NetnsError::file("opening", &pin))?;
         let own = ipv4(sandbox).next();
-        // A sandbox that has such an address keeps it, but has no use for it where the node has none.
-        let own6 = ipv6(sandbox)
-            .next()
-            .filter(|_| self.settings.subnets.v6.is_some());
+        let own6 = ipv6(sandbox).next();
         // The rules are first, so that no packet of the link is ever without them.
         let (fenced, its_link) = (sandbox.clone(), link.clone());
         self.fenced(move |fence| fence.admit(&fenced, its_link))

@@ -87,6 +87,9 @@ impl NetnsNetwork {
             );
             // One that cannot be mended keeps nobody else waiting.
             let mended = async {
+                if way.ip6.is_some() {
+                    ipv6::set_up_link(&way.link)?;
+                }
                 self.links.set_up(*index).await?;
                 self.lead(&way, *index).await
             };
@@ -105,7 +108,6 @@ impl NetnsNetwork {
             .add_host_route(way.ip, index, Some(gateway))
             .await?;
         if let (Some(ip6), Some(subnet)) = (way.ip6, self.settings.subnets.v6) {
-            ipv6::set_up_link(&way.link)?;
             let next_hop = Ipv6Net::new_assert(NEXT_HOP, LINK_LOCAL_PREFIX);
             self.links.add_address6(index, next_hop).await?;
             let gateway = ipam::address6(subnet, gateway);
