@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["berth-cgroup", "berth-domain", "berth-platform"],
     ),
     ("berth-daemon", &[]),
+    ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
     ("berth-store", &["berth-domain"]),
