@@ -290,6 +290,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     /// Writes down why the Create failed, before anything is taken back: from here on it is only undone, whoever does that.
+    /// It is tried until that is written or the manager stops, on a full disk as well: the next look at a record that does
+    /// not say so would bring it up once more.
     async fn condemn(
         &self,
         record: &SandboxRecord,
@@ -297,14 +299,18 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         exit: Option<ExitRecord>,
         phases: Vec<Phase>,
     ) -> Result<(), Failure> {
-        let written = self.write(record, move |it, now| {
-            let (reason, message) = (failure.reason.as_str(), failure.message.clone());
-            it.enter(Status::Pending, reason, message, now);
-            it.failure = Some(failure);
-            it.exit = exit;
-            it.phases = phases;
-        });
-        crash::around("create/failed", written).await
+        self.patiently(|| {
+            let (failure, exit, phases) = (failure.clone(), exit.clone(), phases.clone());
+            let written = self.write(record, move |it, now| {
+                let (reason, message) = (failure.reason.as_str(), failure.message.clone());
+                it.enter(Status::Pending, reason, message, now);
+                it.failure = Some(failure);
+                it.exit = exit;
+                it.phases = phases;
+            });
+            crash::around("create/failed", written)
+        })
+        .await
     }
 
     /// Undoes a Create that is known to have failed, and of which a former manager may have undone a part.
@@ -389,9 +395,18 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// Clears until all is gone, or until the manager stops.
     async fn clear_patiently(&self, record: &SandboxRecord) -> Result<(), Failure> {
+        self.patiently(|| self.clear("undo", Some(record), Manner::AtOnce))
+            .await
+    }
+
+    /// Does `work` until it succeeds, or until the manager stops, and shows what keeps it from that.
+    async fn patiently<W>(&self, work: impl Fn() -> W) -> Result<(), Failure>
+    where
+        W: Future<Output = Result<(), Failure>>,
+    {
         let mut backoff = FIRST_BACKOFF;
         loop {
-            match self.clear("undo", Some(record), Manner::AtOnce).await {
+            match work().await {
                 Ok(()) => return Ok(()),
                 Err(trouble) if self.shared.stop.is_cancelled() => return Err(trouble),
                 Err(trouble) => {
