@@ -329,6 +329,8 @@ pub(crate) enum Catalog {
 pub(crate) enum EntryKindArg {
     /// An app
     App,
+    /// Something that was built for an app
+    Artifact,
     /// A name for addresses that are no sandbox
     Host,
     /// A name by which sandboxes of an app are found
@@ -341,6 +343,7 @@ impl From<EntryKindArg> for v1::EntryKind {
     fn from(kind: EntryKindArg) -> Self {
         match kind {
             EntryKindArg::App => Self::App,
+            EntryKindArg::Artifact => Self::Artifact,
             EntryKindArg::Host => Self::Host,
             EntryKindArg::Service => Self::Service,
             EntryKindArg::Version => Self::Version,

@@ -183,7 +183,7 @@ async fn catalog(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
                 standing.take().map(Fact::Entries)
             }
             (Some(watch_catalog_response::Event::Entry(it)), standing) => {
-                match (object_from_proto(Some(it)).ok(), standing) {
+                match (object_from_proto(Some(it)).ok().filter(names), standing) {
                     (Some(object), Some(standing)) => {
                         standing.push(object);
                         None
@@ -198,6 +198,11 @@ async fn catalog(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
         };
         learn(knowledge, fact, revision);
     }
+}
+
+/// Whether an entry has a part in who finds whom; the others may be large.
+fn names(it: &Object) -> bool {
+    !matches!(it, Object::Artifact(_))
 }
 
 fn learn(knowledge: &Knowledge, fact: Option<Fact>, revision: u64) {

@@ -198,6 +198,7 @@ mod tests {
             Object::Version(Version {
                 id: a.clone(),
                 app: a.clone(),
+                ..Version::default()
             }),
             Object::Service(Service {
                 id: web.clone(),

@@ -185,6 +185,7 @@ mod tests {
             Object::Version(Version {
                 id: text("shop/1"),
                 app: text("shop"),
+                ..Version::default()
             }),
             Object::Host(Host {
                 id: text("db"),

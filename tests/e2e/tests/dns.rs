@@ -156,6 +156,7 @@ async fn put_app(node: &TestNode, app: &str) -> anyhow::Result<()> {
     let version = v1::Version {
         id,
         app: app.clone(),
+        ..v1::Version::default()
     };
     put(node, Object::Version(version)).await?;
     let port = v1::ServicePort {

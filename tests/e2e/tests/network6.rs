@@ -267,6 +267,7 @@ async fn put_app(node: &TestNode) -> anyhow::Result<()> {
     let version = v1::Version {
         id: text("a-1"),
         app: text("a"),
+        ..v1::Version::default()
     };
     let service = v1::Service {
         id: text("a-web"),

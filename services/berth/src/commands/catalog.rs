@@ -101,7 +101,16 @@ fn entry_table(entries: &[v1::Entry]) -> String {
                 labels.extend(it.ports.iter().map(port));
                 ("SERVICE", it.id, it.app, it.name, labels.join(","))
             }
-            Some(Object::Version(it)) => ("VERSION", it.id, it.app, String::new(), String::new()),
+            Some(Object::Version(it)) => {
+                let what = [it.image, it.artifact, it.static_artifact];
+                let what: Vec<_> = what.into_iter().filter(|it| !it.is_empty()).collect();
+                ("VERSION", it.id, it.app, String::new(), what.join(","))
+            }
+            Some(Object::Artifact(it)) => {
+                let status = word(it.status().as_str_name(), "ARTIFACT_STATUS_");
+                let what = format!("{status},{} blobs", it.blobs.len());
+                ("ARTIFACT", it.id, String::new(), String::new(), what)
+            }
             None => (
                 "",
                 String::new(),

@@ -71,6 +71,7 @@ fn known() -> Known {
         entries.push(Object::Version(Version {
             id: format!("{app}1"),
             app: app.into(),
+            ..Version::default()
         }));
     }
     let labels = [("nobody".to_owned(), "has this".to_owned())].into();

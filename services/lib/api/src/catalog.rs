@@ -9,9 +9,11 @@ use berth_domain::{
     Failure, Generation, Lookup, NamePattern, NamedDestination, Protocol, Reason, SandboxId,
     Status, Violation,
     catalog::{
-        App, Endpoint, Entry, Host, Key, Kind, Object, Placed, Service, ServicePort, Version,
+        App, Artifact, ArtifactStatus, Endpoint, Entry, Host, Key, Kind, Object, Placed, Service,
+        ServicePort, Version,
     },
     id::check_name,
+    image_ref::{ImageRef, is_digest},
 };
 
 use crate::{
@@ -28,6 +30,8 @@ const LABEL_KEY_MAX: usize = 128;
 const LABEL_VALUE_MAX: usize = 1024;
 const PORTS_MAX: usize = 64;
 const ADDRESSES_MAX: usize = 64;
+const ARTIFACT_ID_MAX: usize = 256;
+const BLOBS_MAX: usize = 512;
 
 /// Reads what an entry says; fields are named from the request.
 pub fn object_from_proto(entry: Option<v1::Entry>) -> Result<Object, Failure> {
@@ -35,7 +39,7 @@ pub fn object_from_proto(entry: Option<v1::Entry>) -> Result<Object, Failure> {
     let Some(object) = entry.and_then(|it| it.object) else {
         return Err(Failure::invalid(
             "entry.object",
-            "must be one of app, version, service, host",
+            "must be one of app, version, service, host, artifact",
         ));
     };
     let mut check = Check::default();
@@ -55,19 +59,8 @@ pub fn object_from_proto(entry: Option<v1::Entry>) -> Result<Object, Failure> {
             };
             Object::App(App { id: it.id, name })
         }
-        Wire::Version(it) => {
-            if !(1..=VERSION_MAX).contains(&it.id.len()) {
-                check.wrong(
-                    "entry.version.id",
-                    format!("must have 1 to {VERSION_MAX} bytes"),
-                );
-            }
-            check.name("entry.version.app", &it.app);
-            Object::Version(Version {
-                id: it.id,
-                app: it.app,
-            })
-        }
+        Wire::Version(it) => check.version(it),
+        Wire::Artifact(it) => check.artifact(it),
         Wire::Service(it) => check.service(it),
         Wire::Host(it) => check.host(it),
     };
@@ -82,6 +75,7 @@ pub fn kind_from_proto(number: i32) -> Result<Option<Kind>, Failure> {
     match v1::EntryKind::try_from(number) {
         Ok(v1::EntryKind::Unspecified) => Ok(None),
         Ok(v1::EntryKind::App) => Ok(Some(Kind::App)),
+        Ok(v1::EntryKind::Artifact) => Ok(Some(Kind::Artifact)),
         Ok(v1::EntryKind::Host) => Ok(Some(Kind::Host)),
         Ok(v1::EntryKind::Service) => Ok(Some(Kind::Service)),
         Ok(v1::EntryKind::Version) => Ok(Some(Kind::Version)),
@@ -102,6 +96,7 @@ pub fn key_from_proto(kind: i32, id: String) -> Result<Key, Failure> {
 pub fn kind_to_proto(kind: Kind) -> v1::EntryKind {
     match kind {
         Kind::App => v1::EntryKind::App,
+        Kind::Artifact => v1::EntryKind::Artifact,
         Kind::Host => v1::EntryKind::Host,
         Kind::Service => v1::EntryKind::Service,
         Kind::Version => v1::EntryKind::Version,
@@ -113,7 +108,23 @@ pub fn entry_to_proto(it: &Entry) -> v1::Entry {
     use v1::entry::Object as Wire;
     let object = match it.object.clone() {
         Object::App(App { id, name }) => Wire::App(v1::App { id, name }),
-        Object::Version(Version { id, app }) => Wire::Version(v1::Version { id, app }),
+        Object::Version(it) => Wire::Version(v1::Version {
+            id: it.id,
+            app: it.app,
+            image: it.image.map(|it| it.to_string()).unwrap_or_default(),
+            artifact: it.artifact.unwrap_or_default(),
+            static_artifact: it.static_artifact.unwrap_or_default(),
+        }),
+        Object::Artifact(it) => Wire::Artifact(v1::Artifact {
+            id: it.id,
+            status: match it.status {
+                ArtifactStatus::Active => v1::ArtifactStatus::Active,
+                ArtifactStatus::Archived => v1::ArtifactStatus::Archived,
+                ArtifactStatus::Empty => v1::ArtifactStatus::Empty,
+            }
+            .into(),
+            blobs: it.blobs,
+        }),
         Object::Service(it) => Wire::Service(v1::Service {
             ports: it.ports.iter().map(port_to_proto).collect(),
             id: it.id,
@@ -244,6 +255,85 @@ impl Check {
         }
     }
 
+    fn version(&mut self, it: v1::Version) -> Object {
+        if !(1..=VERSION_MAX).contains(&it.id.len()) {
+            self.wrong(
+                "entry.version.id",
+                format!("must have 1 to {VERSION_MAX} bytes"),
+            );
+        }
+        self.name("entry.version.app", &it.app);
+        let image = match it.image.as_str() {
+            "" => None,
+            text => ImageRef::parse(text)
+                .map_err(|problem| self.wrong("entry.version.image", problem))
+                .ok(),
+        };
+        if it.artifact.len() > ARTIFACT_ID_MAX {
+            self.wrong(
+                "entry.version.artifact",
+                format!("must have at most {ARTIFACT_ID_MAX} bytes"),
+            );
+        }
+        if !it.static_artifact.is_empty() {
+            self.digest("entry.version.static_artifact", &it.static_artifact);
+        }
+        let given = |text: String| (!text.is_empty()).then_some(text);
+        Object::Version(Version {
+            id: it.id,
+            app: it.app,
+            image,
+            artifact: given(it.artifact),
+            static_artifact: given(it.static_artifact),
+        })
+    }
+
+    fn artifact(&mut self, it: v1::Artifact) -> Object {
+        if !(1..=ARTIFACT_ID_MAX).contains(&it.id.len()) {
+            self.wrong(
+                "entry.artifact.id",
+                format!("must have 1 to {ARTIFACT_ID_MAX} bytes"),
+            );
+        }
+        if it.blobs.len() > BLOBS_MAX {
+            self.wrong(
+                "entry.artifact.blobs",
+                format!("must be at most {BLOBS_MAX}"),
+            );
+        }
+        for (place, digest) in it.blobs.iter().take(BLOBS_MAX).enumerate() {
+            self.digest(&format!("entry.artifact.blobs[{place}]"), digest);
+        }
+        let status = match v1::ArtifactStatus::try_from(it.status) {
+            Ok(v1::ArtifactStatus::Unspecified | v1::ArtifactStatus::Active) => {
+                ArtifactStatus::Active
+            }
+            Ok(v1::ArtifactStatus::Archived) => ArtifactStatus::Archived,
+            Ok(v1::ArtifactStatus::Empty) => ArtifactStatus::Empty,
+            Err(_) => {
+                self.wrong(
+                    "entry.artifact.status",
+                    format!("{} is not a status", it.status),
+                );
+                ArtifactStatus::Active
+            }
+        };
+        Object::Artifact(Artifact {
+            id: it.id,
+            status,
+            blobs: it.blobs,
+        })
+    }
+
+    fn digest(&mut self, field: &str, text: &str) {
+        if !is_digest(text) {
+            self.wrong(
+                field,
+                "must be `sha256:` and 64 hexadecimal digits in lower case",
+            );
+        }
+    }
+
     fn service(&mut self, it: v1::Service) -> Object {
         self.name("entry.service.id", &it.id);
         self.name("entry.service.app", &it.app);
@@ -367,6 +457,18 @@ mod tests {
         })
     }
 
+    fn version(id: &str, app: &str) -> v1::Version {
+        v1::Version {
+            id: id.into(),
+            app: app.into(),
+            ..v1::Version::default()
+        }
+    }
+
+    fn digest(number: u8) -> String {
+        format!("sha256:{number:064x}")
+    }
+
     fn service() -> v1::Service {
         v1::Service {
             id: "web".into(),
@@ -404,8 +506,16 @@ mod tests {
                 name: "Shop".into(),
             }),
             Wire::Version(v1::Version {
-                id: "shop/1".into(),
-                app: "shop".into(),
+                image: "cluster.local:5000/shop:shop-8f3a".into(),
+                artifact: "artifact/shop-8f3a".into(),
+                static_artifact: digest(1),
+                ..version("shop/1", "shop")
+            }),
+            Wire::Version(version("shop/2", "shop")),
+            Wire::Artifact(v1::Artifact {
+                id: "artifact/shop-8f3a".into(),
+                status: v1::ArtifactStatus::Archived.into(),
+                blobs: vec![digest(2), digest(3)],
             }),
             Wire::Service(v1::Service {
                 labels,
@@ -428,6 +538,10 @@ mod tests {
                     assert_eq!(targets, [8080, 443]);
                 }
                 Object::Host(it) => assert_eq!(it.name, "db.example.org"),
+                Object::Version(it) if it.id == "shop/1" => {
+                    assert!(it.image.is_some() && it.artifact.is_some());
+                }
+                Object::Artifact(it) => assert_eq!(it.status, ArtifactStatus::Archived),
                 Object::App(_) | Object::Version(_) => {}
             }
         }
@@ -437,7 +551,13 @@ mod tests {
     #[rustfmt::skip]
     fn what_cannot_be_kept_is_refused_by_its_field() {
         let app = |id: &str, name: &str| Wire::App(v1::App { id: id.into(), name: name.into() });
-        let version = |id: &str, app: &str| Wire::Version(v1::Version { id: id.into(), app: app.into() });
+        let versioned = |change: fn(&mut v1::Version)| {
+            let mut it = version("1", "a");
+            change(&mut it);
+            Wire::Version(it)
+        };
+        let artifact = |id: &str, blobs: Vec<String>| Wire::Artifact(v1::Artifact { id: id.into(), status: 0, blobs });
+        let version = |id: &str, app: &str| Wire::Version(version(id, app));
         let named = |name: &str| Wire::Service(v1::Service { name: name.into(), ..service() });
         let ported = |ports: Vec<v1::ServicePort>| Wire::Service(v1::Service { ports, ..service() });
         let long = "x".repeat(64);
@@ -448,6 +568,14 @@ mod tests {
             (version("", "a"),                                    "entry.version.id"),
             (version(&"x".repeat(257), "a"),                      "entry.version.id"),
             (version("1", ""),                                    "entry.version.app"),
+            (versioned(|it| it.image = "A".into()),               "entry.version.image"),
+            (versioned(|it| it.artifact = "x".repeat(257)),       "entry.version.artifact"),
+            (versioned(|it| it.static_artifact = "x".into()),     "entry.version.static_artifact"),
+            (artifact("", vec![]),                                "entry.artifact.id"),
+            (artifact(&"x".repeat(257), vec![]),                  "entry.artifact.id"),
+            (artifact("a", vec![digest(1); 513]),                 "entry.artifact.blobs"),
+            (artifact("a", vec![digest(1), "sha256:1".into()]),   "entry.artifact.blobs[1]"),
+            (Wire::Artifact(v1::Artifact { id: "a".into(), status: 4, blobs: vec![] }), "entry.artifact.status"),
             (named("a.b"),                                        "entry.service.name"),
             (named("_a"),                                         "entry.service.name"),
             (named("Web"),                                        "entry.service.name"),

@@ -9,6 +9,7 @@ use std::{
 use crate::{
     egress::Lookup,
     id::{Generation, SandboxId},
+    image_ref::ImageRef,
     lifecycle::Status,
     record::SandboxRecord,
     spec::Protocol,
@@ -21,6 +22,7 @@ pub const ENTRIES_MAX: u64 = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     App,
+    Artifact,
     Host,
     Service,
     Version,
@@ -43,6 +45,7 @@ pub struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     App(App),
+    Artifact(Artifact),
     Host(Host),
     Service(Service),
     Version(Version),
@@ -85,10 +88,31 @@ pub struct ServicePort {
     pub protocol: Protocol,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Version {
     pub id: String,
     pub app: String,
+    pub image: Option<ImageRef>,
+    pub artifact: Option<String>,
+    /// Digest of a blob.
+    pub static_artifact: Option<String>,
+}
+
+/// Something that was built for an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    pub id: String,
+    pub status: ArtifactStatus,
+    /// Digests of what its manifest names.
+    pub blobs: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ArtifactStatus {
+    #[default]
+    Active,
+    Archived,
+    Empty,
 }
 
 /// What of a sandbox decides who finds it.
@@ -129,7 +153,7 @@ pub enum EndpointChange {
     Gone(Endpoint),
 }
 
-/// The entries by kind and id.
+/// The entries by kind and id, as far as they decide who finds whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
     apps: BTreeMap<String, App>,
@@ -143,6 +167,7 @@ impl Catalog {
     pub fn put(&mut self, object: Object) {
         match object {
             Object::App(it) => drop(self.apps.insert(it.id.clone(), it)),
+            Object::Artifact(_) => {}
             Object::Host(it) => drop(self.hosts.insert(it.id.clone(), it)),
             Object::Service(it) => drop(self.services.insert(it.id.clone(), it)),
             Object::Version(it) => drop(self.versions.insert(it.id, it.app)),
@@ -152,6 +177,7 @@ impl Catalog {
     pub fn remove(&mut self, key: &Key) {
         match key.kind {
             Kind::App => drop(self.apps.remove(&key.id)),
+            Kind::Artifact => {}
             Kind::Host => drop(self.hosts.remove(&key.id)),
             Kind::Service => drop(self.services.remove(&key.id)),
             Kind::Version => drop(self.versions.remove(&key.id)),
@@ -282,11 +308,18 @@ impl Endpoints {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::App, Kind::Host, Kind::Service, Kind::Version];
+    pub const ALL: [Kind; 5] = [
+        Kind::App,
+        Kind::Artifact,
+        Kind::Host,
+        Kind::Service,
+        Kind::Version,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::App => "app",
+            Kind::Artifact => "artifact",
             Kind::Host => "host",
             Kind::Service => "service",
             Kind::Version => "version",
@@ -314,6 +347,7 @@ impl Object {
     pub fn key(&self) -> Key {
         let (kind, id) = match self {
             Object::App(it) => (Kind::App, &it.id),
+            Object::Artifact(it) => (Kind::Artifact, &it.id),
             Object::Host(it) => (Kind::Host, &it.id),
             Object::Service(it) => (Kind::Service, &it.id),
             Object::Version(it) => (Kind::Version, &it.id),
@@ -374,6 +408,7 @@ mod tests {
         Object::Version(Version {
             id: id.into(),
             app: app.into(),
+            ..Version::default()
         })
     }
 

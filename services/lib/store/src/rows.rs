@@ -81,7 +81,10 @@ pub(crate) fn change(at: u64, bytes: &[u8]) -> Result<Change, Unreadable> {
             id: SandboxId::parse(&id).map_err(|it| unreadable(it.to_string()))?,
             generation: Generation(generation),
         }),
-        StoredChange::EntryPut(entry) => Ok(Change::EntryPut(Box::new(entry.into()))),
+        StoredChange::EntryPut(entry) => {
+            let entry = Entry::try_from(entry).map_err(unreadable)?;
+            Ok(Change::EntryPut(Box::new(entry)))
+        }
         StoredChange::EntryRemoved { kind, id } => {
             let kind = Kind::ALL.into_iter().find(|it| it.as_str() == kind);
             let kind = kind.ok_or_else(|| unreadable("it is of an unknown kind".to_owned()))?;
@@ -94,7 +97,7 @@ pub(crate) fn entry(key: &str, bytes: &[u8]) -> Result<Entry, Unreadable> {
     let unreadable = |problem: String| Unreadable::other("entry", key, problem);
     let stored: StoredEntry =
         serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))?;
-    let entry = Entry::from(stored);
+    let entry = Entry::try_from(stored).map_err(unreadable)?;
     let own = entry.object.key().to_text();
     if own != key {
         return Err(unreadable(format!("it is the entry {own}")));

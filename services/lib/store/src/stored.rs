@@ -1,8 +1,9 @@
 //! How records lie on disk: JSON whose field names are this file's, so that a renamed field elsewhere loses nothing.
 
+mod catalog;
+
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -11,11 +12,11 @@ use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
     Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
     Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec,
-    StaticHost, Status, Violation,
-    catalog::{App, Entry, Host, Object, Service, ServicePort, Version},
-    record::Ending,
+    StaticHost, Status, Violation, record::Ending,
 };
 use serde::{Deserialize, Serialize};
+
+pub(crate) use catalog::StoredEntry;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StoredRecord {
@@ -60,45 +61,6 @@ pub(crate) enum StoredChange {
     Removed { id: String, generation: u64 },
     EntryPut(StoredEntry),
     EntryRemoved { kind: String, id: String },
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StoredEntry {
-    revision: u64,
-    object: StoredObject,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) enum StoredObject {
-    App {
-        id: String,
-        name: String,
-    },
-    Host {
-        id: String,
-        app: Option<String>,
-        name: String,
-        addresses: Vec<IpAddr>,
-    },
-    Service {
-        id: String,
-        app: String,
-        name: String,
-        labels: BTreeMap<String, String>,
-        ports: Vec<StoredServicePort>,
-    },
-    Version {
-        id: String,
-        app: String,
-    },
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct StoredServicePort {
-    name: String,
-    port: u16,
-    target_port: u16,
-    protocol: StoredProtocol,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -200,7 +162,7 @@ struct StoredPort {
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum StoredProtocol {
+pub(crate) enum StoredProtocol {
     Tcp,
     Udp,
 }
@@ -464,81 +426,6 @@ impl From<StoredResources> for Resources {
             memory_bytes,
             memory_high_bytes,
             pids,
-        }
-    }
-}
-
-impl From<&Entry> for StoredEntry {
-    fn from(it: &Entry) -> Self {
-        let port = |it: &ServicePort| StoredServicePort {
-            name: it.name.clone(),
-            port: it.port,
-            target_port: it.target_port,
-            protocol: it.protocol.into(),
-        };
-        let object = match it.object.clone() {
-            Object::App(App { id, name }) => StoredObject::App { id, name },
-            Object::Host(it) => StoredObject::Host {
-                id: it.id,
-                app: it.app,
-                name: it.name,
-                addresses: it.addresses,
-            },
-            Object::Service(it) => StoredObject::Service {
-                id: it.id,
-                app: it.app,
-                name: it.name,
-                labels: it.labels,
-                ports: it.ports.iter().map(port).collect(),
-            },
-            Object::Version(Version { id, app }) => StoredObject::Version { id, app },
-        };
-        Self {
-            revision: it.revision,
-            object,
-        }
-    }
-}
-
-impl From<StoredEntry> for Entry {
-    fn from(it: StoredEntry) -> Self {
-        let port = |it: StoredServicePort| ServicePort {
-            name: it.name,
-            port: it.port,
-            target_port: it.target_port,
-            protocol: it.protocol.into(),
-        };
-        let object = match it.object {
-            StoredObject::App { id, name } => Object::App(App { id, name }),
-            StoredObject::Host {
-                id,
-                app,
-                name,
-                addresses,
-            } => Object::Host(Host {
-                id,
-                app,
-                name,
-                addresses,
-            }),
-            StoredObject::Service {
-                id,
-                app,
-                name,
-                labels,
-                ports,
-            } => Object::Service(Service {
-                id,
-                app,
-                name,
-                labels,
-                ports: ports.into_iter().map(port).collect(),
-            }),
-            StoredObject::Version { id, app } => Object::Version(Version { id, app }),
-        };
-        Self {
-            revision: it.revision,
-            object,
         }
     }
 }

@@ -9,8 +9,8 @@ use std::{
 };
 
 use berth_domain::{
-    Generation, SandboxId, SandboxRecord, SandboxSpec, Status,
-    catalog::{App, Host, Object, Service, ServicePort, Version},
+    Generation, ImageRef, SandboxId, SandboxRecord, SandboxSpec, Status,
+    catalog::{App, Artifact, ArtifactStatus, Host, Object, Service, ServicePort, Version},
     spec::Protocol,
 };
 use berth_store::{
@@ -40,6 +40,11 @@ fn one_of_each() -> Vec<Object> {
     };
     vec![
         app("shop", "Shop"),
+        Object::Artifact(Artifact {
+            id: "artifact/shop-8f3a".into(),
+            status: ArtifactStatus::Empty,
+            blobs: vec![format!("sha256:{:064}", 2)],
+        }),
         Object::Host(Host {
             id: "db".into(),
             app: Some("shop".into()),
@@ -56,6 +61,9 @@ fn one_of_each() -> Vec<Object> {
         Object::Version(Version {
             id: "shop/1".into(),
             app: "shop".into(),
+            image: Some(ImageRef::parse("cluster.local:5000/shop:shop-8f3a").unwrap()),
+            artifact: Some("artifact/shop-8f3a".into()),
+            static_artifact: Some(format!("sha256:{:064}", 1)),
         }),
     ]
 }

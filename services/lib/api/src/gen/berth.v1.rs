@@ -383,7 +383,7 @@ pub struct Entry {
     #[prost(uint64, tag = "1")]
     pub revision: u64,
     /// What it says. Required.
-    #[prost(oneof = "entry::Object", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "entry::Object", tags = "2, 3, 4, 5, 6")]
     pub object: ::core::option::Option<entry::Object>,
 }
 /// Nested message and enum types in `Entry`.
@@ -403,6 +403,9 @@ pub mod entry {
         /// A host outside.
         #[prost(message, tag = "5")]
         Host(super::Host),
+        /// Something that was built for an app.
+        #[prost(message, tag = "6")]
+        Artifact(super::Artifact),
     }
 }
 /// An app: sandboxes that may find each other.
@@ -424,6 +427,30 @@ pub struct Version {
     /// Id of the app. Required; it may be put later.
     #[prost(string, tag = "2")]
     pub app: ::prost::alloc::string::String,
+    /// Image that it runs, as in the spec of a container. At most 512 bytes. Default: none.
+    #[prost(string, tag = "3")]
+    pub image: ::prost::alloc::string::String,
+    /// Id of the artifact that it runs; it may be put later. At most 256 bytes. Default: none.
+    #[prost(string, tag = "4")]
+    pub artifact: ::prost::alloc::string::String,
+    /// Digest of the blob that it serves as it is: `sha256:` and 64 hexadecimal digits in lower case. Default: none.
+    #[prost(string, tag = "5")]
+    pub static_artifact: ::prost::alloc::string::String,
+}
+/// Something that was built for an app: an image in the registry of the cluster, with its blobs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Artifact {
+    /// As `artifact/shop-8f3a`, where `shop-8f3a` is the tag of the image `cluster.local:5000/<app>:shop-8f3a`. 1 to 256
+    /// bytes. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Default: ACTIVE.
+    #[prost(enumeration = "ArtifactStatus", tag = "2")]
+    pub status: i32,
+    /// Digests of the blobs that its manifest names, configuration and layers: `sha256:` and 64 hexadecimal digits in lower
+    /// case. At most 512.
+    #[prost(string, repeated, tag = "3")]
+    pub blobs: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A name by which the sandboxes of an app find some of them.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -712,6 +739,8 @@ pub enum EntryKind {
     Service = 3,
     /// A version of an app.
     Version = 4,
+    /// Something that was built for an app.
+    Artifact = 5,
 }
 impl EntryKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -725,6 +754,7 @@ impl EntryKind {
             Self::Host => "ENTRY_KIND_HOST",
             Self::Service => "ENTRY_KIND_SERVICE",
             Self::Version => "ENTRY_KIND_VERSION",
+            Self::Artifact => "ENTRY_KIND_ARTIFACT",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -735,6 +765,44 @@ impl EntryKind {
             "ENTRY_KIND_HOST" => Some(Self::Host),
             "ENTRY_KIND_SERVICE" => Some(Self::Service),
             "ENTRY_KIND_VERSION" => Some(Self::Version),
+            "ENTRY_KIND_ARTIFACT" => Some(Self::Artifact),
+            _ => None,
+        }
+    }
+}
+/// Whether an artifact is still wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ArtifactStatus {
+    /// As ACTIVE.
+    Unspecified = 0,
+    /// It is wanted.
+    Active = 1,
+    /// It is wanted no more, though it may still be in use.
+    Archived = 2,
+    /// It is wanted, and has no content yet.
+    Empty = 3,
+}
+impl ArtifactStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ARTIFACT_STATUS_UNSPECIFIED",
+            Self::Active => "ARTIFACT_STATUS_ACTIVE",
+            Self::Archived => "ARTIFACT_STATUS_ARCHIVED",
+            Self::Empty => "ARTIFACT_STATUS_EMPTY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ARTIFACT_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "ARTIFACT_STATUS_ACTIVE" => Some(Self::Active),
+            "ARTIFACT_STATUS_ARCHIVED" => Some(Self::Archived),
+            "ARTIFACT_STATUS_EMPTY" => Some(Self::Empty),
             _ => None,
         }
     }

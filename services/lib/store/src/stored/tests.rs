@@ -1,5 +1,7 @@
 //! Records as they are stored: what was written is read again, and what others wrote is refused.
 
+use berth_domain::catalog::{Entry, Object, Version};
+
 use super::*;
 
 #[test]
@@ -111,4 +113,20 @@ fn a_record_with_everything_in_it_is_read_back_as_it_was() {
     let bytes = serde_json::to_vec(&StoredRecord::from(&record)).unwrap();
     let stored: StoredRecord = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(SandboxRecord::try_from(stored), Ok(record));
+}
+
+#[test]
+fn a_version_of_an_app_that_was_kept_before_versions_named_images_is_read() {
+    let kept = r#"{"revision": 3, "object": {"Version": {"id": "shop/1", "app": "shop"}}}"#;
+    let stored: StoredEntry = serde_json::from_str(kept).unwrap();
+    let version = Version {
+        id: "shop/1".into(),
+        app: "shop".into(),
+        ..Version::default()
+    };
+    let expected = Entry {
+        revision: 3,
+        object: Object::Version(version),
+    };
+    assert_eq!(Entry::try_from(stored), Ok(expected));
 }

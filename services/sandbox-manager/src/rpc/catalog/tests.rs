@@ -76,6 +76,7 @@ impl Ground {
         let version = v1::Version {
             id: name(),
             app: name(),
+            ..v1::Version::default()
         };
         let service = v1::Service {
             id: name(),
