@@ -148,20 +148,25 @@ impl Segments {
         Ok(())
     }
 
-    /// Cuts off what follows `end` in its segment.
+    /// After a write that failed: removes what is not part of the log that ends at `end`.
     pub fn cut(&mut self, end: End) -> io::Result<()> {
         match &self.open {
             Some((segment, file)) if *segment == end.segment => file.set_len(end.length),
-            _ => Ok(()),
+            Some((segment, _)) => {
+                let path = self.path(*segment);
+                self.open = None;
+                fs::remove_file(path)
+            }
+            None => Ok(()),
         }
     }
 
-    /// Removes the oldest segment, unless it is the one at `end`.
-    pub fn drop_oldest(&self, end: End) -> io::Result<bool> {
-        let oldest = self.numbers()?.into_iter().find(|it| *it != end.segment);
-        oldest.map_or(Ok(false), |it| {
-            fs::remove_file(self.path(it)).map(|()| true)
-        })
+    /// Removes the oldest segment that is older than `segment`: whether there was one.
+    pub fn drop_before(&self, segment: u64) -> io::Result<bool> {
+        match self.numbers()?.first() {
+            Some(oldest) if *oldest < segment => fs::remove_file(self.path(*oldest)).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     fn file(&mut self, place: End) -> io::Result<&File> {
@@ -182,7 +187,10 @@ impl Segments {
                     log: self.log,
                     first: place.segment,
                 };
-                file.write_all_at(&header.encode(), 0)?;
+                file.write_all_at(&header.encode(), 0).inspect_err(|_| {
+                    // Without one it is no segment, and in the way of the order.
+                    let _ = fs::remove_file(self.path(place.segment));
+                })?;
             }
             self.open = Some((place.segment, file));
         }
@@ -441,8 +449,22 @@ mod tests {
         while end.segment == 0 {
             append(&mut segments, &mut end, &[b'x'; 10_000]);
         }
-        assert!(segments.drop_oldest(end).unwrap());
+        assert!(segments.drop_before(end.segment).unwrap());
         assert_eq!(read(dir.path())[0].0, end.segment);
-        assert!(!segments.drop_oldest(end).unwrap());
+        assert!(!segments.drop_before(end.segment).unwrap());
+    }
+
+    #[test]
+    fn what_a_failed_write_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut segments, mut end, _) = Segments::open(dir.path(), LIMIT, 1).unwrap();
+        append(&mut segments, &mut end, b"first");
+        let half = &record(end.next, b"second")[..20];
+        segments.write(end, half).unwrap();
+        segments.cut(end).unwrap();
+        assert_eq!(read(dir.path()).len(), 1);
+        segments.write(begun_at(end.next), half).unwrap();
+        segments.cut(end).unwrap();
+        assert_eq!(read(dir.path()).len(), 1);
     }
 }
