@@ -86,7 +86,7 @@ pub(crate) fn guard(
     };
     if birth == Birth::AfterGuardian {
         for stream in 0..2 {
-            if shared.was_reading(stream) {
+            if !shared.recover(stream) {
                 shared.tell_gap(stream, GapReason::Writer);
             }
             // It may have been told to throw away by one that stood still.
@@ -116,12 +116,11 @@ pub(crate) fn guard(
         let source = |stream: usize| reads[stream].then(|| sources[stream].as_fd());
         let signal = it.told.is_none().then(|| signal.as_fd());
         let ready = system::readable([source(0), source(1), line, signal], wait);
-        for stream in 0..2 {
-            if ready[stream] {
-                it.take(stream);
-            }
+        let [stdout, stderr, line, signal] = ready;
+        for (stream, _) in [stdout, stderr].iter().enumerate().filter(|it| *it.1) {
+            it.take(stream);
         }
-        if ready[2] && it.worker_is_gone() {
+        if line && it.worker_is_gone() {
             if shared.finished().load(SeqCst) {
                 return Ok(Next::Exit);
             }
@@ -136,7 +135,7 @@ pub(crate) fn guard(
             };
             not_before = Instant::now() + rest;
         }
-        if ready[3] {
+        if signal {
             it.told = Some(Instant::now());
             it.heard = Instant::now();
         }
@@ -221,8 +220,9 @@ impl Guardian<'_> {
             system::read_into(source, &mut bytes)
                 .inspect(|length| self.shared.throw_away(stream, &bytes[..*length]))
         } else {
+            let held = system::held_by(source);
             self.shared
-                .put(stream, |room| system::read_into(source, room))
+                .put(stream, held, |room| system::read_into(source, room))
         };
         match read {
             Ok(0) => {

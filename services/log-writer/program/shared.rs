@@ -6,6 +6,7 @@
 
 use std::{
     cell::UnsafeCell,
+    hash::{BuildHasher as _, RandomState},
     io,
     ptr::NonNull,
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::SeqCst},
@@ -23,6 +24,8 @@ pub(crate) const RING: usize = 64 << 10;
 const _: () = assert!(RING.is_power_of_two() && RING >= PIECE + 1024);
 /// The most that is written at once.
 pub(crate) const BATCH: usize = 64 << 10;
+/// Bytes of a mark.
+const MARK: usize = 16;
 /// No place is pending.
 const NONE: u32 = 0xff;
 
@@ -55,8 +58,12 @@ struct Stream {
     /// Bytes that were taken, for the guardian; the truth is in `Progress`.
     taken: AtomicU64,
     ended: AtomicBool,
-    /// The guardian reads at this moment: killed now, it may have taken bytes that it did not count.
-    reading: AtomicBool,
+    /// The guardian reads that many bytes at this moment, or has done so since it last looked whether any were there; 0: it does
+    /// not. Killed now, it may have taken them without counting them.
+    reading: AtomicU64,
+    /// Where it reads to, as `put`, and what was at the end of that place before.
+    reading_at: AtomicU64,
+    mark: UnsafeCell<[u8; MARK]>,
     /// Bytes and lines that the guardian has thrown away since the last gap.
     thrown_bytes: AtomicU64,
     thrown_lines: AtomicU64,
@@ -155,27 +162,58 @@ impl Shared {
         RING - (it.put.load(SeqCst) - it.taken.load(SeqCst)) as usize
     }
 
-    /// Lets `read` fill what is free up to the end of the ring's memory, and says how many bytes it has put there.
+    /// Lets `read` fill the next `held` bytes, or fewer where there is less room without a bend. It must fill all of them, or
+    /// none: a guardian that is killed meanwhile leaves a mark by which the next one sees which of both it was.
     pub(crate) fn put(
         &self,
         stream: usize,
+        held: usize,
         read: impl FnOnce(&mut [u8]) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let it = self.stream(stream);
         let put = it.put.load(SeqCst);
         let begin = put as usize % RING;
-        let length = self.room(stream).min(RING - begin);
+        let length = held.max(1).min(self.room(stream)).min(RING - begin);
         // SAFETY: the worker reads what lies between taken and put only, and this is the rest.
         let room = unsafe {
             std::slice::from_raw_parts_mut(it.ring.get().cast::<u8>().add(begin), length)
         };
-        it.reading.store(true, SeqCst);
+        let marked = length.min(MARK);
+        let mark = mark(put);
+        room[length - marked..].copy_from_slice(&mark[..marked]);
+        // SAFETY: only a guardian uses it.
+        unsafe { *it.mark.get() = mark };
+        it.reading_at.store(put, SeqCst);
+        it.reading.store(length as u64, SeqCst);
         let read = read(room);
         if let Ok(length) = read {
             it.put.store(put + length as u64, SeqCst);
         }
-        it.reading.store(false, SeqCst);
+        it.reading.store(0, SeqCst);
         read
+    }
+
+    /// After a guardian was killed: counts what it had read. False where that cannot be known.
+    pub(crate) fn recover(&self, stream: usize) -> bool {
+        let it = self.stream(stream);
+        let length = it.reading.swap(0, SeqCst) as usize;
+        let put = it.put.load(SeqCst);
+        if length == 0 || put != it.reading_at.load(SeqCst) {
+            return true;
+        }
+        let begin = put as usize % RING;
+        let marked = length.min(MARK);
+        // SAFETY: as in `put`; there is no other guardian.
+        let (room, mark) = unsafe {
+            let ring = it.ring.get().cast::<u8>().add(begin);
+            (std::slice::from_raw_parts(ring, length), *it.mark.get())
+        };
+        if room[length - marked..] != mark[..marked] {
+            it.put.store(put + length as u64, SeqCst);
+            return true;
+        }
+        // A short mark may be what was read.
+        marked == MARK
     }
 
     pub(crate) fn end(&self, stream: usize) {
@@ -211,11 +249,15 @@ impl Shared {
     pub(crate) fn has_thrown(&self, stream: usize) -> bool {
         self.stream(stream).thrown_bytes.load(SeqCst) > 0
     }
+}
 
-    /// After a guardian was killed: whether it may have lost something of a stream.
-    pub(crate) fn was_reading(&self, stream: usize) -> bool {
-        self.stream(stream).reading.swap(false, SeqCst)
-    }
+/// Bytes that no output has at this place, but by a chance of one in 2^128.
+fn mark(put: u64) -> [u8; MARK] {
+    let hash = |part: u64| RandomState::new().hash_one((put, part));
+    let mut mark = [0; MARK];
+    mark[..8].copy_from_slice(&hash(0).to_le_bytes());
+    mark[8..].copy_from_slice(&hash(1).to_le_bytes());
+    mark
 }
 
 /// The worker's side.

@@ -1,7 +1,7 @@
 //! The system calls that the standard library does not have. All `unsafe` for them is here.
 
 use std::{
-    ffi::{c_int, c_long, c_short, c_void},
+    ffi::{c_int, c_long, c_short, c_ulong, c_void},
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
     ptr::NonNull,
@@ -16,6 +16,7 @@ const SFD_CLOEXEC_NONBLOCK: c_int = 0o2_000_000 | 0o4_000;
 const POLLIN: c_short = 1;
 const PR_SET_NAME: c_int = 15;
 const WNOHANG: c_int = 1;
+const FIONREAD: c_ulong = 0x541b;
 
 /// As large as the C library's, which the kernel reads the first eight bytes of.
 type SignalSet = [u64; 16];
@@ -42,6 +43,7 @@ unsafe extern "C" {
     fn signalfd(fd: c_int, set: *const SignalSet, flags: c_int) -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn prctl(option: c_int, argument: *const u8, ...) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn read(fd: c_int, buffer: *mut c_void, count: usize) -> c_long;
 }
 
@@ -103,6 +105,14 @@ pub(crate) fn readable<const N: usize>(
     // SAFETY: an array of `N`, which the kernel writes `revents` of. A failure leaves them zero.
     unsafe { poll(polled.as_mut_ptr(), N as u64, timeout) };
     polled.map(|it| it.revents != 0)
+}
+
+/// How many bytes a pipe holds.
+pub(crate) fn held_by(pipe: BorrowedFd<'_>) -> usize {
+    let mut length: c_int = 0;
+    // SAFETY: the kernel writes one number.
+    unsafe { ioctl(pipe.as_raw_fd(), FIONREAD, &raw mut length) };
+    usize::try_from(length).unwrap_or_default()
 }
 
 /// Reads into `room`: how many bytes, 0 at the end.

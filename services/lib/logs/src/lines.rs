@@ -181,7 +181,9 @@ mod tests {
     #[rustfmt::skip]
     fn lines_are_cut_trimmed_and_tagged() {
         use Kind::{Error, Stdout, UserOob};
-        let table: &[(&[&str], &[(Kind, u8, &str)])] = &[
+        /// What arrives, with a silence after each, and what is handed on.
+        type Row<'a> = (&'a [&'a str], &'a [(Kind, u8, &'a str)]);
+        let table: &[Row<'_>] = &[
             (&["one\ntwo\n"],             &[(Stdout, 0, "one"), (Stdout, 0, "two")]),
             (&["one\r\n\ttwo \t\r\r\n"],  &[(Stdout, 0, "one"), (Stdout, 0, "\ttwo ")]),
             (&["\n\r\n"],                 &[(Stdout, 0, ""), (Stdout, 0, "")]),

@@ -6,6 +6,7 @@ use std::{
     fs,
     io::Write as _,
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -294,16 +295,16 @@ fn a_folder_that_cannot_be_made_stops_nobody_and_is_tried_again() {
     assert_eq!(entries.last().unwrap().text, b"after");
 }
 
-#[test]
-fn a_worker_that_is_killed_again_and_again_loses_nothing_and_says_so() {
+/// Kills the guardian (0) or the worker (1) ten times amidst their work, and reads what came of it.
+fn kill_again_and_again(which: usize) {
     let dir = tempfile::tempdir().unwrap();
-    let mut writer = Writer::start(dir.path(), 64 << 20);
+    let mut writer = Writer::start(dir.path(), 256 << 20);
     let mut output = writer.out.try_clone().unwrap();
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let wrote = std::thread::scope(|scope| {
         let writing = scope.spawn(|| {
             let mut number = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 output.write_all(&lines(number..number + 7)).unwrap();
                 number += 7;
             }
@@ -311,49 +312,20 @@ fn a_worker_that_is_killed_again_and_again_loses_nothing_and_says_so() {
         });
         let mut former = 0;
         for _ in 0..10 {
-            let (_, worker) = until("there is a new worker", || {
-                writer.pair().filter(|it| it.1 != former)
+            let pair = until("there are two others", || {
+                writer.pair().filter(|it| ![it.0, it.1].contains(&former))
             });
-            // It is killed amidst its work.
+            former = [pair.0, pair.1][which];
             let seen = writer.size();
-            until("it writes", || {
+            until("they write", || {
                 (writer.size() > seen + 100_000).then_some(())
             });
-            writer::kill(worker, Signal::KILL);
-            former = worker;
+            writer::kill(former, Signal::KILL);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
         writing.join().unwrap()
     });
     drop(output);
-    writer.end();
-    let entries = writer::read(dir.path());
-    assert_continuous(&entries);
-    let seen = numbers(&entries);
-    let first = seen[0];
-    assert_eq!(seen, (first..wrote).collect::<Vec<_>>());
-    assert_eq!(gaps(&entries), []);
-    let told = entries.iter().filter(|it| it.kind == Kind::System).count();
-    assert!((1..=10).contains(&told), "{told} of ten");
-}
-
-#[test]
-fn a_guardian_that_is_killed_is_succeeded_by_the_worker() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut writer = Writer::start(dir.path(), LIMIT);
-    let mut number = 0;
-    let (mut former, _) = until("there are two", || writer.pair());
-    for _ in 0..3 {
-        writer.out.write_all(&lines(number..number + 1000)).unwrap();
-        number += 1000;
-        writer.until_read(|it| numbers(it).len() as u64 == number);
-        writer::kill(former, Signal::KILL);
-        writer.out.write_all(&lines(number..number + 1000)).unwrap();
-        number += 1000;
-        former = until("there is another guardian", || {
-            writer.pair().map(|it| it.0).filter(|it| *it != former)
-        });
-    }
     writer.close();
     until("both have ended", || {
         let left = ["log-guardian", "log-writer"].map(|it| writer.processes(it));
@@ -361,7 +333,20 @@ fn a_guardian_that_is_killed_is_succeeded_by_the_worker() {
     });
     let entries = writer::read(dir.path());
     assert_continuous(&entries);
-    assert_eq!(numbers(&entries), (0..number).collect::<Vec<_>>());
+    assert_eq!(gaps(&entries), []);
+    assert_eq!(numbers(&entries), (0..wrote).collect::<Vec<_>>());
+    let told = entries.iter().filter(|it| it.kind == Kind::System).count();
+    assert!((1..=10).contains(&told), "{told} of ten");
+}
+
+#[test]
+fn a_worker_that_is_killed_again_and_again_loses_nothing_and_says_so() {
+    kill_again_and_again(1);
+}
+
+#[test]
+fn a_guardian_that_is_killed_is_succeeded_by_its_worker_and_loses_nothing() {
+    kill_again_and_again(0);
 }
 
 #[test]
