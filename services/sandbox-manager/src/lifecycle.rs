@@ -221,7 +221,7 @@ mod tests {
         let pending = record();
         let running = in_status(Status::Running, "");
         let lost = in_status(Status::NotReady, "port 80 (app) no longer listens");
-        let exit = ExitRecord::from_status(Role::Pause, 7, None, None, now);
+        let exit = ExitRecord::from_status(Role::Pause, 7, Some(now), None, now);
         let exited = with(|it| {
             it.status = Status::Stopped;
             it.message = exit.describe();

@@ -65,15 +65,33 @@ fn remove_others(state_dir: &Path, current: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        process::{Child, Command, Stdio},
+        time::{Duration, Instant},
+    };
 
     use super::*;
+
+    /// Another test may have begun a process while the program was written, which has it open until it becomes another.
+    fn start(program: &Path, argument: &str) -> Child {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let mut command = Command::new(program);
+            match command.arg(argument).stdin(Stdio::null()).spawn() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    assert!(Instant::now() < deadline, "{error}");
+                    std::thread::yield_now();
+                }
+                started => return started.unwrap(),
+            }
+        }
+    }
 
     #[test]
     fn it_is_put_there_once_and_mended_where_it_is_wrong() {
         let dir = tempfile::tempdir().unwrap();
         let path = install(dir.path(), b"#!/bin/sh\nexit 7\n").unwrap();
-        let status = Command::new(&path).status().unwrap();
+        let status = start(&path, "").wait().unwrap();
         assert_eq!(status.code(), Some(7));
         let made = |path: &Path| fs::metadata(path).unwrap().modified().unwrap();
         let before = made(&path);
@@ -89,11 +107,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let sleep = fs::read("/bin/sleep").unwrap();
         let old = install(dir.path(), &sleep).unwrap();
-        let mut running = Command::new(&old)
-            .arg("600")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut running = start(&old, "600");
         let new = install(dir.path(), b"new").unwrap();
         let kept = old.exists();
         running.kill().unwrap();
