@@ -24,7 +24,7 @@ TEST_THREADS ?= 2
 DURATION ?= 60
 SEED ?=
 
-.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash soak fmt proto tools
+.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash soak soak-logs fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -66,6 +66,10 @@ crash: tools ## kill the manager at every named point, and write docs/crash-matr
 soak: tools ## random chaos for DURATION seconds (60), from SEED (a new one)
 	cargo build --workspace --bins
 	target/debug/berth-soak --duration $(DURATION) $(if $(SEED),--seed $(SEED))
+
+soak-logs: tools ## write 5 MB/s of lines for DURATION seconds (60) while the manager is dead for half of them
+	cargo build --workspace --bins
+	target/debug/berth-soak-logs --duration $(DURATION)
 
 fmt: tools ## format the Rust and the contract
 	cargo fmt --all

@@ -32,6 +32,8 @@ use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
     crash,
+    lifecycle::LifecycleLog,
+    log_writer,
     node::Node,
     registry::{Limits, Registry},
     rpc::{
@@ -101,7 +103,7 @@ impl App {
         for what in network.degraded() {
             tracing::warn!(what, "degraded");
         }
-        let runtime = Containerd::connect(containerd_settings(&config, names)?)
+        let runtime = Containerd::connect(containerd_settings(&config, names.clone())?)
             .context("preparing containerd")?;
 
         let listener = crash::around("start/socket", listen(&config)).await?;
@@ -126,6 +128,7 @@ impl App {
             network: Arc::new(network),
         };
         let registry = Registry::new(node, store, limits, boot_id(), stop.clone());
+        registry.tell_lifecycle(LifecycleLog::start(names).context("starting a thread")?);
         Ok(Self {
             registry,
             listener,
@@ -292,7 +295,12 @@ fn containerd_settings(
     config: &Config,
     names: Names,
 ) -> anyhow::Result<berth_containerd::Settings> {
-    let log_writer = config.log_writer()?;
+    let log_writer = if config.log_writer.as_os_str().is_empty() {
+        log_writer::install(&config.state_dir, berth_log_writer::PROGRAM)
+            .context("log_writer: putting it into state_dir")?
+    } else {
+        config.log_writer.clone()
+    };
     let name_servers = match config.name_servers.as_slice() {
         [] => vec![IpAddr::V4(ipam::gateway(config.network.subnet))],
         some => some.to_vec(),

@@ -76,7 +76,7 @@ pub struct Config {
     pub socket: PathBuf,
     /// Group that may use the socket, where it exists; then its mode is 0660, else 0600.
     pub socket_group: String,
-    /// Empty: `log-writer` beside the manager's own program.
+    /// Empty: the one that the manager holds, which it puts into `state_dir`.
     pub log_writer: PathBuf,
     /// Output kept per container, in bytes.
     pub log_limit_bytes: u64,
@@ -248,15 +248,6 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 }
 
 impl Config {
-    /// The program that takes the output of containers.
-    pub(crate) fn log_writer(&self) -> anyhow::Result<PathBuf> {
-        if !self.log_writer.as_os_str().is_empty() {
-            return Ok(self.log_writer.clone());
-        }
-        let own = std::env::current_exe().context("log_writer: finding the manager's program")?;
-        Ok(own.with_file_name("log-writer"))
-    }
-
     /// Where the state directory keeps the instance id.
     pub(crate) fn instance_file(&self) -> PathBuf {
         self.state_dir.join("instance-id")
@@ -412,17 +403,18 @@ fn check(config: &Config) -> anyhow::Result<()> {
         "import.max_bytes: must be at least 1048576"
     );
     ensure!(
-        config.log_limit_bytes >= 64 << 10,
-        "log_limit_bytes: must be at least 65536"
+        config.log_limit_bytes >= 1 << 20,
+        "log_limit_bytes: must be at least 1048576"
     );
     Ok(())
 }
 
 /// What is wrong with a configuration on this host. Changes nothing.
 fn check_host(config: &Config) -> anyhow::Result<()> {
-    let program = config.log_writer()?;
-    let executable =
-        fs::metadata(&program).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
+    let program = &config.log_writer;
+    let executable = program.as_os_str().is_empty()
+        || fs::metadata(program)
+            .is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
     ensure!(
         executable,
         "log_writer: {} is not there, or is no program",

@@ -9,6 +9,8 @@ mod execute;
 mod failures;
 mod fix;
 mod image_users;
+mod lifecycle;
+mod log_writer;
 mod node;
 mod oom;
 mod ready;

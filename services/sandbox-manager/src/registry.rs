@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     crash,
     failures::{admit_failure, exited, internal, network_failure, store_failure},
+    lifecycle::LifecycleLog,
     node::Node,
     oom::FormerKills,
     sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
@@ -54,6 +55,8 @@ pub(crate) struct Shared<R, N> {
     pub(crate) stop: CancellationToken,
     /// As the kernel names this boot.
     pub(crate) boot_id: String,
+    /// Where sandboxes are told of; without it, nowhere.
+    pub(crate) lifecycle: OnceLock<LifecycleLog>,
     /// Shared by admissions, alone for the removal of an image: it looks who uses the image, and that stays true.
     images: RwLock<()>,
     limits: Limits,
@@ -122,11 +125,18 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             task_creations: Semaphore::new(limits.task_creations),
             stop,
             boot_id,
+            lifecycle: OnceLock::new(),
             images: RwLock::default(),
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
         }))
+    }
+
+    /// From here on, what happens to a sandbox is written into its log.
+    pub(crate) fn tell_lifecycle(&self, log: LifecycleLog) {
+        // The first one stays.
+        let _ = self.0.lifecycle.set(log);
     }
 
     pub(crate) fn node(&self) -> &Node<R, N> {

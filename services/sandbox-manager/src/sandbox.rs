@@ -213,6 +213,13 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         });
     }
 
+    /// Writes the difference between two records into the sandbox's own log.
+    fn tell(&self, before: &SandboxRecord, after: &SandboxRecord) {
+        if let Some(log) = self.shared.lifecycle.get() {
+            log.tell(Some(before), after);
+        }
+    }
+
     /// Removes what an id holds that has no record.
     async fn clear_unrecorded(&self, ticket: u64) -> Result<Next, Failure> {
         self.clear("clear", None, Manner::Graceful).await?;
@@ -227,6 +234,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         let interrupt = CancellationToken::new();
         let mut phases = Vec::new();
         phases.extend(admitted.map(|it| phase("admit", Duration::ZERO, it.took)));
+        if let Some(log) = self.shared.lifecycle.get().filter(|_| admitted.is_some()) {
+            log.tell(None, record);
+        }
         // A record that was admitted a moment ago over nothing has nothing on the node yet. What is in the way all the
         // same is met by the step that needs its place, and cleared by the undo.
         let seen = match admitted {
@@ -365,7 +375,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
             });
         match crash::around("create/running", writing).await {
-            Ok(record) => {
+            Ok(changed) => {
+                self.tell(record, &changed);
+                let record = changed;
                 let ending = record.ending.is_some();
                 self.show(&record);
                 self.looked_at = Some(Instant::now());
@@ -434,6 +446,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     async fn forget_logs(&self, verb: &str) -> Result<(), Failure> {
+        if let Some(log) = self.shared.lifecycle.get() {
+            // What is on its way would make the folder again.
+            log.settle().await;
+        }
         let forgotten = self.shared.node.runtime.forget_logs(&self.id);
         crash::around(&format!("{verb}/forget-logs"), forgotten)
             .await
@@ -531,7 +547,11 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 record.enter(Status::Dead, reason, message, now);
             });
         match crash::around(&format!("{verb}/bury"), buried).await {
-            Ok(_) | Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
+            Ok(buried) => {
+                self.tell(record, &buried);
+                Ok(Next::Again)
+            }
+            Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
             Err(UpdateError::Store(error)) => Err(store_failure(error)),
         }
     }
@@ -657,8 +677,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             .update(&self.id, record.generation, now, change)
             .await
         {
-            Ok(record) => {
-                self.show(&record);
+            Ok(changed) => {
+                self.tell(record, &changed);
+                self.show(&changed);
                 Ok(())
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(()),

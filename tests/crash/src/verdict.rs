@@ -1,10 +1,8 @@
 //! What must hold after a crash: before anybody asks again by what was durable, and after that by the answer of the repeat.
 
-use std::fs;
-
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, AuditVerdict, SandboxStatus};
-use berth_e2e::node::eventually;
+use berth_e2e::{logs, node::eventually};
 
 use crate::{
     Ground, LONG, pid,
@@ -341,13 +339,7 @@ fn assert_failed(it: &v1::Sandbox) -> anyhow::Result<()> {
 
 /// How often the container that fails has run, by its output.
 fn runs(ground: &Ground) -> anyhow::Result<usize> {
-    let output = ground
-        .node
-        .home()
-        .join("log")
-        .join(ID)
-        .join("app/output.log");
-    let output = fs::read_to_string(&output).with_context(|| output.display().to_string())?;
+    let output = logs::output(&ground.node, ID, "app");
     Ok(output.matches("ran").count())
 }
 

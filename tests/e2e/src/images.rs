@@ -79,6 +79,17 @@ pub fn busybox_layer() -> Vec<u8> {
     tar.into_inner().expect("writing to memory cannot fail")
 }
 
+/// A layer with one program.
+pub fn program_layer(path: &str, program: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(vec![]);
+    let mut header = tar::Header::new_ustar();
+    header.set_mode(0o755);
+    header.set_size(program.len() as u64);
+    tar.append_data(&mut header, path, program)
+        .expect("writing to memory cannot fail");
+    tar.into_inner().expect("writing to memory cannot fail")
+}
+
 /// An image in parts, so that a test can break one.
 #[derive(Clone, Debug)]
 pub struct ImageParts {

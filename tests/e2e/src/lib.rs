@@ -4,7 +4,9 @@ pub mod faults;
 pub mod hosts;
 pub mod images;
 pub mod leftovers;
+pub mod logs;
 pub mod node;
+pub mod pacer;
 pub mod registry;
 pub mod specs;
 

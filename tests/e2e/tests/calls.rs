@@ -176,7 +176,7 @@ async fn a_stopped_sandbox_is_dead_and_only_its_record_is_left(
     ensure!(dead.addresses.is_empty() && dead.exit.is_none(), "{dead:?}");
     ensure!(node.get("web").await? == dead, "the record stays");
     ensure!(
-        node.home().join("log/web/web/output.log").exists(),
+        node.home().join("log/web/web").exists(),
         "so does its output"
     );
     let audit = node.audit().await?;

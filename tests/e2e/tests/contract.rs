@@ -4,6 +4,7 @@
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -18,7 +19,7 @@ use berth_domain::{
 use berth_e2e::{
     TestNode, images,
     leftovers::Leftovers,
-    node::{programs, root, succeed},
+    node::{root, succeed},
 };
 use berth_netns::NetnsNetwork;
 use berth_platform::{
@@ -84,6 +85,15 @@ impl Neighbour {
         })
     }
 
+    fn log_writer(&self) -> anyhow::Result<PathBuf> {
+        let path = self.home.join("log-writer");
+        if !path.exists() {
+            fs::write(&path, berth_log_writer::PROGRAM)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(path)
+    }
+
     fn cgroup_parent(&self) -> String {
         format!("berth/{}", self.instance)
     }
@@ -96,7 +106,7 @@ impl Neighbour {
             handler: "io.containerd.runc.v2".into(),
             runtime_binary: None,
             snapshotter: "overlayfs".into(),
-            log_writer: programs().join("log-writer"),
+            log_writer: self.log_writer()?,
             log_limit_bytes: 1 << 20,
             state_dir: self.home.join("state"),
             pause_image: berth_pause::IMAGE_NAME.into(),

@@ -10,6 +10,7 @@ use berth_e2e::{
         INDEX, ImageParts, LAYER, architecture, busybox_layer, digest, gzip, indexed, layer,
         multi_arch, nested, zstd,
     },
+    logs,
     node::{eventually, succeed},
     registry::{Answer, Registry},
     specs::{shell, spec},
@@ -61,8 +62,7 @@ async fn content(node: &TestNode, id: &str, image: &str) -> anyhow::Result<Strin
     let mut app = shell("app", line, &[]);
     app.image = image.into();
     node.create(id, spec([app])).await?;
-    let path = node.home().join("log").join(id).join("app/output.log");
-    let output = || std::fs::read_to_string(&path).unwrap_or_default();
+    let output = || logs::output(node, id, "app");
     let ended = || async { output().ends_with("end\n") };
     eventually("the files are told", DEADLINE, ended).await?;
     let told = output();

@@ -13,6 +13,7 @@ use berth_api::v1::{
 };
 use berth_e2e::{
     TestNode,
+    logs::output,
     node::{eventually, root},
     specs::{idle, limits, millis, shell, spec, web},
 };
@@ -36,17 +37,6 @@ fn address(sandbox: &v1::Sandbox) -> &str {
         .addresses
         .first()
         .map_or("", |it| it.address.as_str())
-}
-
-/// What a container has written so far.
-fn output(node: &TestNode, id: &str, container: &str) -> String {
-    let path = node
-        .home()
-        .join("log")
-        .join(id)
-        .join(container)
-        .join("output.log");
-    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 async fn written(node: &TestNode, id: &str, container: &str, end: &str) -> anyhow::Result<String> {

@@ -13,7 +13,8 @@ pub const TEXT_MAX: usize = 1 << 20;
 
 /// The line was longer than `TEXT_MAX`; the rest of it is lost.
 pub const TRUNCATED: u8 = 1;
-/// The line goes on in the next record of the same kind.
+/// The line goes on in the next record of the same kind, which may have no text: it is longer than what a writer holds back,
+/// or its end was not near.
 pub const PARTIAL: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub enum Kind {
     Stderr = 2,
     UserOob = 3,
     Error = 4,
-    /// Written by the manager: what happened to the sandbox.
+    /// Written by the manager or the log-writer: what happened to the sandbox or to its log.
     System = 5,
     Gap = 6,
 }
