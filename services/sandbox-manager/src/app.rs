@@ -32,6 +32,7 @@ use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
     crash,
+    logs::LogReaders,
     node::Node,
     registry::{Limits, Registry},
     rpc::{
@@ -55,6 +56,7 @@ pub struct App {
     imports: Imports,
     slot_count: usize,
     allow_host_network: bool,
+    log_dir: PathBuf,
     stop: CancellationToken,
 }
 
@@ -134,6 +136,7 @@ impl App {
             imports,
             slot_count: config.network.slots,
             allow_host_network: config.network.allow_host_network,
+            log_dir: config.log_dir,
             stop,
         })
     }
@@ -152,6 +155,7 @@ impl App {
             imports,
             slot_count,
             allow_host_network,
+            log_dir,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -201,6 +205,7 @@ impl App {
             registry: registry.clone(),
             place: Arc::new(place),
             host_network: allow_host_network,
+            logs: LogReaders::new(log_dir),
         };
         let served = Server::builder()
             .layer(DeadlineLayer)

@@ -9,6 +9,7 @@ mod execute;
 mod failures;
 mod fix;
 mod image_users;
+mod logs;
 mod node;
 mod oom;
 mod ready;

@@ -38,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-containerd",
             "berth-daemon",
             "berth-domain",
+            "berth-logs",
             "berth-netns",
             "berth-orphans",
             "berth-pause",
@@ -82,6 +83,7 @@ const WIRE: &[&str] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("containerd-client", &["berth-containerd"]),
     ("hickory-proto", &["berth-dns", "berth-e2e"]),
+    ("opentelemetry-proto", &["berth-sandbox-manager"]),
     ("rtnetlink", &["berth-netns"]),
     ("redb", &["berth-store"]),
     ("prost", WIRE),
