@@ -224,7 +224,13 @@ impl sandboxes::SandboxService for ScriptedManager {
                 at_end: true,
             })
         };
-        let away = || Err(refused(Code::Unavailable, "SHUTTING_DOWN", "it is stopping"));
+        let away = || {
+            Err(refused(
+                Code::Unavailable,
+                "SHUTTING_DOWN",
+                "it is stopping",
+            ))
+        };
         let responses = match (request.id.as_str(), request.cursor.as_str()) {
             ("none", _) => return Err(refused(Code::NotFound, "SANDBOX_NOT_FOUND", "none")),
             ("away", "") => vec![away()],
@@ -799,7 +805,15 @@ async fn a_reader_that_goes_away_is_no_failure() {
 async fn logs_ask_for_what_is_wanted_and_print_what_was_written() {
     let node = Node::start();
     let asked = [
-        "logs", "web", "-c", "app", "--stream", "stderr", "--tail", "5", "--since",
+        "logs",
+        "web",
+        "-c",
+        "app",
+        "--stream",
+        "stderr",
+        "--tail",
+        "5",
+        "--since",
         "2026-05-01T12:00:00Z",
     ];
     let logs = node.run(&asked).await;

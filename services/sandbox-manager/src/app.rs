@@ -31,7 +31,7 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
-    crash,
+    crash, export,
     logs::LogReaders,
     node::Node,
     registry::{Limits, Registry},
@@ -45,6 +45,9 @@ use crate::{
 /// How long the last answers may take on their way, once every plan is at rest.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// In the state directory: what of the logs was exported.
+const EXPORT_FILE: &str = "log-export";
+
 type NodeRegistry = Registry<Containerd, NetnsNetwork>;
 
 /// A manager that is ready to serve.
@@ -57,6 +60,8 @@ pub struct App {
     slot_count: usize,
     allow_host_network: bool,
     log_dir: PathBuf,
+    /// Where logs are exported to, and the file that says what was.
+    export: Option<(export::Settings, PathBuf)>,
     stop: CancellationToken,
 }
 
@@ -73,6 +78,7 @@ impl App {
         for dir in [&config.state_dir, &config.run_dir, &config.log_dir] {
             fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
+        let export = export::Settings::of_environment().context("exporting logs")?;
         let instance = instance_id(&config)?;
         claim(&config.run_dir, &instance).context("run_dir")?;
         claim(&config.log_dir, &instance).context("log_dir")?;
@@ -137,6 +143,7 @@ impl App {
             slot_count: config.network.slots,
             allow_host_network: config.network.allow_host_network,
             log_dir: config.log_dir,
+            export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
             stop,
         })
     }
@@ -156,6 +163,7 @@ impl App {
             slot_count,
             allow_host_network,
             log_dir,
+            export,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -175,6 +183,12 @@ impl App {
         registry.spawn(slots::keep(registry.clone(), slot_count));
         let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
+        let logs = LogReaders::new(log_dir);
+        if let Some((settings, file)) = export {
+            let node_id = about.node_id.clone();
+            let export = export::run(registry.clone(), logs.clone(), settings, node_id, file);
+            registry.spawn(export);
+        }
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -205,7 +219,7 @@ impl App {
             registry: registry.clone(),
             place: Arc::new(place),
             host_network: allow_host_network,
-            logs: LogReaders::new(log_dir),
+            logs,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)

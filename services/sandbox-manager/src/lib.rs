@@ -6,6 +6,7 @@ mod claim;
 mod config;
 mod crash;
 mod execute;
+mod export;
 mod failures;
 mod fix;
 mod image_users;

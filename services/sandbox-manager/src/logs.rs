@@ -17,6 +17,9 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{failures::internal, registry::Registry};
 
+#[cfg(test)]
+pub(crate) mod written;
+
 /// The log of what the node says about a sandbox. No container has such a name.
 pub(crate) const SYSTEM: &str = "@system";
 /// So that one sandbox that everybody looks at does not take the places of all others.
@@ -90,6 +93,11 @@ impl LogReaders {
         })
     }
 
+    /// Folder of the folders of all sandboxes.
+    pub(crate) fn log_dir(&self) -> &Path {
+        &self.log_dir
+    }
+
     /// Folder of the logs of a sandbox: one folder for each.
     pub(crate) fn folder(&self, id: &SandboxId) -> PathBuf {
         self.log_dir.join(id.as_str())
@@ -141,6 +149,12 @@ impl LogReaders {
         receiver
     }
 
+    /// How many sandboxes are looked at.
+    #[cfg(test)]
+    pub(crate) fn beating(&self) -> usize {
+        lock(&self.beats).len()
+    }
+
     /// Forgets a beat that nobody hears.
     fn retire(&self, id: &SandboxId, sender: &watch::Sender<Beat>) -> bool {
         let mut beats = lock(&self.beats);
@@ -164,7 +178,8 @@ async fn beat<R: Runtime + Images, N: Network>(
         let last = *sender.borrow();
         // Its state before its files: a line that is written while it is live is seen behind it.
         let record = registry.store().get(&id).await;
-        let ends = matches!(&record, Ok(Some(it)) if it.ending.is_some() || it.status == Status::Stopped);
+        let ends =
+            matches!(&record, Ok(Some(it)) if it.ending.is_some() || it.status == Status::Stopped);
         let live = match record {
             Ok(record) => record.as_ref().and_then(writing),
             // Not known is not over.

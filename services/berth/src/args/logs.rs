@@ -84,7 +84,9 @@ fn parse_since(text: &str) -> Result<Since, String> {
         return Ok(Since::At(time));
     }
     let wrong = "must be a duration as `10m`, or a time as `2026-05-01T12:00:00Z`";
-    parse_time(text).map(Since::Ago).map_err(|_| wrong.to_owned())
+    parse_time(text)
+        .map(Since::Ago)
+        .map_err(|_| wrong.to_owned())
 }
 
 #[cfg(test)]

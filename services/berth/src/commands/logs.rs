@@ -163,8 +163,10 @@ fn is_broken_off(status: &Status) -> bool {
     match errors::reason(status) {
         Some(reason) => reason == ErrorReason::ShuttingDown,
         None => {
-            let of_the_connection =
-                matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal);
+            let of_the_connection = matches!(
+                status.code(),
+                Code::Unavailable | Code::Unknown | Code::Internal
+            );
             of_the_connection && status.get_error_details().error_info().is_none()
         }
     }

@@ -16,7 +16,9 @@ pub fn trace_id(text: &[u8]) -> Option<&str> {
 
 fn word_after_key(rest: &[u8]) -> Option<&[u8]> {
     let rest = after_blanks(after_quote(rest));
-    let rest = rest.strip_prefix(b"=").or_else(|| rest.strip_prefix(b":"))?;
+    let rest = rest
+        .strip_prefix(b"=")
+        .or_else(|| rest.strip_prefix(b":"))?;
     let rest = after_quote(after_blanks(rest));
     let is_word = |it: &u8| it.is_ascii_alphanumeric() || *it == b'_' || *it == b'-';
     let end = rest

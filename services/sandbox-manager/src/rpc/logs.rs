@@ -100,17 +100,15 @@ impl Asked {
         let unknown = request.containers.iter().find(|it| !known.contains(it));
         if let Some(name) = unknown {
             let message = format!("sandbox {} has no container {name:?}", record.id);
-            return Err(
-                Failure::new(Reason::ContainerNotFound, message).with("container", name)
-            );
+            return Err(Failure::new(Reason::ContainerNotFound, message).with("container", name));
         }
         let wanted = |it: &String| request.containers.is_empty() || request.containers.contains(it);
         let names = known.into_iter().filter(wanted).collect();
         let kinds = request.streams.iter().enumerate().map(|(place, number)| {
             let stream = v1::LogStream::try_from(*number).ok();
-            stream.and_then(kind).ok_or_else(|| {
-                Failure::invalid(format!("streams[{place}]"), "is no stream")
-            })
+            stream
+                .and_then(kind)
+                .ok_or_else(|| Failure::invalid(format!("streams[{place}]"), "is no stream"))
         });
         let mut kinds = kinds.collect::<Result<Vec<_>, _>>()?;
         if kinds.is_empty() {
@@ -129,7 +127,8 @@ impl Asked {
                 Begin::Tail(lines, since.unwrap_or(0))
             }
             (text, None, None) => {
-                let cursor = (text.len() <= CURSOR_MAX).then(|| Cursor::parse(text, record.id.as_str()));
+                let cursor =
+                    (text.len() <= CURSOR_MAX).then(|| Cursor::parse(text, record.id.as_str()));
                 let problem = "is no cursor of this sandbox's logs";
                 let cursor = cursor.flatten();
                 Begin::Cursor(cursor.ok_or_else(|| Failure::invalid("cursor", problem))?.0)
@@ -173,8 +172,7 @@ impl Asked {
                 .map(|it| Reader::since(folder.join(it), since).map_err(of(it)))
                 .collect::<Result<Vec<_>, _>>()?,
             Begin::Tail(count, since) => {
-                let wanted =
-                    |it: &Record<'_>| kinds.contains(&it.kind) && it.time_ns >= since;
+                let wanted = |it: &Record<'_>| kinds.contains(&it.kind) && it.time_ns >= since;
                 let tails = names
                     .iter()
                     .map(|it| Tail::read(&folder.join(it), count, wanted).map_err(of(it)))

@@ -29,9 +29,9 @@ pub(super) struct Renderer {
     /// Whether lines say whose they are.
     pub(super) names: bool,
     /// Containers by the order in which they were seen.
-    seen: Vec<String>,
+    pub(super) seen: Vec<String>,
     /// Lines whose end has not come yet, by container and stream.
-    begun: BTreeMap<(String, i32), (LogEntry, Vec<u8>)>,
+    pub(super) begun: BTreeMap<(String, i32), (LogEntry, Vec<u8>)>,
 }
 
 impl Renderer {

@@ -21,7 +21,10 @@ fn logs_are_read_by_time_and_each_by_number() {
     let mut logs = [Written::of(&[2]), Written::of(&[1])];
     let mut merged = both(&logs);
     let name = |name: &str, sequence| (name.to_owned(), sequence);
-    assert_eq!(rest(&mut merged), [name("a", 0), name("b", 0), name("a", 1)]);
+    assert_eq!(
+        rest(&mut merged),
+        [name("a", 0), name("b", 0), name("a", 1)]
+    );
     logs[1].lines(1);
     assert_eq!(rest(&mut merged), [], "only when it looks again");
     merged.look_again();

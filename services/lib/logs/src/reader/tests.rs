@@ -236,7 +236,10 @@ fn damage_at_any_byte_costs_no_more_than_the_rest_of_its_segment_and_is_told() {
             let entries = read_all(&mut Reader::new(log.folder()));
             assert_all_accounted(&entries, 8, &case);
             let told = entries.iter().map(told).collect::<Vec<_>>().join(" ");
-            assert!(told.starts_with("0 1 2 ") && told.ends_with(" 6 7"), "{case}: {told}");
+            assert!(
+                told.starts_with("0 1 2 ") && told.ends_with(" 6 7"),
+                "{case}: {told}"
+            );
             // Bytes of the header that only tell the first number change nothing.
             let harmless = (16..SEGMENT_HEADER).contains(&at);
             assert_eq!(told == numbers(0..8), harmless, "{case}: {told}");
