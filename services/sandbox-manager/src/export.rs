@@ -275,7 +275,7 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
                 .find(|it| it.0 == name)
                 .map_or(0, |it| it.1.log)
         };
-        let Some((name, entry)) = merged.next()? else {
+        let Some((name, entry)) = merged.read()? else {
             break;
         };
         let name = name.to_owned();

@@ -12,6 +12,7 @@ use std::{
 };
 
 use berth_domain::{Failure, Generation, Reason, SandboxId, SandboxRecord, Status};
+use berth_logs::format::parse_segment_name;
 use berth_platform::{Images, Network, Runtime};
 use tokio::sync::{Semaphore, watch};
 
@@ -213,7 +214,8 @@ pub(crate) fn files(folder: &Path) -> u64 {
     let mut hasher = DefaultHasher::new();
     for name in names(folder).unwrap_or_default() {
         let log = folder.join(&name);
-        let segments = names(&log).unwrap_or_default();
+        let mut segments = names(&log).unwrap_or_default();
+        segments.retain(|it| parse_segment_name(it).is_some());
         let Some(last) = segments.last() else {
             continue;
         };
@@ -252,6 +254,26 @@ mod tests {
         assert_eq!(enter(&id("c")).err().unwrap(), "node");
         places.clear();
         assert!(lock(&readers.places).is_empty());
+    }
+
+    #[test]
+    fn what_is_written_shows_also_beside_files_that_are_no_segments() {
+        let ground = written::Ground::new();
+        let id = id("web");
+        let folder = ground.readers.folder(&id);
+        let nothing = files(&folder);
+        let mut app = ground.log(&id, "app");
+        std::fs::write(folder.join("app/zz"), "no segment").unwrap();
+        let begun = files(&folder);
+        app.lines(1);
+        let written = files(&folder);
+        assert_eq!(written, files(&folder));
+        app.rotate();
+        let rotated = files(&folder);
+        let mut all = vec![nothing, begun, written, rotated];
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 4, "each differs");
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) async fn stream(session: &Session, args: Logs) -> Result<(), Failure>
     let mut wait = FIRST_WAIT;
     loop {
         reading.moved = false;
-        let ended = reading.to_its_end().await;
+        let ended = reading.until_end().await;
         let Err(failure) = ended else {
             return reading.finish();
         };
@@ -102,7 +102,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    async fn to_its_end(&mut self) -> Result<(), Failure> {
+    async fn until_end(&mut self) -> Result<(), Failure> {
         let mut client = SandboxServiceClient::new(self.session.connect().await?)
             .max_decoding_message_size(16 << 20);
         let request = self.session.request(self.request.clone());

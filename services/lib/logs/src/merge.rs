@@ -49,7 +49,7 @@ impl Merged {
     }
 
     /// The next entry with the name of its log; `None` when all have ended.
-    pub fn next(&mut self) -> Result<Option<(&str, Entry)>, Unreadable> {
+    pub fn read(&mut self) -> Result<Option<(&str, Entry)>, Unreadable> {
         for log in &mut self.logs {
             if let Err(source) = log.look() {
                 let log = log.name.clone();
@@ -68,7 +68,7 @@ impl Merged {
         Ok(entry.map(|entry| (log.name.as_str(), entry)))
     }
 
-    /// Where each log goes on behind what `next` has given.
+    /// Where each log goes on behind what `read` has given.
     pub fn positions(&self) -> impl Iterator<Item = (&str, Position)> {
         self.logs.iter().filter_map(|log| {
             let position = match log.head {

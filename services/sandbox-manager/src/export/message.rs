@@ -193,28 +193,21 @@ fn attribute(key: &str, value: Value) -> KeyValue {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use berth_domain::SandboxSpec;
     use berth_logs::{format::Gap, reader::Line};
 
     use super::*;
+    use crate::logs::written::{Ground, id};
 
-    fn about(change: impl FnOnce(&mut SandboxSpec)) -> About {
-        let mut spec = SandboxSpec::default();
-        change(&mut spec);
-        let id = SandboxId::parse("web").unwrap();
-        let spec = Arc::new(spec);
-        let of_no_record = About::new(&id, None);
-        About {
-            entity: match spec.log_entity.as_str() {
-                "" => of_no_record.entity,
-                entity => entity.to_owned(),
-            },
-            version: spec.version.clone(),
-            attributes: spec.log_attributes.clone(),
-            ..of_no_record
-        }
+    fn plain() -> About {
+        About::new(&id("web"), None)
+    }
+
+    async fn of_spec(change: impl FnOnce(&mut SandboxSpec)) -> About {
+        let ground = Ground::new();
+        ground.admit(&id("web"), change).await;
+        let record = ground.store.get(&id("web")).await.unwrap();
+        About::new(&id("web"), record.as_ref())
     }
 
     fn line(kind: Kind, text: &[u8]) -> Entry {
@@ -255,7 +248,7 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn each_line_says_whose_it_is_and_how_much_it_matters() {
-        let plain = about(|_| {});
+        let plain = plain();
         let rest = "log=000000000000000a sandbox=web sequence=7 source=app";
         let cases = [
             (Kind::Stdout,  &b"hello"[..], format!("INFO \"hello\" container=app {rest} stream=stdout")),
@@ -278,14 +271,15 @@ mod tests {
         );
     }
 
-    #[test]
-    fn attributes_of_the_sandbox_win_over_all_but_those_that_number_lines() {
-        let about = about(|it| {
+    #[tokio::test]
+    async fn attributes_of_the_sandbox_win_over_all_but_those_that_number_lines() {
+        let about = of_spec(|it| {
             it.version = "v9".to_owned();
             it.log_entity = "shop".to_owned();
             let pairs = [("source", "mine"), ("sequence", "forged"), ("team", "a")];
             it.log_attributes = pairs.map(|(a, b)| (a.to_owned(), b.to_owned())).into();
-        });
+        })
+        .await;
         let record = about.record("app", 10, line(Kind::Stdout, b"x"));
         assert_eq!(
             told(&record),
@@ -302,7 +296,7 @@ mod tests {
     fn a_trace_id_of_its_own_form_is_that_of_the_record() {
         let id = "0af7651916cd43dd8448eb211c80319c";
         let text = format!("trace_id={id}");
-        let record = about(|_| {}).record("app", 1, line(Kind::Stdout, text.as_bytes()));
+        let record = plain().record("app", 1, line(Kind::Stdout, text.as_bytes()));
         assert_eq!(record.trace_id[..3], [0x0a, 0xf7, 0x65]);
         assert_eq!(record.trace_id.len(), 16);
         assert_eq!(bytes_of(&"0".repeat(32)), None, "it would be no trace");
@@ -319,7 +313,7 @@ mod tests {
             ..line(Kind::Stdout, b"")
         };
         assert_eq!(
-            told(&about(|_| {}).record("app", 10, gap)),
+            told(&plain().record("app", 10, gap)),
             "WARN \"lines are missing\" container=app gap.bytes=4 gap.lines=3 gap.reason=dropped \
              log=000000000000000a sandbox=web sequence=7 source=app"
         );

@@ -46,7 +46,16 @@ impl Receiver {
     /// Serves until the sender is dropped.
     async fn serve(&self, address: Option<SocketAddr>) -> (SocketAddr, oneshot::Sender<()>) {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = TcpListener::bind(address.unwrap_or(any)).await.unwrap();
+        let bound = async {
+            // The one before lets go of the port when its last call has ended.
+            loop {
+                match TcpListener::bind(address.unwrap_or(any)).await {
+                    Ok(listener) => return listener,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            }
+        };
+        let listener = within("the port", bound).await;
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
         let server = Server::builder()

@@ -20,7 +20,7 @@ use tonic::Status;
 
 use super::{parse_id, refuse};
 use crate::{
-    failures::store_failure,
+    failures::{internal, store_failure},
     logs::{Beat, LogReaders, ReaderPlace, SYSTEM, writing},
     registry::{Registry, not_found, shutting_down},
 };
@@ -239,10 +239,14 @@ impl<R: Runtime + Images, N: Network> Reading<R, N> {
                 return Some((Ok(response), (!ends).then_some(self)));
             }
             if let (true, Some(beat)) = (batch.at_end, &mut self.beat) {
-                // Either way the loop looks what has come.
-                tokio::select! {
-                    _ = beat.changed() => {}
-                    () = self.registry.stopping() => {}
+                let heard = tokio::select! {
+                    heard = beat.changed() => heard.is_ok(),
+                    () = self.registry.stopping() => true,
+                };
+                // A stop ends who looks, too.
+                if !heard && !self.registry.is_stopping() {
+                    let failure = internal("nobody looks at this sandbox any more");
+                    return Some((Err(refuse(failure)), None));
                 }
             }
         }
@@ -278,7 +282,7 @@ fn batch(
     let (mut entries, mut bytes, mut at_end) = (vec![], 0, true);
     merged.look_again();
     let mut passed = 0;
-    while let Some((name, entry)) = merged.next()? {
+    while let Some((name, entry)) = merged.read()? {
         passed += 1;
         let wanted = match &entry.content {
             Content::Line(line) => kinds.contains(&line.kind),

@@ -5,7 +5,7 @@ use crate::{format::Kind, reader::Content, written::Written};
 
 fn rest(merged: &mut Merged) -> Vec<(String, u64)> {
     let mut entries = vec![];
-    while let Some((name, entry)) = merged.next().unwrap() {
+    while let Some((name, entry)) = merged.read().unwrap() {
         entries.push((name.to_owned(), entry.sequence));
     }
     entries
@@ -38,7 +38,7 @@ fn whoever_goes_on_by_the_positions_reads_what_was_not_given() {
     for given in 0..=all.len() {
         let mut merged = both(&logs);
         for _ in 0..given {
-            merged.next().unwrap();
+            merged.read().unwrap();
         }
         let resumed = ["a", "b"].map(|name| {
             let folder = logs[usize::from(name == "b")].folder();
@@ -59,7 +59,7 @@ fn bytes_behind_the_end_are_told_with_their_log() {
     logs[1].record(Kind::Stderr, b"x");
     logs[1].half(13);
     let mut merged = both(&logs);
-    while let Some((_, entry)) = merged.next().unwrap() {
+    while let Some((_, entry)) = merged.read().unwrap() {
         assert!(matches!(entry.content, Content::Line(_)));
     }
     assert_eq!(merged.unread().collect::<Vec<_>>(), [("b", 13)]);
