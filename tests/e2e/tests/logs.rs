@@ -5,7 +5,8 @@ use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     path::PathBuf,
-    process::Stdio,
+    process::{Child, Stdio},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -74,6 +75,17 @@ impl Log {
     }
 }
 
+/// A program that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // After its end this finds nothing to do.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Follows a log to the end of its sandbox, and returns the numbers of its lines.
 async fn follow(node: &TestNode, id: &str, mut seen: impl FnMut(u64)) -> anyhow::Result<Vec<u64>> {
     let request = v1::StreamLogsRequest {
@@ -106,18 +118,18 @@ fn cpu_millis(node: &TestNode) -> anyhow::Result<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_followers_of_one_log_each_get_every_line_once() -> anyhow::Result<()> {
-    let node = std::sync::Arc::new(TestNode::start().await?);
+    let node = Arc::new(TestNode::start().await?);
     node.create("web", idle()).await?;
     let mut log = Log::new(&node, "web")?;
     log.lines(100)?;
     let (sender, mut seen) = tokio::sync::watch::channel(0);
-    let sender = std::sync::Arc::new(sender);
+    let sender = Arc::new(sender);
     let followers: Vec<_> = (0..FOLLOWERS)
         .map(|_| {
             let (node, sender) = (node.clone(), sender.clone());
             tokio::spawn(async move {
                 let told = |number| {
-                    if (number + 1) % 100 == 0 {
+                    if (number + 1).is_multiple_of(100) {
                         sender.send_modify(|count| *count += 1);
                     }
                 };
@@ -133,9 +145,9 @@ async fn fifty_followers_of_one_log_each_get_every_line_once() -> anyhow::Result
     let quiet = cpu_millis(&node)?;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let begun = cpu_millis(&node)?;
-    for round in 2..=40 {
+    for round in 2..=40_usize {
         log.lines(100)?;
-        if round % 10 == 0 {
+        if round.is_multiple_of(10) {
             log.rotate()?;
         }
         until(round).await.context("all have the lines")?;
@@ -152,7 +164,7 @@ async fn fifty_followers_of_one_log_each_get_every_line_once() -> anyhow::Result
         let numbers = tokio::time::timeout(LIMIT, follower).await???;
         ensure!(numbers == (0..log.next).collect::<Vec<_>>(), "{numbers:?}");
     }
-    let node = std::sync::Arc::into_inner(node).context("nobody follows")?;
+    let node = Arc::into_inner(node).context("nobody follows")?;
     node.finish()
 }
 
@@ -170,7 +182,7 @@ async fn a_follower_goes_on_over_restarts_of_the_manager_without_gap_or_repeat()
         .stdout(fs::File::create(&out)?)
         .stderr(fs::File::create(&err)?)
         .stdin(Stdio::null());
-    let mut follower = command.spawn()?;
+    let mut follower = Running(command.spawn()?);
     let expected = |log: &Log| {
         (0..log.next)
             .map(|it| format!("line {it}\n"))
@@ -194,11 +206,11 @@ async fn a_follower_goes_on_over_restarts_of_the_manager_without_gap_or_repeat()
     }
     node.delete("web").await?;
     let ended = eventually("the follower ends", LIMIT, || {
-        let ended = matches!(follower.try_wait(), Ok(Some(_)));
+        let ended = matches!(follower.0.try_wait(), Ok(Some(_)));
         async move { ended }
     });
     ended.await?;
-    let code = follower.wait()?.code();
+    let code = follower.0.wait()?.code();
     let complaints = fs::read_to_string(&err)?;
     ensure!(code == Some(0), "{code:?}: {complaints}");
     ensure!(complaints.matches("is away").count() == 2, "{complaints}");
