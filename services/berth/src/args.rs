@@ -1,11 +1,15 @@
 //! What can be typed after `berth`, and how sizes, shares of a CPU and ports are read.
 //! It does not know what the commands do with it.
 
+mod logs;
+
 use std::{path::PathBuf, time::Duration};
 
 use berth_api::v1;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+pub(crate) use logs::Logs;
 
 /// Sets the arguments of all commands apart from those of one.
 const GLOBAL: &str = "Options of every command";
@@ -86,6 +90,8 @@ pub(crate) enum Command {
     Stats(Id),
     /// Show sandboxes as they stand and, with `-f`, each change
     Events(Events),
+    /// Show what the containers of a sandbox have written and, with `-f`, each new line
+    Logs(Logs),
     /// The images of the node
     #[command(subcommand)]
     Images(Images),

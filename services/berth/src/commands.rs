@@ -4,6 +4,7 @@
 mod catalog;
 mod events;
 mod images;
+mod logs;
 mod network;
 mod node;
 mod sandboxes;
@@ -80,6 +81,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
         Command::Rm(args) => sandboxes::remove(session, args).await,
         Command::Stats(args) => sandboxes::stats(session, args).await,
         Command::Events(args) => events::watch(session, args).await,
+        Command::Logs(args) => logs::stream(session, args).await,
         Command::Images(command) => images::run(session, command).await,
         Command::Catalog(command) => catalog::run(session, command).await,
         Command::Net(command) => network::run(session, command).await,

@@ -339,6 +339,10 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::DisabledOnNode => {
             "leave the field out, choose another node, or change the setting of this one"
         }
+        ErrorReason::LogReadersExhausted => "end other readers of logs, or try again later",
+        ErrorReason::LogUnreadable => {
+            "look at the disk of `log_dir`; the logs of the other containers can be read with -c"
+        }
     }
 }
 

@@ -23,6 +23,10 @@ impl Output {
         Self { format }
     }
 
+    pub(crate) fn is_for_people(&self) -> bool {
+        self.format == Format::Table
+    }
+
     /// Prints an object; `for_people` makes its table form.
     pub(crate) fn object<T: Serialize>(
         &self,
@@ -60,6 +64,13 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     if !text.is_empty() && !text.ends_with('\n') {
         stdout.write_all(b"\n")?;
     }
+    stdout.flush()
+}
+
+/// Prints bytes as they are.
+pub(crate) fn print_bytes(bytes: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes)?;
     stdout.flush()
 }
 

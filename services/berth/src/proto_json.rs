@@ -45,6 +45,7 @@ named!(
     Image,
     ListEntriesResponse,
     ListSubnetsResponse,
+    LogEntry,
     ReleaseLeaseResponse,
     ReleaseRestingLeasesResponse,
     ReleaseSubnetResponse,

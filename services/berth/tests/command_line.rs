@@ -35,6 +35,7 @@ type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 struct ScriptedManager {
     created: Arc<Mutex<Vec<v1::CreateRequest>>>,
     watched_from: Arc<Mutex<Vec<u64>>>,
+    logs_asked: Arc<Mutex<Vec<v1::StreamLogsRequest>>>,
 }
 
 fn sandbox(id: &str) -> v1::Sandbox {
@@ -203,6 +204,56 @@ impl sandboxes::SandboxService for ScriptedManager {
                 ..sandbox(&request.id)
             }),
         }))
+    }
+
+    type StreamLogsStream = Events<v1::StreamLogsResponse>;
+
+    async fn stream_logs(
+        &self,
+        request: Request<v1::StreamLogsRequest>,
+    ) -> Answer<Self::StreamLogsStream> {
+        let request = request.into_inner();
+        self.logs_asked
+            .lock()
+            .expect("no holder panics")
+            .push(request.clone());
+        let lines = |texts: &[&str], cursor: &str| {
+            Ok(v1::StreamLogsResponse {
+                entries: texts.iter().map(|it| log_line(it)).collect(),
+                cursor: cursor.to_owned(),
+                at_end: true,
+            })
+        };
+        let away = || {
+            Err(refused(
+                Code::Unavailable,
+                "SHUTTING_DOWN",
+                "it is stopping",
+            ))
+        };
+        let responses = match (request.id.as_str(), request.cursor.as_str()) {
+            ("none", _) => return Err(refused(Code::NotFound, "SANDBOX_NOT_FOUND", "none")),
+            ("away", "") => vec![away()],
+            ("gone", "1") => return Err(refused(Code::NotFound, "SANDBOX_NOT_FOUND", "gone")),
+            (_, "") if request.follow => vec![lines(&["one", "two"], "1"), away()],
+            (_, "1") => vec![lines(&["three"], "2"), Err(Status::unknown("h2 broke off"))],
+            (_, "2") => vec![lines(&["four"], "3")],
+            _ => vec![lines(&["one"], "1"), lines(&[], "1")],
+        };
+        Ok(Response::new(stream::iter(responses).boxed()))
+    }
+}
+
+fn log_line(text: &str) -> v1::LogEntry {
+    let line = v1::LogLine {
+        stream: v1::LogStream::Stdout.into(),
+        text: text.as_bytes().to_vec(),
+        ..Default::default()
+    };
+    v1::LogEntry {
+        container: "app".to_owned(),
+        content: Some(v1::log_entry::Content::Line(line)),
+        ..Default::default()
     }
 }
 
@@ -748,4 +799,76 @@ async fn a_reader_that_goes_away_is_no_failure() {
     let child = node.berth(&["ls"]).stdout(writer).spawn().expect("berth");
     let list = ended(child.wait_with_output()).await;
     assert_eq!((list.code, list.stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test]
+async fn logs_ask_for_what_is_wanted_and_print_what_was_written() {
+    let node = Node::start();
+    let asked = [
+        "logs",
+        "web",
+        "-c",
+        "app",
+        "--stream",
+        "stderr",
+        "--tail",
+        "5",
+        "--since",
+        "2026-05-01T12:00:00Z",
+    ];
+    let logs = node.run(&asked).await;
+    assert_eq!(
+        (logs.code, logs.stdout.as_str(), logs.stderr.as_str()),
+        (Some(0), "one\n", "")
+    );
+    let request = node.manager.logs_asked.lock().expect("no holder panics")[0].clone();
+    let since = prost_types::Timestamp {
+        seconds: 1_777_636_800,
+        nanos: 0,
+    };
+    assert_eq!(
+        request,
+        v1::StreamLogsRequest {
+            id: "web".to_owned(),
+            containers: vec!["app".to_owned()],
+            streams: vec![v1::LogStream::Stderr.into()],
+            tail_lines: Some(5),
+            since: Some(since),
+            ..Default::default()
+        }
+    );
+    let json = node.run(&["logs", "web", "-o", "json"]).await;
+    let line = &json.json()["line"];
+    assert_eq!(line["stream"], "LOG_STREAM_STDOUT");
+    assert_eq!(line["text"], "b25l");
+}
+
+#[tokio::test]
+async fn a_follower_goes_on_by_its_cursor_when_the_manager_is_back() {
+    let node = Node::start();
+    let logs = node.run(&["logs", "-f", "web", "--tail", "2"]).await;
+    assert_eq!(logs.code, Some(0), "{}", logs.stderr);
+    let lines = ["one", "two", "three", "four"].map(|it| format!("app | {it}\n"));
+    assert_eq!(logs.stdout, lines.concat());
+    let away = "the manager is away";
+    assert_eq!(logs.stderr.matches(away).count(), 2, "{}", logs.stderr);
+    let asked = node.manager.logs_asked.lock().expect("no holder panics");
+    let asked: Vec<_> = asked
+        .iter()
+        .map(|it| (it.cursor.as_str(), it.tail_lines, it.follow))
+        .collect();
+    let expected = [("", Some(2), true), ("1", None, true), ("2", None, true)];
+    assert_eq!(asked, expected);
+}
+
+#[tokio::test]
+async fn a_follower_ends_when_its_sandbox_is_gone_and_fails_when_it_never_was_there() {
+    let node = Node::start();
+    let gone = node.run(&["logs", "-f", "gone", "-c", "app"]).await;
+    assert_eq!((gone.code, gone.stdout.as_str()), (Some(0), "one\ntwo\n"));
+    let none = node.run(&["logs", "-f", "none"]).await;
+    assert_eq!(none.code, Some(1));
+    assert!(none.stderr.contains("none"), "{}", none.stderr);
+    let away = node.run(&["logs", "-f", "away"]).await;
+    assert_eq!(away.code, Some(1), "it has shown nothing yet");
 }

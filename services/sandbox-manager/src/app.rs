@@ -34,6 +34,8 @@ use crate::{
     crash,
     lifecycle::LifecycleLog,
     log_writer,
+    crash, export,
+    logs::LogReaders,
     node::Node,
     registry::{Limits, Registry},
     rpc::{
@@ -46,6 +48,9 @@ use crate::{
 /// How long the last answers may take on their way, once every plan is at rest.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
+/// In the state directory: what of the logs was exported.
+const EXPORT_FILE: &str = "log-export";
+
 type NodeRegistry = Registry<Containerd, NetnsNetwork>;
 
 /// A manager that is ready to serve.
@@ -57,6 +62,9 @@ pub struct App {
     imports: Imports,
     slot_count: usize,
     allow_host_network: bool,
+    log_dir: PathBuf,
+    /// Where logs are exported to, and the file that says what was.
+    export: Option<(export::Settings, PathBuf)>,
     stop: CancellationToken,
 }
 
@@ -73,6 +81,7 @@ impl App {
         for dir in [&config.state_dir, &config.run_dir, &config.log_dir] {
             fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         }
+        let export = export::Settings::of_environment().context("exporting logs")?;
         let instance = instance_id(&config)?;
         claim(&config.run_dir, &instance).context("run_dir")?;
         claim(&config.log_dir, &instance).context("log_dir")?;
@@ -137,6 +146,8 @@ impl App {
             imports,
             slot_count: config.network.slots,
             allow_host_network: config.network.allow_host_network,
+            log_dir: config.log_dir,
+            export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
             stop,
         })
     }
@@ -155,6 +166,8 @@ impl App {
             imports,
             slot_count,
             allow_host_network,
+            log_dir,
+            export,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -174,6 +187,12 @@ impl App {
         registry.spawn(slots::keep(registry.clone(), slot_count));
         let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
+        let logs = LogReaders::new(log_dir);
+        if let Some((settings, file)) = export {
+            let node_id = about.node_id.clone();
+            let export = export::run(registry.clone(), logs.clone(), settings, node_id, file);
+            registry.spawn(export);
+        }
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -204,6 +223,7 @@ impl App {
             registry: registry.clone(),
             place: Arc::new(place),
             host_network: allow_host_network,
+            logs,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)

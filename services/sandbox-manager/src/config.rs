@@ -18,7 +18,7 @@ use figment::value::Value;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use crate::store_command::StoreCommand;
+use crate::{export, store_command::StoreCommand};
 
 const FILE: &str = "/etc/berth/sandbox-manager.toml";
 const ENV_PREFIX: &str = "BERTH_MANAGER_";
@@ -420,6 +420,7 @@ fn check_host(config: &Config) -> anyhow::Result<()> {
         "log_writer: {} is not there, or is no program",
         program.display()
     );
+    export::Settings::of_environment()?;
     config.instance().map(drop)
 }
 

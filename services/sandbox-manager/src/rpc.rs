@@ -3,6 +3,7 @@
 mod catalog;
 pub(crate) mod deadline;
 mod images;
+mod logs;
 mod network;
 mod node;
 mod sandboxes;

@@ -61,6 +61,8 @@ reasons! {
     SubnetInUse = "SUBNET_IN_USE",
     SubnetsExhausted = "SUBNETS_EXHAUSTED",
     DisabledOnNode = "DISABLED_ON_NODE",
+    LogReadersExhausted = "LOG_READERS_EXHAUSTED",
+    LogUnreadable = "LOG_UNREADABLE",
 }
 
 impl Reason {

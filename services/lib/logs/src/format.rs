@@ -133,6 +133,16 @@ pub enum Decoded<'a> {
     Damaged,
 }
 
+/// How many bytes the record takes that these bytes begin, by its header; at least the header, and no more than a record
+/// can have.
+#[must_use]
+pub fn record_length(bytes: &[u8]) -> usize {
+    let length = bytes.get(4..8).map_or(0, |it| {
+        u32::from_le_bytes([it[0], it[1], it[2], it[3]]) as usize
+    });
+    RECORD_HEADER + length.min(TEXT_MAX)
+}
+
 /// Reads the record at the beginning of `bytes`.
 #[must_use]
 pub fn decode(bytes: &[u8]) -> Decoded<'_> {

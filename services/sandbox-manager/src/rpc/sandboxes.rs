@@ -20,11 +20,14 @@ use tonic::{Request, Response, Status};
 use super::{
     PAGE_MAX,
     deadline::patience,
-    denied_to_proto, expected, page_size, parse_id, refuse,
+    denied_to_proto, expected,
+    logs::{self, LogStream},
+    page_size, parse_id, refuse,
     watches::{resume, too_slow},
 };
 use crate::{
     failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
+    logs::LogReaders,
     ready::OWN_SIGHTING,
     registry::{CreateTerms, Registry, not_found},
     sandbox::Doing,
@@ -40,6 +43,7 @@ pub(crate) struct SandboxRpc<R, N> {
     pub(crate) place: Arc<Place>,
     /// Whether the configuration allows sandboxes in the network of the node.
     pub(crate) host_network: bool,
+    pub(crate) logs: Arc<LogReaders>,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -372,6 +376,16 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         Ok(Response::new(v1::RenewResponse {
             sandbox: Some(self.render(&record)),
         }))
+    }
+
+    type StreamLogsStream = LogStream;
+
+    async fn stream_logs(
+        &self,
+        request: Request<v1::StreamLogsRequest>,
+    ) -> Result<Response<LogStream>, Status> {
+        let stream = logs::stream(&self.registry, &self.logs, request.into_inner());
+        stream.await.map(Response::new)
     }
 }
 

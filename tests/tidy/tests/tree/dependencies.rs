@@ -85,6 +85,7 @@ const WIRE: &[&str] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("containerd-client", &["berth-containerd"]),
     ("hickory-proto", &["berth-dns", "berth-e2e"]),
+    ("opentelemetry-proto", &["berth-sandbox-manager"]),
     ("rtnetlink", &["berth-netns"]),
     ("redb", &["berth-store"]),
     ("prost", WIRE),

@@ -1632,6 +1632,10 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. The configuration of the node does not allow what the field asks for. `BadRequest` names the field,
     /// the metadata has `setting`.
     DisabledOnNode = 42,
+    /// RESOURCE_EXHAUSTED. As many callers read logs as can. The metadata has `limit`, and `of`: `sandbox` or `node`.
+    LogReadersExhausted = 47,
+    /// DATA_LOSS. The disk does not give a log. The metadata has `container`.
+    LogUnreadable = 48,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1683,6 +1687,8 @@ impl ErrorReason {
             Self::SubnetInUse => "ERROR_REASON_SUBNET_IN_USE",
             Self::SubnetsExhausted => "ERROR_REASON_SUBNETS_EXHAUSTED",
             Self::DisabledOnNode => "ERROR_REASON_DISABLED_ON_NODE",
+            Self::LogReadersExhausted => "ERROR_REASON_LOG_READERS_EXHAUSTED",
+            Self::LogUnreadable => "ERROR_REASON_LOG_UNREADABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1731,6 +1737,8 @@ impl ErrorReason {
             "ERROR_REASON_SUBNET_IN_USE" => Some(Self::SubnetInUse),
             "ERROR_REASON_SUBNETS_EXHAUSTED" => Some(Self::SubnetsExhausted),
             "ERROR_REASON_DISABLED_ON_NODE" => Some(Self::DisabledOnNode),
+            "ERROR_REASON_LOG_READERS_EXHAUSTED" => Some(Self::LogReadersExhausted),
+            "ERROR_REASON_LOG_UNREADABLE" => Some(Self::LogUnreadable),
             _ => None,
         }
     }
@@ -2421,6 +2429,199 @@ pub mod image_service_server {
     pub const SERVICE_NAME: &str = "berth.v1.ImageService";
     impl<T> tonic::server::NamedService for ImageServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Asks for the logs of a sandbox.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamLogsRequest {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Only the logs of these containers; `@system` is what the node says about the sandbox. Default: all of these.
+    #[prost(string, repeated, tag = "2")]
+    pub containers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Only lines of these streams; gaps are sent always. Default: all.
+    #[prost(enumeration = "LogStream", repeated, tag = "3")]
+    pub streams: ::prost::alloc::vec::Vec<i32>,
+    /// Go on with each new line until the sandbox has ended and its last line was sent. Default: end at the last line there
+    /// is.
+    #[prost(bool, tag = "4")]
+    pub follow: bool,
+    /// Begin with this many lines from the end, counted over all logs that are asked for. 0 begins at the end. Default: all
+    /// that is kept. Limit: 100,000.
+    #[prost(uint64, optional, tag = "5")]
+    pub tail_lines: ::core::option::Option<u64>,
+    /// Only what was written at this time or later. Default: all that is kept.
+    #[prost(message, optional, tag = "6")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Go on behind the response that had this cursor. Not with `tail_lines` or `since`. A log that the cursor does not
+    /// know, because it is new or was not asked for then, is read from its beginning. Default: none. Limit: 65,536 bytes.
+    #[prost(string, tag = "7")]
+    pub cursor: ::prost::alloc::string::String,
+}
+/// Some entries, in order: by time between logs, by sequence within one.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamLogsResponse {
+    /// At most 1,000, and at most 1 MiB and one line of text. May be empty.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<LogEntry>,
+    /// Goes on behind these entries, after any time, on this manager or a later version of it. At most some hundred bytes for
+    /// each log.
+    #[prost(string, tag = "2")]
+    pub cursor: ::prost::alloc::string::String,
+    /// Everything that was there when it was sent has been sent.
+    #[prost(bool, tag = "3")]
+    pub at_end: bool,
+}
+/// One line of a log, or what is missing in it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogEntry {
+    /// Name of the container; empty for what the node says about the sandbox.
+    #[prost(string, tag = "1")]
+    pub container: ::prost::alloc::string::String,
+    /// Counts lines, over all streams of the container. What is missing has its numbers.
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    /// When the line was read from the container. For what is missing, about when it went missing.
+    #[prost(message, optional, tag = "3")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// What it is.
+    #[prost(oneof = "log_entry::Content", tags = "4, 5")]
+    pub content: ::core::option::Option<log_entry::Content>,
+}
+/// Nested message and enum types in `LogEntry`.
+pub mod log_entry {
+    /// What it is.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Content {
+        /// A line.
+        #[prost(message, tag = "4")]
+        Line(super::LogLine),
+        /// What is missing.
+        #[prost(message, tag = "5")]
+        Gap(super::LogGap),
+    }
+}
+/// One line.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogLine {
+    /// Where it was written.
+    #[prost(enumeration = "LogStream", tag = "1")]
+    pub stream: i32,
+    /// Its bytes, without the end of the line and blanks before it. Not always UTF-8. At most 1 MiB.
+    #[prost(bytes = "vec", tag = "2")]
+    pub text: ::prost::alloc::vec::Vec<u8>,
+    /// The line was longer, and the rest of it is lost.
+    #[prost(bool, tag = "3")]
+    pub truncated: bool,
+    /// The line goes on in the next entry of the same container and stream.
+    #[prost(bool, tag = "4")]
+    pub partial: bool,
+    /// The word behind the first `trace_id` in the line, with `=` or `:` between them. Empty where there is none.
+    #[prost(string, tag = "5")]
+    pub trace_id: ::prost::alloc::string::String,
+}
+/// Lines that were written and cannot be read.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LogGap {
+    /// Why.
+    #[prost(enumeration = "LogGapReason", tag = "1")]
+    pub reason: i32,
+    /// How many lines. 0 where nobody knows; the gap has one sequence number then.
+    #[prost(uint64, tag = "2")]
+    pub lines: u64,
+    /// How many bytes. 0 where nobody knows.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+/// Where a line was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LogStream {
+    /// Never sent, and not accepted.
+    Unspecified = 0,
+    /// Standard output.
+    Stdout = 1,
+    /// Standard error.
+    Stderr = 2,
+    /// Either of them, behind the prefix `!USER `, which is removed.
+    UserOob = 3,
+    /// Either of them, behind the prefix `!ERROR `, which is removed.
+    Error = 4,
+    /// The node says what happened to the sandbox.
+    System = 5,
+}
+impl LogStream {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOG_STREAM_UNSPECIFIED",
+            Self::Stdout => "LOG_STREAM_STDOUT",
+            Self::Stderr => "LOG_STREAM_STDERR",
+            Self::UserOob => "LOG_STREAM_USER_OOB",
+            Self::Error => "LOG_STREAM_ERROR",
+            Self::System => "LOG_STREAM_SYSTEM",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOG_STREAM_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOG_STREAM_STDOUT" => Some(Self::Stdout),
+            "LOG_STREAM_STDERR" => Some(Self::Stderr),
+            "LOG_STREAM_USER_OOB" => Some(Self::UserOob),
+            "LOG_STREAM_ERROR" => Some(Self::Error),
+            "LOG_STREAM_SYSTEM" => Some(Self::System),
+            _ => None,
+        }
+    }
+}
+/// Why lines are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LogGapReason {
+    /// Never sent.
+    Unspecified = 0,
+    /// The disk of the logs was full or failed.
+    Disk = 1,
+    /// The process that writes the log was killed.
+    Writer = 2,
+    /// What is on the disk cannot be read.
+    Damage = 3,
+    /// The log had reached its size: its oldest lines were removed before they were read.
+    Dropped = 4,
+    /// Nothing is known to be missing: another log is in the place of the one that was read, and follows from its beginning.
+    Replaced = 5,
+}
+impl LogGapReason {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOG_GAP_REASON_UNSPECIFIED",
+            Self::Disk => "LOG_GAP_REASON_DISK",
+            Self::Writer => "LOG_GAP_REASON_WRITER",
+            Self::Damage => "LOG_GAP_REASON_DAMAGE",
+            Self::Dropped => "LOG_GAP_REASON_DROPPED",
+            Self::Replaced => "LOG_GAP_REASON_REPLACED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOG_GAP_REASON_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOG_GAP_REASON_DISK" => Some(Self::Disk),
+            "LOG_GAP_REASON_WRITER" => Some(Self::Writer),
+            "LOG_GAP_REASON_DAMAGE" => Some(Self::Damage),
+            "LOG_GAP_REASON_DROPPED" => Some(Self::Dropped),
+            "LOG_GAP_REASON_REPLACED" => Some(Self::Replaced),
+            _ => None,
+        }
     }
 }
 /// A sandbox as this node knows it.
@@ -3342,6 +3543,34 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "Renew"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sends what the containers of a sandbox have written, and what the node says about it; with `follow`, until it has
+        /// ended. It is read from the disk as fast as the caller takes it. A manager that stops ends it with SHUTTING_DOWN; it is
+        /// gone on with by the last cursor. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, LOG_READERS_EXHAUSTED,
+        /// LOG_UNREADABLE, SHUTTING_DOWN.
+        pub async fn stream_logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamLogsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/StreamLogs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "StreamLogs"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3426,6 +3655,20 @@ pub mod sandbox_service_server {
             &self,
             request: tonic::Request<super::RenewRequest>,
         ) -> std::result::Result<tonic::Response<super::RenewResponse>, tonic::Status>;
+        /// Server streaming response type for the StreamLogs method.
+        type StreamLogsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamLogsResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends what the containers of a sandbox have written, and what the node says about it; with `follow`, until it has
+        /// ended. It is read from the disk as fast as the caller takes it. A manager that stops ends it with SHUTTING_DOWN; it is
+        /// gone on with by the last cursor. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, LOG_READERS_EXHAUSTED,
+        /// LOG_UNREADABLE, SHUTTING_DOWN.
+        async fn stream_logs(
+            &self,
+            request: tonic::Request<super::StreamLogsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::StreamLogsStream>, tonic::Status>;
     }
     /// Creates, ends and reports the sandboxes of this node.
     ///
@@ -3907,6 +4150,52 @@ pub mod sandbox_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/StreamLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamLogsSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::ServerStreamingService<super::StreamLogsRequest>
+                    for StreamLogsSvc<T> {
+                        type Response = super::StreamLogsResponse;
+                        type ResponseStream = T::StreamLogsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::stream_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -1,0 +1,314 @@
+//! Sends the logs of all sandboxes to a receiver of OpenTelemetry logs, each line at least once. It reads as every reader
+//! does, and a receiver that is away or slow makes it fall behind and nobody else.
+
+mod kept;
+mod message;
+mod settings;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use berth_domain::SandboxId;
+use berth_logs::{
+    merge::{Merged, Unreadable},
+    reader::{Position, Reader},
+};
+use berth_platform::{Images, Network, Runtime};
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
+    logs::v1::LogRecord,
+};
+use tonic::{Code, Request, Status, transport::Channel};
+
+use self::{kept::Kept, message::About};
+use crate::{
+    logs::{LogReaders, files, names},
+    registry::Registry,
+};
+
+pub(crate) use settings::Settings;
+
+/// How often the folders are looked through.
+const BEAT: Duration = Duration::from_secs(1);
+/// Looks that show nothing new before the files of a sandbox are closed.
+const IDLE_BEATS: u32 = 10;
+/// Of one request: receivers take 4 MiB unless told otherwise, and one line can have 1 MiB.
+const RECORDS_MAX: usize = 512;
+const BYTES_MAX: usize = 1 << 20;
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LAST_WAIT: Duration = Duration::from_secs(30);
+
+/// Runs until the manager stops.
+pub(crate) async fn run<R: Runtime + Images, N: Network>(
+    registry: Registry<R, N>,
+    readers: Arc<LogReaders>,
+    settings: Settings,
+    node_id: Arc<str>,
+    file: PathBuf,
+) {
+    let kept = Kept::load(&file);
+    let mut exporter = Exporter {
+        client: LogsServiceClient::new(settings.channel()),
+        settings,
+        registry,
+        readers,
+        node_id,
+        kept,
+        file,
+        open: BTreeMap::new(),
+        unsaved: false,
+    };
+    while !exporter.registry.is_stopping() {
+        let stopping = exporter.registry.stopping();
+        // What was sent and is not written down when it breaks off here is sent again.
+        let more = tokio::select! {
+            more = exporter.pass() => more,
+            () = stopping => break,
+        };
+        exporter.save().await;
+        if !more {
+            exporter.registry.pause(BEAT).await;
+        }
+    }
+    exporter.save().await;
+}
+
+struct Exporter<R, N> {
+    registry: Registry<R, N>,
+    readers: Arc<LogReaders>,
+    client: LogsServiceClient<Channel>,
+    settings: Settings,
+    node_id: Arc<str>,
+    /// What the receiver has.
+    kept: Kept,
+    file: PathBuf,
+    open: BTreeMap<SandboxId, Open>,
+    unsaved: bool,
+}
+
+/// A sandbox that is looked at.
+struct Open {
+    /// `None` where it has been quiet.
+    merged: Option<Merged>,
+    names: Vec<String>,
+    /// As the files were when all of them had been read.
+    done: Option<u64>,
+    idle: u32,
+}
+
+/// What lies in the folder of logs.
+struct Seen {
+    id: SandboxId,
+    names: Vec<String>,
+    files: u64,
+}
+
+/// What is sent at once, and where its logs go on behind it.
+struct Batch {
+    records: Vec<LogRecord>,
+    positions: BTreeMap<String, Position>,
+    at_end: bool,
+}
+
+impl<R: Runtime + Images, N: Network> Exporter<R, N> {
+    /// Sends a batch of each sandbox that has something new. Returns whether one of them has more.
+    async fn pass(&mut self) -> bool {
+        let log_dir = self.readers.log_dir().to_owned();
+        let Ok(seen) = self.readers.read(move || look(&log_dir)).await else {
+            return false;
+        };
+        let there = |id: &SandboxId| seen.iter().any(|it| it.id == *id);
+        self.open.retain(|id, _| there(id));
+        self.unsaved |= self.kept.retain(there);
+        let mut more = false;
+        for it in seen {
+            more |= self.of_one(it).await;
+        }
+        more
+    }
+
+    /// Returns whether there is more.
+    async fn of_one(&mut self, Seen { id, names, files }: Seen) -> bool {
+        let open = self.open.entry(id.clone()).or_insert_with(|| Open {
+            merged: None,
+            names: vec![],
+            done: None,
+            idle: 0,
+        });
+        if open.done == Some(files) {
+            open.idle += 1;
+            if open.idle > IDLE_BEATS {
+                open.merged = None;
+            }
+            return false;
+        }
+        open.idle = 0;
+        if open.names != names {
+            open.names = names;
+            open.merged = None;
+        }
+        let merged = open.merged.take();
+        let merged = merged.unwrap_or_else(|| {
+            let folder = self.readers.folder(&id);
+            self.kept.open(&id, &folder, &open.names)
+        });
+        let record = self.registry.store().get(&id).await;
+        let about = About::new(&id, record.ok().flatten().as_ref());
+        let read = self.readers.read(move || {
+            let mut merged = merged;
+            let batch = batch(&mut merged, &about);
+            (merged, batch, about)
+        });
+        let Ok((merged, batch, about)) = read.await else {
+            return false;
+        };
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(Unreadable { log, source }) => {
+                tracing::warn!(%id, log, error = %source, "a log cannot be read, and is not exported");
+                self.looked(&id, None, Some(files));
+                return false;
+            }
+        };
+        if !batch.records.is_empty() {
+            let request = about.request(&self.node_id, batch.records);
+            if !self.send(&id, request).await {
+                return false;
+            }
+        }
+        self.unsaved |= self.kept.put(&id, batch.positions);
+        self.looked(&id, Some(merged), batch.at_end.then_some(files));
+        !batch.at_end
+    }
+
+    fn looked(&mut self, id: &SandboxId, merged: Option<Merged>, done: Option<u64>) {
+        if let Some(open) = self.open.get_mut(id) {
+            open.merged = merged;
+            open.done = done;
+        }
+    }
+
+    /// Tries until the receiver has answered for the batch. Returns whether it has: not where the manager stops.
+    async fn send(&mut self, id: &SandboxId, request: ExportLogsServiceRequest) -> bool {
+        let mut wait = FIRST_WAIT;
+        while !self.registry.is_stopping() {
+            let mut attempt = Request::new(request.clone());
+            attempt.set_timeout(self.settings.timeout);
+            *attempt.metadata_mut() = self.settings.with_headers(attempt.metadata());
+            let answer = self.client.export(attempt);
+            let answer = tokio::time::timeout(self.settings.timeout, answer).await;
+            let status = match answer {
+                Ok(Ok(answer)) => {
+                    if let Some(partial) = answer.into_inner().partial_success {
+                        told(id, partial.rejected_log_records, &partial.error_message);
+                    }
+                    return true;
+                }
+                Ok(Err(status)) => status,
+                Err(_) => Status::deadline_exceeded("no answer in time"),
+            };
+            if is_final(&status) {
+                tracing::warn!(%id, error = %status, "the receiver refuses a batch of log lines for good");
+                return true;
+            }
+            if wait == FIRST_WAIT {
+                tracing::warn!(error = %status, "log lines wait for their receiver");
+            }
+            self.save().await;
+            self.registry.pause(wait).await;
+            wait = (wait * 2).min(LAST_WAIT);
+        }
+        false
+    }
+
+    /// Writes down what the receiver has.
+    async fn save(&mut self) {
+        if !std::mem::take(&mut self.unsaved) {
+            return;
+        }
+        let (text, file) = (self.kept.to_text(), self.file.clone());
+        let saved = self.readers.read(move || kept::write(&file, &text)).await;
+        if let Ok(Err(error)) = saved {
+            self.unsaved = true;
+            tracing::warn!(%error, "what was exported is not written down, and may be sent again");
+        }
+    }
+}
+
+fn told(id: &SandboxId, rejected: i64, message: &str) {
+    if rejected > 0 {
+        tracing::warn!(%id, rejected, message, "the receiver refuses log lines");
+    } else if !message.is_empty() {
+        tracing::info!(%id, message, "the receiver of log lines says something");
+    }
+}
+
+/// Whether the same batch would be refused again, whatever becomes of the receiver.
+fn is_final(status: &Status) -> bool {
+    status.code() == Code::InvalidArgument
+}
+
+fn look(log_dir: &Path) -> Vec<Seen> {
+    let of = |name: String| {
+        let id = SandboxId::parse(&name).ok()?;
+        let folder = log_dir.join(&name);
+        Some(Seen {
+            names: names(&folder).ok()?,
+            files: files(&folder),
+            id,
+        })
+    };
+    let folders = names(log_dir).unwrap_or_default();
+    folders.into_iter().filter_map(of).collect()
+}
+
+fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
+    let (mut records, mut bytes, mut at_end) = (vec![], 0, true);
+    merged.look_again();
+    loop {
+        let log = |name: &str, all: &Merged| {
+            all.positions()
+                .find(|it| it.0 == name)
+                .map_or(0, |it| it.1.log)
+        };
+        let Some((name, entry)) = merged.read()? else {
+            break;
+        };
+        let name = name.to_owned();
+        let log = log(&name, merged);
+        let record = about.record(&name, log, entry);
+        bytes += message::size(&record);
+        records.push(record);
+        if records.len() == RECORDS_MAX || bytes >= BYTES_MAX {
+            at_end = false;
+            break;
+        }
+    }
+    let positions = merged.positions();
+    let positions = positions.map(|(name, it)| (name.to_owned(), it)).collect();
+    Ok(Batch {
+        records,
+        positions,
+        at_end,
+    })
+}
+
+/// A reader of a sandbox's logs from these positions on.
+fn open(folder: &Path, names: &[String], positions: Option<&BTreeMap<String, Position>>) -> Merged {
+    let reader = |name: &String| {
+        let folder = folder.join(name);
+        let reader = match positions.and_then(|it| it.get(name)) {
+            Some(position) => Reader::resume(folder, *position),
+            None => Reader::new(folder),
+        };
+        (name.clone(), reader)
+    };
+    Merged::new(names.iter().map(reader))
+}
+
+#[cfg(test)]
+mod tests;
