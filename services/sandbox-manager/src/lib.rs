@@ -11,6 +11,7 @@ mod fix;
 mod image_users;
 mod node;
 mod oom;
+mod probing;
 mod ready;
 mod registry;
 mod rpc;

@@ -7,6 +7,8 @@ use berth_domain::{
     catalog::{App, Host, Object, Service, Version},
 };
 
+use berth_domain::BoundPorts;
+
 use super::*;
 use crate::known::Fact;
 
@@ -21,6 +23,7 @@ fn sandbox(id: &str, generation: u64, version: &str, address: &str, status: Stat
         status,
         addresses: vec![address.parse().unwrap()],
         lookup: Lookup::Any,
+        bound_ports: BoundPorts::new(),
     }
 }
 

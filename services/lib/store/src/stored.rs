@@ -10,8 +10,8 @@ use std::{
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
     Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
-    Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec,
-    StaticHost, Status, Violation,
+    Probe, ProbeCheck, Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId,
+    SandboxRecord, SandboxSpec, StaticHost, Status, Violation,
     catalog::{App, Entry, Host, Object, Service, ServicePort, Version},
     record::Ending,
 };
@@ -38,6 +38,8 @@ pub(crate) struct StoredRecord {
     ports: Vec<StoredSighting>,
     expires_at: Option<SystemTime>,
     boot_id: String,
+    #[serde(default)]
+    restarts: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -187,6 +189,30 @@ struct StoredContainer {
     config_files: Vec<StoredFile>,
     shutdown_timeout: Duration,
     resources: StoredResources,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readiness_probe: Option<StoredProbe>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredProbe {
+    check: StoredCheck,
+    initial_delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    success_threshold: u32,
+    failure_threshold: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum StoredCheck {
+    HttpGet {
+        port: u16,
+        path: String,
+        host: String,
+    },
+    TcpConnect {
+        port: u16,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -273,6 +299,8 @@ struct StoredSighting {
     address: String,
     source: String,
     at: SystemTime,
+    #[serde(default)]
+    bound_port: Option<u16>,
 }
 
 impl StoredRecord {
@@ -351,10 +379,12 @@ impl From<&SandboxRecord> for StoredRecord {
                     address: it.address.clone(),
                     source: it.source.clone(),
                     at: it.at,
+                    bound_port: it.bound_port,
                 })
                 .collect(),
             expires_at: it.expires_at,
             boot_id: it.boot_id.clone(),
+            restarts: it.restarts,
         }
     }
 }
@@ -430,6 +460,43 @@ impl From<&Container> for StoredContainer {
                 .collect(),
             shutdown_timeout: it.shutdown_timeout,
             resources: it.resources.into(),
+            readiness_probe: it.readiness_probe.as_ref().map(StoredProbe::from),
+        }
+    }
+}
+
+impl From<&Probe> for StoredProbe {
+    fn from(it: &Probe) -> Self {
+        Self {
+            check: match it.check.clone() {
+                ProbeCheck::HttpGet { port, path, host } => {
+                    StoredCheck::HttpGet { port, path, host }
+                }
+                ProbeCheck::TcpConnect { port } => StoredCheck::TcpConnect { port },
+            },
+            initial_delay: it.initial_delay,
+            period: it.period,
+            timeout: it.timeout,
+            success_threshold: it.success_threshold,
+            failure_threshold: it.failure_threshold,
+        }
+    }
+}
+
+impl From<StoredProbe> for Probe {
+    fn from(it: StoredProbe) -> Self {
+        Self {
+            check: match it.check {
+                StoredCheck::HttpGet { port, path, host } => {
+                    ProbeCheck::HttpGet { port, path, host }
+                }
+                StoredCheck::TcpConnect { port } => ProbeCheck::TcpConnect { port },
+            },
+            initial_delay: it.initial_delay,
+            period: it.period,
+            timeout: it.timeout,
+            success_threshold: it.success_threshold,
+            failure_threshold: it.failure_threshold,
         }
     }
 }
@@ -619,11 +686,13 @@ impl TryFrom<StoredRecord> for SandboxRecord {
                         address: it.address,
                         source: it.source,
                         at: it.at,
+                        bound_port: it.bound_port,
                     })
                 })
                 .collect::<Result<_, String>>()?,
             expires_at: it.expires_at,
             boot_id: it.boot_id,
+            restarts: it.restarts,
         })
     }
 }
@@ -815,6 +884,7 @@ impl TryFrom<StoredContainer> for Container {
                 .collect(),
             shutdown_timeout: it.shutdown_timeout,
             resources: it.resources.into(),
+            readiness_probe: it.readiness_probe.map(Into::into),
         })
     }
 }
