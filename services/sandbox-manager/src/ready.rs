@@ -30,9 +30,11 @@ use crate::{
 };
 
 /// An app that listens at once is seen at once.
-const FIRST_PAUSE: Duration = Duration::from_micros(500);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(500);
 /// One look costs well under a millisecond, so looking this often costs nothing that counts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+/// Between these two, an app is seen this part of the time late that it took to listen.
+const SHARE_OF_THE_WAIT: u32 = 8;
 /// An app that cannot start has ended by then.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 /// A task that ended without an event is found this late at the most.
@@ -99,7 +101,6 @@ async fn await_ports<R: Runtime + Images, N: Network>(
     mut view: watch::Receiver<View>,
 ) -> Result<Vec<PortSighting>, ReadyError> {
     let begun = Instant::now();
-    let mut pause = FIRST_PAUSE;
     let mut exit_look = begun + EXIT_LOOK;
     loop {
         let sockets = node.network.listening(&sandbox.id).await;
@@ -129,13 +130,14 @@ async fn await_ports<R: Runtime + Images, N: Network>(
             check().await?;
             exit_look = Instant::now() + EXIT_LOOK;
         }
+        let pause = begun.elapsed() / SHARE_OF_THE_WAIT;
+        let pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         tokio::select! {
             () = exits.notified() => check().await?,
             // Somebody may have reported a port.
             Ok(()) = view.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }
 
@@ -180,7 +182,8 @@ async fn await_probes<R: Runtime + Images, N: Network>(
     let begun = Instant::now();
     let patience = longest.saturating_sub(passed) + sandbox.spec.port_wait_timeout;
     let mut late = pin!(tokio::time::sleep(patience));
-    let mut exit_look = tokio::time::interval(EXIT_LOOK);
+    let first = tokio::time::Instant::now() + EXIT_LOOK;
+    let mut exit_look = tokio::time::interval_at(first, EXIT_LOOK);
     while let Some(failing) = probing.failing().into_iter().next() {
         tokio::select! {
             () = probing.changed() => {}

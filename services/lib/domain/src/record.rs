@@ -324,6 +324,35 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_port_of_the_node_leads_to_what_is_listened_on() {
+        let mut spec = crate::spec::tests::spec([crate::spec::tests::container("web", &[80, 81])]);
+        for (port, node_port) in spec.containers[0].ports.iter_mut().zip([8000, 8001]) {
+            port.node_port = Some(node_port);
+        }
+        let now = SystemTime::UNIX_EPOCH;
+        let id = SandboxId::parse("web").unwrap();
+        let mut record = SandboxRecord::new(id, Generation(1), Arc::new(spec), vec![], now);
+        let said = |source: &str, bound_port| PortSighting {
+            container: ContainerName::parse("web").unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            bound: true,
+            address: String::new(),
+            source: source.to_owned(),
+            at: now,
+            bound_port,
+        };
+        record.note_port(said("sidecar", None));
+        record.note_port(said(PortSighting::OWN, Some(9000)));
+        let ways: Vec<_> = record.sandbox().node_ports().collect();
+        let tcp = Protocol::Tcp;
+        assert_eq!(ways, [(tcp, 8000, 9000), (tcp, 8001, 81)]);
+        record.note_port(said(PortSighting::OWN, None));
+        assert_eq!(record.ports.len(), 2, "one of each source");
+        assert_eq!(record.bound_ports(), BoundPorts::new());
+    }
+
+    #[test]
     #[rustfmt::skip]
     fn an_exit_status_tells_code_signal_and_cause() {
         let at = Some(SystemTime::UNIX_EPOCH);
