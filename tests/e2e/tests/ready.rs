@@ -209,25 +209,17 @@ async fn ports_of_every_protocol_and_family_are_waited_for() -> anyhow::Result<(
     let node = TestNode::start().await?;
     let udp = |line: &str| {
         let mut it = declared(line);
+        it.containers[0].ports[0].port = 67;
         it.containers[0].ports[0].protocol = Protocol::Udp.into();
         it
     };
-    let told = Told::of(node.create("tcp", udp(&serve(&["8080"]))).await)?;
-    ensure!(
-        told.says("expected") == "8080/udp (web)",
-        "{}",
-        told.message
-    );
-    let bound = node
-        .create("udp", udp("exec nc -l -u -p 8080 -s 0.0.0.0"))
-        .await?;
-    ensure!(
-        bound
-            .ports
-            .iter()
-            .any(|it| it.port == 8080 && it.protocol() == Protocol::Udp),
-        "{bound:?}"
-    );
+    let bind = "printf 'interface eth0\\nstart 10.0.0.2\\nend 10.0.0.3\\nlease_file /leases\\npidfile /pid\\n' > /conf; \
+                touch /leases; exec udhcpd -f /conf";
+    let told = Told::of(node.create("tcp", udp(&serve(&["67"]))).await)?;
+    ensure!(told.says("expected") == "67/udp (web)", "{}", told.message);
+    let bound = node.create("udp", udp(bind)).await?;
+    let is_bound = |it: &v1::PortState| it.port == 67 && it.protocol() == Protocol::Udp;
+    ensure!(bound.ports.iter().any(is_bound), "{bound:?}");
     let six = node.create("six", declared(&serve(&["[::]:8080"]))).await?;
     ensure!(six.ports.iter().any(|it| it.address == "::"), "{six:?}");
     let told = Told::of(node.create("one", declared(&serve(&["[::1]:8080"]))).await)?;

@@ -346,26 +346,34 @@ async fn an_exit_while_a_probe_is_asked_fails_the_create_at_once() {
 async fn a_probe_that_fails_later_takes_running_back_until_it_succeeds() {
     let ground = Ground::new();
     let manager = ground.manager().await;
-    manager.create_with(probed(|_| {})).await.unwrap();
-    ground.node.fail_next("probe web", usize::MAX);
+    let both = sockets(&[PORT, OTHER]);
+    ground.node.listen_on("app", &both);
+    let spec = probed(|it| it.check = ProbeCheck::TcpConnect { port: OTHER });
+    manager.create_with(spec).await.unwrap();
+    ground.node.listen_on("app", &sockets(&[PORT]));
     let lost = ground.until_status(web(), Status::NotReady).await;
     assert_eq!(lost.reason, "PROBE_FAILED");
-    assert!(lost.message.contains("container app"), "{}", lost.message);
-    // One that hangs keeps nobody from an end.
-    ground.node.hang("probe");
-    assert_eq!(manager.delete(web()).await, Ok(true));
-    ground.assert_gone(web(), "a probe that hangs").await;
-}
+    let told = "container app fails, a connection to port 9000: the connection was refused";
+    assert!(lost.message.contains(told), "{}", lost.message);
+    ground.node.listen_on("app", &both);
+    let back = ground.until_status(web(), Status::Running).await;
+    assert_eq!(back.reason, "");
 
-#[tokio::test]
-async fn a_sandbox_that_is_not_ready_is_asked_again_by_the_next_manager() {
-    let ground = Ground::new();
-    let manager = ground.manager().await;
-    manager.create_with(probed(|_| {})).await.unwrap();
-    ground.node.fail_next("probe web", 2);
+    // With the next manager as with this one.
+    ground.node.listen_on("app", &sockets(&[PORT]));
     ground.until_status(web(), Status::NotReady).await;
     manager.shut_down().await;
     let _manager = ground.manager().await;
-    let back = ground.until_status(web(), Status::Running).await;
-    assert_eq!(back.reason, "");
+    ground.node.listen_on("app", &both);
+    ground.until_status(web(), Status::Running).await;
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_keeps_nobody_from_an_end() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    manager.create_with(probed(|_| {})).await.unwrap();
+    ground.node.hang("probe");
+    assert_eq!(manager.delete(web()).await, Ok(true));
+    ground.assert_gone(web(), "a probe that hangs").await;
 }
