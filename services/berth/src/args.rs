@@ -145,7 +145,7 @@ pub(crate) struct Create {
 pub(crate) enum Wait {
     /// The record is durable and the address taken
     Accepted,
-    /// Every container runs and every declared TCP port listens
+    /// Every container runs, every declared port listens, every readiness probe has succeeded
     Running,
 }
 
@@ -155,7 +155,7 @@ pub(crate) struct Run {
     /// Id of the sandbox. Default: `run-` and eight random letters and digits
     #[arg(long)]
     pub(crate) id: Option<String>,
-    /// Port that the container listens on, as `80` or `53/udp`; TCP ports are waited for. Can be given again
+    /// Port that the container listens on, as `80` or `53/udp`, which is waited for. Can be given again
     #[arg(long = "port", value_name = "PORT[/udp]", value_parser = parse_port)]
     pub(crate) ports: Vec<PortArg>,
     /// Environment variable, over the image's. Can be given again
@@ -216,7 +216,7 @@ pub(crate) enum StatusArg {
     /// It was running and is not reachable
     #[value(alias = "not_ready")]
     NotReady,
-    /// Every container runs and every declared TCP port listens
+    /// Every container runs, every declared port listens, every readiness probe has succeeded
     Running,
     /// It is being torn down
     Stopped,

@@ -277,6 +277,9 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::PortTimeout => {
             "check that the program listens on the declared ports, or raise `portWaitTimeout` of the spec"
         }
+        ErrorReason::ProbeFailed => {
+            "check what the app answers to its readiness probe, or give it longer with `portWaitTimeout` of the spec"
+        }
         ErrorReason::ContainerExited => {
             "check the command, its arguments and its environment; `berth get ID` shows how it ended"
         }

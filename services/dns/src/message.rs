@@ -218,6 +218,7 @@ mod tests {
                 status: Status::Running,
                 addresses: vec![[10, 9, 0, number].into()],
                 lookup: Lookup::Any,
+                bound_ports: BTreeMap::new(),
             };
             known.learn(Fact::Sandbox(it), 1);
         }

@@ -6,7 +6,9 @@ use std::{
 };
 
 use berth_api::{
-    catalog::{entry_to_proto, lookup_to_proto, object_from_proto, placed_from_proto},
+    catalog::{
+        bound_ports_to_proto, entry_to_proto, lookup_to_proto, object_from_proto, placed_from_proto,
+    },
     v1,
 };
 use berth_domain::{
@@ -138,6 +140,7 @@ fn sandbox(it: &Placed) -> v1::Sandbox {
         }),
         status: status.into(),
         addresses: it.addresses.iter().map(address).collect(),
+        ports: bound_ports_to_proto(&it.bound_ports),
         ..v1::Sandbox::default()
     }
 }
@@ -169,6 +172,10 @@ mod tests {
                 Status::Pending => Lookup::Nothing,
                 Status::Running => Lookup::Named([named(None), named(Some(443))].into()),
                 Status::NotReady | Status::Stopped | Status::Dead => Lookup::Any,
+            },
+            bound_ports: match status {
+                Status::Running => [((Protocol::Udp, 8080), 9000)].into(),
+                Status::Pending | Status::NotReady | Status::Stopped | Status::Dead => [].into(),
             },
         };
         let port = ServicePort {

@@ -125,17 +125,15 @@ impl Zone {
             }
         }
         let mut services: BTreeMap<(String, String), Found> = BTreeMap::new();
-        for it in catalog.services() {
-            let key = (it.app.clone(), it.name.clone());
-            services
-                .entry(key)
-                .or_default()
-                .ports
-                .extend(it.ports.clone());
-        }
+        // Where its sandboxes listen, which need not be where they were meant to.
+        let mut ports: BTreeMap<String, Vec<ServicePort>> = BTreeMap::new();
         for it in known.sandboxes.values() {
             for endpoint in catalog.endpoints_of(it) {
                 let key = (endpoint.app, endpoint.name);
+                let listed = ports.entry(endpoint.service).or_default();
+                let others = endpoint.ports.into_iter().filter(|it| !listed.contains(it));
+                let others: Vec<_> = others.collect();
+                listed.extend(others);
                 for address in
                     std::iter::once(endpoint.address).chain(endpoint.address6.map(IpAddr::from))
                 {
@@ -148,6 +146,11 @@ impl Zone {
                     found.addresses.insert(address);
                 }
             }
+        }
+        for it in catalog.services() {
+            let key = (it.app.clone(), it.name.clone());
+            let listed = ports.remove(&it.id).unwrap_or_else(|| it.ports.clone());
+            services.entry(key).or_default().ports.extend(listed);
         }
         let mut hosts: BTreeMap<String, Vec<Seen>> = BTreeMap::new();
         for it in catalog.hosts() {

@@ -31,7 +31,6 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
-    crash,
     lifecycle::LifecycleLog,
     log_writer,
     crash, export,

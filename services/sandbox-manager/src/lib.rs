@@ -15,6 +15,7 @@ mod log_writer;
 mod logs;
 mod node;
 mod oom;
+mod probing;
 mod ready;
 mod registry;
 mod rpc;

@@ -1,34 +1,44 @@
-//! When a sandbox may be called RUNNING: its TCP ports listen, or, without one, its tasks live at a second look.
+//! When a sandbox may be called RUNNING: its ports listen, or, without one, its tasks live at a second look; and its probes
+//! succeed. What is seen is judged in `ports`, and told in `words`.
+
+mod ports;
+mod words;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     pin::pin,
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_domain::{
-    ContainerName, ExitRecord, Failure, Health, PortSighting, Protocol, Reason, Role, Sandbox,
-    SandboxId, SandboxRecord, SandboxSpec, assess,
+    ExitRecord, Failure, Health, PortSighting, Reason, Role, Sandbox, SandboxId, SandboxRecord,
+    assess,
 };
-use berth_platform::{Images, ListeningSocket, Network, Runtime};
+use berth_platform::{Images, Network, Runtime};
 use tokio::sync::{Notify, watch};
 
+pub(crate) use self::words::{Failing, standing};
+use self::{
+    ports::{Declared, Sorted, in_place_of, sort, unseen},
+    words::{Holders, expected, port_timeout, probe_timeout},
+};
 use crate::{
     failures::{exited, network_failure, runtime_failure, shim_silent},
     node::Node,
+    probing::Probing,
     sandbox::View,
 };
 
 /// An app that listens at once is seen at once.
-const FIRST_PAUSE: Duration = Duration::from_micros(500);
+const SHORTEST_PAUSE: Duration = Duration::from_micros(500);
 /// One look costs well under a millisecond, so looking this often costs nothing that counts.
 const LONGEST_PAUSE: Duration = Duration::from_millis(25);
+/// Between these two, an app is seen this part of the time late that it took to listen.
+const SHARE_OF_THE_WAIT: u32 = 8;
 /// An app that cannot start has ended by then.
 const SECOND_LOOK: Duration = Duration::from_millis(50);
 /// A task that ended without an event is found this late at the most.
 const EXIT_LOOK: Duration = Duration::from_secs(1);
-/// The source of what the manager sees by itself.
-pub(crate) const OWN_SIGHTING: &str = "manager";
 
 #[derive(Debug)]
 pub(crate) struct ReadyError {
@@ -53,47 +63,140 @@ pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
     exits: &Notify,
     view: watch::Receiver<View>,
 ) -> Result<Vec<PortSighting>, ReadyError> {
-    if sandbox.spec.tcp_ports().next().is_none() {
-        let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
-        loop {
-            let over = tokio::select! {
-                () = exits.notified() => false,
-                () = &mut second_look => true,
-            };
-            check_tasks(node, sandbox).await?;
-            if over {
-                return Ok(vec![]);
+    let begun = Instant::now();
+    let seen = match sandbox.spec.ports().next() {
+        Some(_) => await_ports(node, sandbox, exits, view).await?,
+        None => {
+            await_second_look(node, sandbox, exits).await?;
+            vec![]
+        }
+    };
+    await_probes(node, sandbox, exits, begun).await?;
+    Ok(seen)
+}
+
+async fn await_second_look<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+    exits: &Notify,
+) -> Result<(), ReadyError> {
+    let mut second_look = pin!(tokio::time::sleep(SECOND_LOOK));
+    loop {
+        let over = tokio::select! {
+            () = exits.notified() => false,
+            () = &mut second_look => true,
+        };
+        check_tasks(node, sandbox).await?;
+        if over {
+            return Ok(());
+        }
+    }
+}
+
+/// All ports are waited for at the same time, so each has the whole of its time.
+async fn await_ports<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+    exits: &Notify,
+    mut view: watch::Receiver<View>,
+) -> Result<Vec<PortSighting>, ReadyError> {
+    let begun = Instant::now();
+    let mut exit_look = begun + EXIT_LOOK;
+    loop {
+        let sockets = node.network.listening(&sandbox.id).await;
+        let sockets = sockets.map_err(network_failure)?;
+        let told = told(&view.borrow_and_update(), sandbox);
+        let now = SystemTime::now();
+        let Sorted { mut seen, missing } = sort(&sandbox.spec, &sockets, &told, now);
+        if missing.is_empty() {
+            return Ok(seen);
+        }
+        let check = async || {
+            let checked = check_tasks(node, sandbox).await;
+            checked.map_err(|it| before_listening(it, &missing))
+        };
+        if begun.elapsed() >= sandbox.spec.port_wait_timeout {
+            check().await?;
+            if let Some(other) = in_place_of(&sandbox.spec, &sockets, &missing, now) {
+                tracing::info!(sandbox = %sandbox.id, port = other.port, bound_port = ?other.bound_port, "another port is taken in the place of a declared one");
+                seen.push(other);
+                return Ok(seen);
+            }
+            let holders = holders(node, &sandbox.id).await;
+            let waited = begun.elapsed();
+            return Err(port_timeout(sandbox, &missing, &sockets, &holders, waited).into());
+        }
+        if Instant::now() >= exit_look {
+            check().await?;
+            exit_look = Instant::now() + EXIT_LOOK;
+        }
+        let pause = begun.elapsed() / SHARE_OF_THE_WAIT;
+        let pause = pause.clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        tokio::select! {
+            () = exits.notified() => check().await?,
+            // Somebody may have reported a port.
+            Ok(()) = view.changed() => {}
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// What the record of this generation has of ports.
+fn told(view: &View, sandbox: &Sandbox) -> Vec<PortSighting> {
+    let record = view.record.as_ref();
+    let record = record.filter(|it| it.generation == sandbox.generation);
+    record.map(|it| it.ports.clone()).unwrap_or_default()
+}
+
+/// An exit that came before ports listened says which.
+fn before_listening(mut error: ReadyError, missing: &[Declared<'_>]) -> ReadyError {
+    if error.exit.is_some() {
+        let expected = expected(missing);
+        let failure = &mut error.failure;
+        failure.message += &format!("; port {expected} did not listen yet");
+        failure.metadata.insert("expected".to_owned(), expected);
+    }
+    error
+}
+
+/// Who listens is asked for people: that it cannot be told hides nothing else.
+async fn holders<R: Runtime + Images, N: Network>(node: &Node<R, N>, id: &SandboxId) -> Holders {
+    let holders = node.runtime.socket_holders(id).await;
+    holders.map_err(runtime_failure).ok()
+}
+
+async fn await_probes<R: Runtime + Images, N: Network>(
+    node: &Node<R, N>,
+    sandbox: &Sandbox,
+    exits: &Notify,
+    begun: Instant,
+) -> Result<(), ReadyError> {
+    let delays = sandbox.spec.probes().map(|(_, it)| it.initial_delay);
+    let Some(longest) = delays.max() else {
+        return Ok(());
+    };
+    let passed = begun.elapsed();
+    let mut probing = Probing::new(&node.network, sandbox, false, |it| {
+        it.initial_delay.saturating_sub(passed)
+    });
+    let begun = Instant::now();
+    let patience = longest.saturating_sub(passed) + sandbox.spec.port_wait_timeout;
+    let mut late = pin!(tokio::time::sleep(patience));
+    let first = tokio::time::Instant::now() + EXIT_LOOK;
+    let mut exit_look = tokio::time::interval_at(first, EXIT_LOOK);
+    while let Some(failing) = probing.failing().into_iter().next() {
+        tokio::select! {
+            () = probing.changed() => {}
+            () = exits.notified() => check_tasks(node, sandbox).await?,
+            _ = exit_look.tick() => check_tasks(node, sandbox).await?,
+            () = &mut late => {
+                check_tasks(node, sandbox).await?;
+                let failing = probing.failing().into_iter().next().unwrap_or(failing);
+                return Err(probe_timeout(sandbox, &failing, begun.elapsed()).into());
             }
         }
     }
-    let begun = Instant::now();
-    let mut pause = FIRST_PAUSE;
-    let mut exit_look = begun + EXIT_LOOK;
-    loop {
-        let listening = node
-            .network
-            .listening(&sandbox.id)
-            .await
-            .map_err(network_failure)?;
-        let reported = reported_ports(&view.borrow(), sandbox);
-        let (seen, waiting) = sort_ports(&sandbox.spec, &listening, &reported);
-        if waiting.is_empty() {
-            return Ok(seen);
-        }
-        if begun.elapsed() >= sandbox.spec.port_wait_timeout {
-            check_tasks(node, sandbox).await?;
-            return Err(port_timeout(sandbox, &waiting, &listening, begun.elapsed()).into());
-        }
-        if Instant::now() >= exit_look {
-            check_tasks(node, sandbox).await?;
-            exit_look = Instant::now() + EXIT_LOOK;
-        }
-        tokio::select! {
-            () = exits.notified() => check_tasks(node, sandbox).await?,
-            () = tokio::time::sleep(pause) => {}
-        }
-        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
-    }
+    Ok(())
 }
 
 /// Fails where a task of the sandbox has ended.
@@ -155,338 +258,38 @@ pub(crate) async fn oom_kills<R: Runtime + Images, N: Network>(
     Ok(kills.collect())
 }
 
-/// The declared TCP ports of a sandbox that runs on which nothing listens, in words; empty when all do.
-pub(crate) async fn missing_ports<R: Runtime + Images, N: Network>(
+/// What is seen of the declared ports of a sandbox that runs. That one is missing is looked at twice: a list that is read
+/// while it changes may lack something.
+pub(crate) async fn look_at_ports<R: Runtime + Images, N: Network>(
     node: &Node<R, N>,
     record: &SandboxRecord,
-) -> Result<String, Failure> {
-    if record.spec.tcp_ports().next().is_none() {
-        return Ok(String::new());
+) -> Result<Vec<PortSighting>, Failure> {
+    if record.spec.ports().next().is_none() {
+        return Ok(vec![]);
     }
-    let listening = node.network.listening(&record.id).await;
-    let listening = listening.map_err(network_failure)?;
-    let (_, waiting) = sort_ports(&record.spec, &listening, &reported_by_others(record));
-    Ok(in_words(&waiting))
-}
-
-fn in_words(ports: &[(&ContainerName, u16)]) -> String {
-    let words = ports.iter().map(|(name, port)| format!("{port} ({name})"));
-    words.collect::<Vec<_>>().join(", ")
-}
-
-/// The declared TCP ports that somebody reported as bound.
-fn reported_ports(view: &View, sandbox: &Sandbox) -> BTreeMap<u16, PortSighting> {
-    let record = view
-        .record
-        .as_ref()
-        .filter(|it| it.generation == sandbox.generation);
-    record.map(|it| reported_by_others(it)).unwrap_or_default()
-}
-
-/// What the manager itself once saw is no report: it looks again.
-fn reported_by_others(record: &SandboxRecord) -> BTreeMap<u16, PortSighting> {
-    record
-        .ports
-        .iter()
-        .filter(|it| it.bound && it.protocol == Protocol::Tcp && it.source != OWN_SIGHTING)
-        .map(|it| (it.port, it.clone()))
-        .collect()
-}
-
-/// Sorts the declared TCP ports into those that are there and those that are waited for.
-fn sort_ports<'a>(
-    spec: &'a SandboxSpec,
-    listening: &[ListeningSocket],
-    reported: &BTreeMap<u16, PortSighting>,
-) -> (Vec<PortSighting>, Vec<(&'a ContainerName, u16)>) {
-    let (mut seen, mut waiting) = (vec![], vec![]);
-    for (container, port) in spec.tcp_ports() {
-        let socket = listening.iter().find(|it| {
-            it.protocol == Protocol::Tcp && it.port == port.number && !is_loopback(it.address)
-        });
-        match (socket, reported.get(&port.number)) {
-            (Some(socket), _) => seen.push(PortSighting {
-                container: container.clone(),
-                port: port.number,
-                protocol: Protocol::Tcp,
-                bound: true,
-                address: socket.address.to_string(),
-                source: OWN_SIGHTING.to_owned(),
-                at: SystemTime::now(),
-            }),
-            (None, Some(report)) => seen.push(report.clone()),
-            (None, None) => waiting.push((container, port.number)),
+    let mut looks = 0;
+    loop {
+        let sockets = node.network.listening(&record.id).await;
+        let sockets = sockets.map_err(network_failure)?;
+        let now = SystemTime::now();
+        let Sorted { mut seen, missing } = sort(&record.spec, &sockets, &record.ports, now);
+        looks += 1;
+        if missing.is_empty() || looks == 2 {
+            seen.extend(missing.into_iter().map(|it| lost(it, record, now)));
+            return Ok(seen);
         }
     }
-    (seen, waiting)
 }
 
-/// Also of an IPv4 address that a socket of IPv6 is bound to.
-fn is_loopback(address: std::net::IpAddr) -> bool {
-    address.to_canonical().is_loopback()
-}
-
-/// Says what was expected, what listened in its place, and what to do.
-fn port_timeout(
-    sandbox: &Sandbox,
-    waiting: &[(&ContainerName, u16)],
-    listening: &[ListeningSocket],
-    waited: Duration,
-) -> Failure {
-    let join = |it: &mut dyn Iterator<Item = String>| it.collect::<Vec<_>>().join(", ");
-    let expected = in_words(waiting);
-    let tcp: BTreeSet<_> = listening
-        .iter()
-        .filter(|it| it.protocol == Protocol::Tcp)
-        .collect();
-    let there = join(&mut tcp.iter().map(|it| match it.address {
-        std::net::IpAddr::V4(ip) => format!("{ip}:{}", it.port),
-        std::net::IpAddr::V6(ip) => format!("[{ip}]:{}", it.port),
-    }));
-    let loopback_only = waiting.iter().any(|(_, port)| {
-        tcp.iter()
-            .any(|it| it.port == *port && is_loopback(it.address))
-    });
-    let advice = if loopback_only {
-        "it listens on loopback only, where nobody outside the sandbox reaches it: bind 0.0.0.0"
-            .to_owned()
-    } else if tcp.is_empty() {
-        "nothing listens in the sandbox".to_owned()
-    } else {
-        format!("listening are {there}")
-    };
-    Failure::new(
-        Reason::PortTimeout,
-        format!(
-            "sandbox {}: port {expected} did not listen within {} ms; {advice}",
-            sandbox.id,
-            sandbox.spec.port_wait_timeout.as_millis(),
-        ),
-    )
-    .with("expected", expected)
-    .with("listening", there)
-    .with("waited_ms", waited.as_millis())
+/// That a port is gone; what was taken in its place is still taken when it comes back.
+fn lost(declared: Declared<'_>, record: &SandboxRecord, now: SystemTime) -> PortSighting {
+    let it = unseen(declared, now);
+    let before = record.ports.iter().find(|was| was.is_about_the_same(&it));
+    PortSighting {
+        bound_port: before.and_then(|it| it.bound_port),
+        ..it
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use berth_domain::{
-        Container, Generation, ImageRef, Port, Resources, SandboxId, SandboxRecord,
-    };
-
-    use super::*;
-
-    fn name(text: &str) -> ContainerName {
-        ContainerName::parse(text).unwrap()
-    }
-
-    fn container(text: &str, ports: &[(u16, Protocol)]) -> Container {
-        let port = |&(number, protocol): &(u16, Protocol)| Port {
-            number,
-            name: String::new(),
-            protocol,
-            kind: String::new(),
-            node_port: None,
-        };
-        Container {
-            name: name(text),
-            image: ImageRef::parse(text).unwrap(),
-            command: String::new(),
-            args: None,
-            directory: String::new(),
-            env: vec![],
-            ports: ports.iter().map(port).collect(),
-            oom_score: 0,
-            config_files: vec![],
-            shutdown_timeout: Duration::ZERO,
-            resources: Resources::default(),
-        }
-    }
-
-    fn sandbox(containers: impl IntoIterator<Item = Container>) -> Sandbox {
-        Sandbox {
-            id: SandboxId::parse("s1").unwrap(),
-            generation: Generation(2),
-            spec: Arc::new(SandboxSpec {
-                containers: containers.into_iter().collect(),
-                port_wait_timeout: Duration::from_millis(1500),
-                ..SandboxSpec::default()
-            }),
-            addresses: vec![],
-        }
-    }
-
-    fn web() -> Sandbox {
-        sandbox([container("web", &[(80, Protocol::Tcp)])])
-    }
-
-    fn socket(protocol: Protocol, address: &str, port: u16) -> ListeningSocket {
-        ListeningSocket {
-            protocol,
-            address: address.parse().unwrap(),
-            port,
-        }
-    }
-
-    fn report(port: u16, protocol: Protocol, bound: bool) -> PortSighting {
-        PortSighting {
-            container: name("web"),
-            port,
-            protocol,
-            bound,
-            address: String::new(),
-            source: "sidecar".to_owned(),
-            at: SystemTime::UNIX_EPOCH,
-        }
-    }
-
-    fn timeout(sandbox: &Sandbox, listening: &[ListeningSocket]) -> Failure {
-        let (_, waiting) = sort_ports(&sandbox.spec, listening, &BTreeMap::new());
-        port_timeout(sandbox, &waiting, listening, Duration::from_millis(1502))
-    }
-
-    #[test]
-    #[rustfmt::skip]
-    fn a_port_is_there_when_something_outside_reaches_listens_on_it() {
-        use Protocol::{Tcp, Udp};
-        let cases = [
-            (Tcp, "0.0.0.0",   80, true),
-            (Tcp, "10.1.0.2",  80, true),
-            (Tcp, "::",        80, true),
-            (Tcp, "fd00::2",   80, true),
-            (Tcp, "127.0.0.1", 80, false),
-            (Tcp, "127.3.2.1", 80, false),
-            (Tcp, "::1",       80, false),
-            (Tcp, "::ffff:127.0.0.1", 80, false),
-            (Tcp, "::ffff:10.9.0.2",  80, true),
-            (Tcp, "0.0.0.0",   81, false),
-            (Udp, "0.0.0.0",   80, false),
-        ];
-        for (protocol, address, port, there) in cases {
-            let sandbox = web();
-            let listening = [socket(protocol, address, port)];
-            let (seen, waiting) = sort_ports(&sandbox.spec, &listening, &BTreeMap::new());
-            assert_eq!((seen.len(), waiting.is_empty()), (usize::from(there), there), "{listening:?}");
-        }
-    }
-
-    #[test]
-    fn a_sighting_says_where_the_port_was_seen_and_by_whom() {
-        let sandbox = web();
-        let listening = [
-            socket(Protocol::Tcp, "127.0.0.1", 80),
-            socket(Protocol::Tcp, "::", 80),
-        ];
-        let reported = BTreeMap::from([(80, report(80, Protocol::Tcp, true))]);
-        let (seen, _) = sort_ports(&sandbox.spec, &listening, &reported);
-        assert_eq!(seen.len(), 1);
-        assert_eq!((seen[0].port, seen[0].bound), (80, true));
-        assert_eq!(seen[0].container, name("web"));
-        assert_eq!(seen[0].address, "::");
-        assert_eq!(
-            seen[0].source, "manager",
-            "what is seen comes before what is reported"
-        );
-    }
-
-    #[test]
-    fn a_reported_port_counts_where_nothing_is_seen() {
-        let sandbox = web();
-        let reported = BTreeMap::from([(80, report(80, Protocol::Tcp, true))]);
-        let (seen, waiting) = sort_ports(&sandbox.spec, &[], &reported);
-        assert_eq!(seen, [report(80, Protocol::Tcp, true)]);
-        assert!(waiting.is_empty());
-    }
-
-    #[test]
-    fn udp_ports_are_not_waited_for() {
-        let ports = [(53, Protocol::Udp), (80, Protocol::Tcp)];
-        let sandbox = sandbox([
-            container("web", &ports),
-            container("db", &[(5432, Protocol::Tcp)]),
-        ]);
-        let listening = [socket(Protocol::Tcp, "0.0.0.0", 80)];
-        let (_, waiting) = sort_ports(&sandbox.spec, &listening, &BTreeMap::new());
-        assert_eq!(waiting, [(&name("db"), 5432)]);
-    }
-
-    #[test]
-    fn a_report_counts_for_its_generation_while_it_is_bound_and_tcp() {
-        let sandbox = web();
-        let reports = vec![
-            report(80, Protocol::Tcp, true),
-            report(81, Protocol::Tcp, false),
-            report(82, Protocol::Udp, true),
-            PortSighting {
-                source: OWN_SIGHTING.to_owned(),
-                ..report(83, Protocol::Tcp, true)
-            },
-        ];
-        let view = |generation| {
-            let now = SystemTime::UNIX_EPOCH;
-            let spec = sandbox.spec.clone();
-            let mut record = SandboxRecord::new(sandbox.id.clone(), generation, spec, vec![], now);
-            record.ports = reports.clone();
-            View {
-                record: Some(Arc::new(record)),
-                ..View::default()
-            }
-        };
-        let counted = reported_ports(&view(sandbox.generation), &sandbox);
-        assert_eq!(counted.into_keys().collect::<Vec<_>>(), [80]);
-        assert!(reported_ports(&view(Generation(1)), &sandbox).is_empty());
-        assert!(reported_ports(&View::default(), &sandbox).is_empty());
-    }
-
-    #[test]
-    fn a_timeout_tells_what_was_expected_what_listened_and_how_long_it_waited() {
-        let sandbox = web();
-        let listening = [
-            socket(Protocol::Tcp, "::", 8080),
-            socket(Protocol::Tcp, "10.1.0.2", 9000),
-            socket(Protocol::Udp, "0.0.0.0", 53),
-        ];
-        let failure = timeout(&sandbox, &listening);
-        assert_eq!(failure.reason, Reason::PortTimeout);
-        assert_eq!(failure.metadata["expected"], "80 (web)");
-        assert_eq!(failure.metadata["listening"], "10.1.0.2:9000, [::]:8080");
-        assert_eq!(failure.metadata["waited_ms"], "1502");
-        for part in [
-            "sandbox s1",
-            "80 (web)",
-            "1500 ms",
-            "10.1.0.2:9000, [::]:8080",
-        ] {
-            assert!(failure.message.contains(part), "{part}: {failure}");
-        }
-    }
-
-    #[test]
-    fn who_listens_on_loopback_only_is_told_to_bind_everywhere() {
-        for address in ["127.0.0.1", "::1"] {
-            let failure = timeout(&web(), &[socket(Protocol::Tcp, address, 80)]);
-            assert!(failure.message.contains("bind 0.0.0.0"), "{failure}");
-        }
-        // Another port on loopback is not what was expected.
-        let failure = timeout(&web(), &[socket(Protocol::Tcp, "127.0.0.1", 81)]);
-        assert!(!failure.message.contains("bind 0.0.0.0"), "{failure}");
-        assert!(failure.message.contains("127.0.0.1:81"), "{failure}");
-    }
-
-    #[test]
-    fn a_sandbox_in_which_nothing_listens_is_told_so() {
-        let failure = timeout(&web(), &[socket(Protocol::Udp, "0.0.0.0", 80)]);
-        assert!(failure.message.contains("nothing listens"), "{failure}");
-        assert_eq!(failure.metadata["listening"], "");
-    }
-
-    #[test]
-    fn only_the_ports_that_are_missing_are_expected() {
-        let ports = [(80, Protocol::Tcp), (81, Protocol::Tcp)];
-        let sandbox = sandbox([container("web", &ports)]);
-        let failure = timeout(&sandbox, &[socket(Protocol::Tcp, "0.0.0.0", 80)]);
-        assert_eq!(failure.metadata["expected"], "81 (web)");
-    }
-}
+mod tests;

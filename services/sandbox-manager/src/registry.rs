@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_domain::{
-    Egress, Failure, Generation, NetworkPolicy, PortSighting, Protocol, Reason, Sandbox, SandboxId,
+    Egress, Failure, Generation, NetworkPolicy, Protocol, Reason, Sandbox, SandboxId,
     SandboxRecord, SandboxSpec, Status, Violation, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
@@ -301,6 +301,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 view: sender,
                 looked_at: None,
                 former_kills: FormerKills::default(),
+                probing: None,
             };
             let guard = Forget {
                 shared: self.0.clone(),
@@ -614,59 +615,6 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         }
     }
 
-    /// Takes the word of a reporter about a port.
-    pub(crate) async fn report_port(
-        &self,
-        id: &SandboxId,
-        expected: Option<Generation>,
-        sighting: PortSighting,
-    ) -> Result<(), Failure> {
-        let unknown = || {
-            Failure::new(
-                Reason::ContainerNotFound,
-                format!("sandbox {id} has no container {}", sighting.container),
-            )
-        };
-        let record = self.0.store.get(id).await.map_err(store_failure)?;
-        let live = |it: &SandboxRecord| !matches!(it.status, Status::Dead | Status::Stopped);
-        let record = record.filter(live).ok_or_else(unknown)?;
-        if record.spec.container(&sighting.container).is_none() {
-            return Err(unknown());
-        }
-        if let Some(expected) = expected.filter(|it| *it != record.generation) {
-            return Err(generation_conflict(id, expected, record.generation));
-        }
-        let change = move |record: &mut SandboxRecord| {
-            let same = |it: &PortSighting| {
-                (&it.container, it.port, it.protocol)
-                    == (&sighting.container, sighting.port, sighting.protocol)
-            };
-            let told = |it: &PortSighting| (it.bound, it.address.clone(), it.source.clone());
-            let known = record.ports.iter().find(|it| same(it));
-            if known.is_some_and(|it| told(it) == told(&sighting)) {
-                return;
-            }
-            record.ports.retain(|it| !same(it));
-            // Any reporter may name any port, but a record holds only so many.
-            if record.ports.len() < PORT_SIGHTINGS_MAX {
-                record.ports.push(sighting);
-            }
-        };
-        match self
-            .0
-            .store
-            .update(id, record.generation, SystemTime::now(), change)
-            .await
-        {
-            Ok(_) => {
-                self.poke(id, None);
-                Ok(())
-            }
-            Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Err(not_found(id)),
-            Err(UpdateError::Store(error)) => Err(store_failure(error)),
-        }
-    }
-
     /// Whether a plan may be running for the sandbox of this record.
     pub(crate) fn is_busy(&self, record: &SandboxRecord) -> bool {
         match record.status {
@@ -789,9 +737,6 @@ fn moment(at: SystemTime) -> String {
         .unwrap_or_default()
 }
 
-/// A record of one sandbox names at most 32 containers with 64 ports each.
-const PORT_SIGHTINGS_MAX: usize = 2048;
-
 pub(crate) fn not_found(id: &SandboxId) -> Failure {
     Failure::new(Reason::SandboxNotFound, format!("no sandbox {id}")).with("id", id)
 }
@@ -816,6 +761,10 @@ fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation)
     .with("expected", expected)
     .with("actual", actual)
 }
+
+mod reports;
+
+pub(crate) use self::reports::{Meant, Word};
 
 #[cfg(test)]
 mod adopted;

@@ -8,8 +8,9 @@ use std::{
 };
 
 use berth_domain::{
-    ContainerName, ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan, Reason,
-    RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, Step, assess,
+    ContainerName, ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan,
+    PortSighting, Reason, RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, Step,
+    assess,
     decide::{self, Manner, decide, tear_down},
     health,
     record::Ending,
@@ -22,9 +23,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     crash,
     execute::{Executor, Found},
-    failures::{runtime_failure, shim_silent, store_failure},
+    failures::{network_failure, runtime_failure, shim_silent, store_failure},
     oom::FormerKills,
-    ready::{exit_record, missing_ports, oom_kills},
+    probing::Probing,
+    ready::{exit_record, look_at_ports, oom_kills, standing},
     registry::Shared,
     run::{Ended, OnFailure, Ran, run},
 };
@@ -110,12 +112,15 @@ pub(crate) struct SandboxTask<R, N> {
     pub(crate) looked_at: Option<Instant>,
     /// What the kernel had killed for memory by then, in containers that went on.
     pub(crate) former_kills: FormerKills,
+    /// While it is RUNNING or NOT_READY.
+    pub(crate) probing: Option<Probing<N>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Woken {
     /// By a request, the end of a container, or what it does itself.
     Called,
+    /// Or by a probe that says something new.
     ByTime,
 }
 
@@ -161,6 +166,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                     _ = self.pokes.recv() => {}
                     () = self.exits.notified() => {}
                     () = tokio::time::sleep(time) => woken = Woken::ByTime,
+                    () = changed(self.probing.as_mut()) => woken = Woken::ByTime,
                     () = self.shared.stop.cancelled() => {}
                 },
                 Next::Over => {
@@ -190,6 +196,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             view.absent = false;
             view.record = Some(current);
         });
+        if !matches!(record.status, Status::Running | Status::NotReady) {
+            self.probing = None;
+        }
         let over = record.ending.is_some() || record.status == Status::Stopped;
         match record.status {
             // Whatever else is wanted of it by now.
@@ -354,8 +363,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         found: Found,
         phases: Vec<Phase>,
     ) -> Result<Next, Failure> {
+        self.lead_node_ports(record, &found.ports).await?;
         let now = SystemTime::now();
         let boot_id = self.shared.boot_id.clone();
+        let (_, reason, message) = standing(&found.ports, &[]);
         let writing = self
             .shared
             .store
@@ -363,15 +374,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 record.boot_id = boot_id;
                 record.images = found.images;
                 add_phases(record, phases);
-                for sighting in found.ports {
-                    record
-                        .ports
-                        .retain(|it| (it.port, it.protocol) != (sighting.port, sighting.protocol));
-                    record.ports.push(sighting);
-                }
+                found.ports.into_iter().for_each(|it| record.note_port(it));
                 // Whoever wants the end of it has been promised that.
                 if record.ending.is_none() {
-                    record.enter(Status::Running, "", "", now);
+                    record.enter(Status::Running, reason, message, now);
                 }
             });
         match crash::around("create/running", writing).await {
@@ -381,6 +387,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 let ending = record.ending.is_some();
                 self.show(&record);
                 self.looked_at = Some(Instant::now());
+                let (network, sandbox) = (&self.shared.node.network, record.sandbox());
+                self.probing = Some(Probing::new(network, &sandbox, true, |it| it.period));
                 Ok(if ending { Next::Again } else { rest(&record) })
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
@@ -606,6 +614,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                     let boot_id = self.shared.boot_id.clone();
                     let written = self.write(record, move |it, now| {
                         it.boot_id = boot_id;
+                        it.restarts = it.restarts.saturating_add(1);
                         it.ports.clear();
                         it.phases.clear();
                         it.enter(Status::Pending, RUNTIME_LOST, message, now);
@@ -642,25 +651,44 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         exit_record(&self.shared.node, &sandbox, role, code, at, former).await
     }
 
-    /// RUNNING is a word about reachability: it is taken back while a port does not listen.
-    async fn look_at_ports(&self, record: &SandboxRecord) -> Result<Next, Failure> {
-        let missing = missing_ports(&self.shared.node, record).await?;
-        let status = if missing.is_empty() {
-            Status::Running
-        } else {
-            Status::NotReady
-        };
-        if status != record.status {
-            let (reason, message) = match missing.as_str() {
-                "" => ("", String::new()),
-                ports => ("PORT_LOST", format!("port {ports} no longer listens")),
-            };
+    /// RUNNING is a word about reachability: it is taken back while a port does not listen or a probe fails.
+    async fn look_at_ports(&mut self, record: &SandboxRecord) -> Result<Next, Failure> {
+        let node = &self.shared.node;
+        let mut seen = look_at_ports(node, record).await?;
+        let probing = self.probing.get_or_insert_with(|| {
+            let was_ready = record.status == Status::Running;
+            let at_once = |_: &_| Duration::ZERO;
+            Probing::new(&node.network, &record.sandbox(), was_ready, at_once)
+        });
+        let failing = probing.failing();
+        let (status, reason, message) = standing(&seen, &failing);
+        self.lead_node_ports(record, &seen).await?;
+        seen.retain(|it| !record.ports.iter().any(|was| was.says_the_same(it)));
+        let said = (record.status, record.reason.as_str(), &record.message);
+        if !seen.is_empty() || said != (status, reason, &message) {
             let written = self.write(record, move |it, now| {
-                it.enter(status, reason, message, now)
+                seen.into_iter().for_each(|port| it.note_port(port));
+                it.enter(status, reason, message, now);
             });
             crash::around("ports/status", written).await?;
         }
         Ok(rest(record))
+    }
+
+    /// Has node ports lead to where ports are listened on, where that is not where the record has it.
+    async fn lead_node_ports(
+        &self,
+        record: &SandboxRecord,
+        seen: &[PortSighting],
+    ) -> Result<(), Failure> {
+        let mut after = record.clone();
+        seen.iter().for_each(|it| after.note_port(it.clone()));
+        let (before, after) = (record.sandbox(), after.sandbox());
+        if before.node_ports().eq(after.node_ports()) {
+            return Ok(());
+        }
+        let led = self.shared.node.network.lead_node_ports(&after).await;
+        led.map_err(network_failure)
     }
 
     /// Changes the record of this generation; one that is gone or has moved on is looked at again.
@@ -715,10 +743,18 @@ async fn interrupted<R, N>(
 
 /// How long a sandbox that runs is left alone.
 fn rest(record: &SandboxRecord) -> Next {
-    Next::Wait(match record.spec.tcp_ports().next() {
+    Next::Wait(match record.spec.ports().next() {
         Some(_) => PORT_LOOK,
         None => RESYNC,
     })
+}
+
+/// When a probe says something new.
+async fn changed<N: Network>(probing: Option<&mut Probing<N>>) {
+    match probing {
+        Some(it) => it.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Puts the phases of a plan in place of former ones of the same step: an earlier manager may have made a part.

@@ -1,9 +1,11 @@
 //! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
-//! long an address takes, interleaved with a bare write. Starts nothing by itself: `deploy/dev/bench` brings the node.
+//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING. Starts
+//! nothing by itself: `deploy/dev/bench` brings the node.
 
 mod create;
 mod leases;
 mod peer;
+mod ready;
 mod statistics;
 
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use clap::Parser;
 enum Bench {
     Create(Arguments),
     Leases(leases::Arguments),
+    Ready(ready::Arguments),
 }
 
 /// Measures Create to RUNNING (pause + one app, bridged, port open) against `ctr run -d`.
@@ -44,5 +47,6 @@ async fn main() -> anyhow::Result<()> {
     match Bench::parse() {
         Bench::Create(arguments) => create::measure(arguments).await,
         Bench::Leases(arguments) => leases::measure(arguments).await,
+        Bench::Ready(arguments) => ready::measure(arguments).await,
     }
 }

@@ -37,6 +37,7 @@ impl Sample {
             "p50_ms": rounded(self.quantile(0.5)),
             "min_ms": rounded(self.quantile(0.0)),
             "p95_ms": rounded(self.quantile(0.95)),
+            "p99_ms": rounded(self.quantile(0.99)),
             "max_ms": rounded(self.quantile(1.0)),
         })
     }

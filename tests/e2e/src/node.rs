@@ -164,6 +164,22 @@ impl TestNode {
         Ok(answer.sandbox.unwrap_or_default())
     }
 
+    /// As `create`, and does not wait until it is RUNNING.
+    pub async fn accept(
+        &self,
+        id: &str,
+        spec: v1::SandboxSpec,
+    ) -> Result<v1::Sandbox, tonic::Status> {
+        let request = v1::CreateRequest {
+            id: id.into(),
+            spec: Some(spec),
+            wait: v1::WaitFor::Accepted.into(),
+            ..v1::CreateRequest::default()
+        };
+        let answer = self.sandboxes().create(request).await?.into_inner();
+        Ok(answer.sandbox.unwrap_or_default())
+    }
+
     pub async fn get(&self, id: &str) -> Result<v1::Sandbox, tonic::Status> {
         let answer = self
             .sandboxes()
@@ -323,6 +339,24 @@ pub async fn eventually<F: Future<Output = bool>>(
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
+}
+
+/// Tries `work` until it succeeds.
+pub async fn obtained<T, F: Future<Output = anyhow::Result<T>>>(
+    what: &str,
+    limit: Duration,
+    mut work: impl FnMut() -> F,
+) -> anyhow::Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let error = match work().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let late = Instant::now() >= deadline;
+        ensure!(!late, "not within {limit:?}: {what}: {error:#}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 fn script(verb: &str, home: &Path) -> Command {

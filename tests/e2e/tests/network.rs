@@ -14,7 +14,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use berth_api::v1::{self, EgressMode, EgressRule, NetworkPolicy, Protocol};
 use berth_e2e::{
     TestNode,
-    node::{eventually, succeed},
+    node::{eventually, obtained, succeed},
     specs::{idle, shell, spec, web},
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -518,22 +518,31 @@ async fn a_flow_to_a_sandbox_that_is_gone_does_not_reach_the_next_owner_of_its_a
         it.containers[0].ports[0].protocol = Protocol::Udp.into();
         it
     };
-    node.create("former", published(listens(), node_port))
-        .await?;
+    let pin = |id: &str| node.home().join("run/ns").join(id).join("net");
+    // The app of the sandbox is its receiver here.
+    let create = async |id: &str, spec| {
+        node.accept(id, spec).await?;
+        let bound = || async { udp_in(&pin(id), 9000) };
+        let receiver = obtained("its network", SOON, bound).await?;
+        let runs = || async {
+            let found = node.get(id).await;
+            found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
+        };
+        eventually("its port is bound", SOON, runs).await?;
+        anyhow::Ok(receiver)
+    };
+    let receiver = create("former", published(listens(), node_port)).await?;
     let former = address(&node, "former").await?;
     let flow = udp_in(&Path::new("/run/netns").join(&client.name), 0)?;
     flow.connect((client.node, node_port))?;
-    let pin = |id: &str| node.home().join("run/ns").join(id).join("net");
-    let receiver = udp_in(&pin("former"), 9000)?;
     let arrives = || async { flow.send(b"flow").is_ok() && received(&receiver).is_some() };
     eventually("the flow arrives", SOON, arrives).await?;
     drop(receiver);
 
     node.delete("former").await?;
-    node.create("next", listens()).await?;
+    let receiver = create("next", listens()).await?;
     let next = address(&node, "next").await?;
     ensure!(next == former, "it has the address: {next}, {former}");
-    let receiver = udp_in(&pin("next"), 9000)?;
     flow.send(b"late").ok();
     // Behind a mark that is sent later, what was to come has come.
     let marks = UdpSocket::bind("0.0.0.0:0")?;

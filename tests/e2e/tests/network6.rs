@@ -18,7 +18,7 @@ use berth_api::v1::{
 };
 use berth_e2e::{
     TestNode,
-    node::{eventually, succeed},
+    node::{eventually, obtained, succeed},
     specs::{idle, shell, spec, web},
 };
 use hickory_proto::{
@@ -602,21 +602,31 @@ async fn a_flow_over_ipv6_to_a_sandbox_that_is_gone_does_not_reach_the_next_owne
         it.containers[0].ports[0].node_port = node_port.into();
         it
     };
-    node.create("former", listens(node_port)).await?;
-    let former = address6(&node, "former").await?;
     let any = Ipv6Addr::UNSPECIFIED.into();
+    // The app of the sandbox is its receiver here.
+    let create = async |id: &str, spec| {
+        node.accept(id, spec).await?;
+        let bound = || async { udp_in(&pin(&node, id), any, 9000) };
+        let receiver = obtained("its network", SOON, bound).await?;
+        let runs = || async {
+            let found = node.get(id).await;
+            found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
+        };
+        eventually("its port is bound", SOON, runs).await?;
+        anyhow::Ok(receiver)
+    };
+    let receiver = create("former", listens(node_port)).await?;
+    let former = address6(&node, "former").await?;
     let flow = udp_in(&client.namespace(), any, 0)?;
     flow.connect((client.node, node_port))?;
-    let receiver = udp_in(&pin(&node, "former"), any, 9000)?;
     let arrives = || async { flow.send(b"flow").is_ok() && received(&receiver).is_some() };
     eventually("the flow arrives", SOON, arrives).await?;
     drop(receiver);
 
     node.delete("former").await?;
-    node.create("next", listens(0)).await?;
+    let receiver = create("next", listens(0)).await?;
     let next = address6(&node, "next").await?;
     ensure!(next == former, "it has the address: {next}, {former}");
-    let receiver = udp_in(&pin(&node, "next"), any, 9000)?;
     flow.send(b"late").ok();
     // Behind a mark that is sent later, what was to come has come.
     let marks = UdpSocket::bind("[::]:0")?;

@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 
 use berth_api::v1::{
     self, catalog_service_client::CatalogServiceClient,
-    network_service_client::NetworkServiceClient, sandbox_service_client::SandboxServiceClient,
+    network_service_client::NetworkServiceClient, probe::Check,
+    sandbox_service_client::SandboxServiceClient,
 };
 use futures::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -368,6 +369,12 @@ fn sandbox_page(sandbox: &v1::Sandbox, found: &Found, now: Timestamp) -> String 
         let line = |it| port_line(it, node_port(sandbox, it));
         lines.push(("ports", block(sandbox.ports.iter().map(line))));
     }
+    let probes = sandbox.spec.iter().flat_map(|it| &it.containers);
+    let probes = probes.filter_map(|it| Some(probe_line(&it.name, it.readiness_probe.as_ref()?)));
+    let probes: Vec<_> = probes.collect();
+    if !probes.is_empty() {
+        lines.push(("probes", block(probes)));
+    }
     if !found.names.is_empty() {
         lines.push(("names", block(found.names.clone())));
     }
@@ -436,7 +443,25 @@ fn port_line(port: &v1::PortState, node_port: u32) -> String {
         0 => String::new(),
         node_port => format!(", port {node_port} of the node"),
     };
-    format!("{number}/{protocol}{by_node}  {status} on {address}  {container} (says {source})")
+    let elsewhere = match port.bound_port {
+        0 => String::new(),
+        bound => format!(", {bound} in its place"),
+    };
+    format!(
+        "{number}/{protocol}{by_node}{elsewhere}  {status} on {address}  {container} (says {source})"
+    )
+}
+
+/// What is asked of a container, and how often.
+fn probe_line(container: &str, probe: &v1::Probe) -> String {
+    let asked = match &probe.check {
+        Some(Check::HttpGet(it)) => format!("GET {} on port {}", it.path, it.port),
+        Some(Check::TcpConnect(it)) => format!("a connection to port {}", it.port),
+        Some(Check::Exec(it)) => it.command.join(" "),
+        None => "-".to_owned(),
+    };
+    let period = precise_duration(duration(probe.period.as_ref()));
+    format!("{container}  {asked} every {period}")
 }
 
 fn phase_block(phases: &[v1::Phase]) -> String {

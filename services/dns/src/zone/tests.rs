@@ -7,6 +7,8 @@ use berth_domain::{
     catalog::{App, Host, Object, Service, Version},
 };
 
+use berth_domain::BoundPorts;
+
 use super::*;
 use crate::known::Fact;
 
@@ -21,6 +23,7 @@ fn sandbox(id: &str, generation: u64, version: &str, address: &str, status: Stat
         status,
         addresses: vec![address.parse().unwrap()],
         lookup: Lookup::Any,
+        bound_ports: BoundPorts::new(),
     }
 }
 
@@ -356,6 +359,24 @@ fn a_service_record_brings_the_addresses_of_its_target() {
     };
     let target = "web.app.berth".to_owned();
     assert_eq!(beside, [(target, Data::A([10, 9, 0, 5].into()))]);
+}
+
+#[test]
+fn a_service_record_leads_to_where_the_sandboxes_listen() {
+    let question = Question {
+        name: "_http._tcp.web.app.berth",
+        kind: Kind::Srv,
+    };
+    let mut known = known();
+    let mut elsewhere = sandbox("b-1", 6, "b1", "10.9.0.5", Status::Running);
+    elsewhere.bound_ports.insert((Protocol::Tcp, 8080), 9000);
+    known.learn(Fact::Sandbox(elsewhere), 10);
+    let answer = zone(&known).answer([10, 9, 0, 5].into(), question);
+    let Answer::Own { records, .. } = answer else {
+        panic!("it is our own");
+    };
+    let records: Vec<_> = records.iter().map(text).collect();
+    assert_eq!(records, ["web.app.berth:9000"]);
 }
 
 /// The reverse name of an IPv6 address.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use berth_domain::{
-    Failure, Generation, Lookup, NamePattern, NamedDestination, Protocol, Reason, SandboxId,
-    Status, Violation,
+    BoundPorts, Failure, Generation, Lookup, NamePattern, NamedDestination, Protocol, Reason,
+    SandboxId, Status, Violation,
     catalog::{
         App, Artifact, ArtifactStatus, Endpoint, Entry, Host, Key, Kind, Object, Placed, Service,
         ServicePort, Version,
@@ -182,7 +182,26 @@ pub fn placed_from_proto(it: v1::Sandbox) -> Option<Placed> {
         status,
         addresses: addresses.collect::<Option<_>>()?,
         lookup: lookup_from_proto(&spec.network.unwrap_or_default()),
+        bound_ports: it.ports.iter().filter_map(bound_port).collect(),
     })
+}
+
+/// What of a port says that another one is listened on in its place.
+fn bound_port(it: &v1::PortState) -> Option<((Protocol, u16), u16)> {
+    let protocol = protocol_from_proto("", it.protocol).ok()?;
+    let bound = u16::try_from(it.bound_port).ok().filter(|it| *it != 0)?;
+    Some(((protocol, u16::try_from(it.port).ok()?), bound))
+}
+
+/// Renders what `placed_from_proto` reads of ports.
+pub fn bound_ports_to_proto(it: &BoundPorts) -> Vec<v1::PortState> {
+    let state = |(&(protocol, port), &bound_port): (&(Protocol, u16), &u16)| v1::PortState {
+        port: port.into(),
+        protocol: protocol_to_proto(protocol).into(),
+        bound_port: bound_port.into(),
+        ..v1::PortState::default()
+    };
+    it.iter().map(state).collect()
 }
 
 /// Which names of others a sandbox of this policy may ask for. A rule that this version cannot read allows none.

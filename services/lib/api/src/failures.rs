@@ -36,6 +36,7 @@ fn code(reason: Reason) -> Code {
         | Reason::ImageInUse
         | Reason::NodePortInUse
         | Reason::PortTimeout
+        | Reason::ProbeFailed
         | Reason::ContainerExited
         | Reason::LeaseHeld
         | Reason::SubnetInUse

@@ -302,7 +302,7 @@ impl Check {
         let resources = self.resources("spec.resources", it.resources);
         let containers = it.containers.into_iter().enumerate();
         let containers = containers
-            .filter_map(|(at, it)| self.container(at, it, &resources))
+            .filter_map(|(at, it)| self.container(at, it, &resources, port_wait_timeout))
             .collect();
         let network = self.network(it.network.unwrap_or_default());
         let spec = SandboxSpec {
@@ -529,7 +529,13 @@ impl Check {
         Some(StaticHost { host: it.host, ip })
     }
 
-    fn container(&mut self, at: usize, it: v1::Container, whole: &Resources) -> Option<Container> {
+    fn container(
+        &mut self,
+        at: usize,
+        it: v1::Container,
+        whole: &Resources,
+        port_wait: Duration,
+    ) -> Option<Container> {
         let of = |field: &str| format!("spec.containers[{at}].{field}");
         let name = self.take(of("name"), ContainerName::parse(&it.name));
         let image = self.take(of("image"), ImageRef::parse(&it.image));
@@ -581,6 +587,10 @@ impl Check {
             STOP_GRACE_DEFAULT,
             Duration::ZERO..=HOUR,
         );
+        let field = of("readiness_probe");
+        let readiness_probe = it
+            .readiness_probe
+            .and_then(|it| self.probe(&field, it, port_wait));
         let resources = self.resources(&of("resources"), it.resources);
         self.within_the_whole(&of("resources"), &resources, whole);
         Some(Container {
@@ -595,6 +605,7 @@ impl Check {
             config_files,
             shutdown_timeout,
             resources,
+            readiness_probe,
         })
     }
 
@@ -733,5 +744,6 @@ pub(crate) fn is_host_name(text: &str) -> bool {
     text.len() <= HOST_NAME_MAX && text.split('.').all(label)
 }
 
+mod probes;
 #[cfg(test)]
 mod tests;

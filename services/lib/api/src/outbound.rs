@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use berth_domain::{
     Container, Destination, Egress, ExitCause, ExitRecord, NamedDestination, NetworkPolicy,
-    PortSighting, Protocol, Resources, RestartPolicy, SandboxRecord, SandboxSpec, Status, names,
+    PortSighting, Probe, ProbeCheck, Protocol, Resources, RestartPolicy, SandboxRecord,
+    SandboxSpec, Status, names,
 };
 
-use crate::v1;
+use crate::v1::{self, probe::Check};
 
 /// Where the sandboxes of an answer are.
 #[derive(Clone, Debug)]
@@ -59,6 +60,7 @@ pub fn sandbox_to_proto(record: &SandboxRecord, place: &Place) -> v1::Sandbox {
         ports: record.ports.iter().map(port_to_proto).collect(),
         node_id: place.node_id.clone(),
         expires_at: record.expires_at.map(Into::into),
+        restarts: record.restarts,
         running_steps: vec![],
     }
 }
@@ -95,6 +97,7 @@ fn port_to_proto(it: &PortSighting) -> v1::PortState {
         address: it.address.clone(),
         source: it.source.clone(),
         at: Some(it.at.into()),
+        bound_port: it.bound_port.unwrap_or_default().into(),
     }
 }
 
@@ -192,6 +195,28 @@ fn container_to_proto(it: &Container) -> v1::Container {
         config_files: it.config_files.iter().map(file).collect(),
         shutdown_timeout: duration(it.shutdown_timeout),
         resources: resources_to_proto(it.resources),
+        readiness_probe: it.readiness_probe.as_ref().map(probe_to_proto),
+    }
+}
+
+fn probe_to_proto(it: &Probe) -> v1::Probe {
+    let check = match it.check.clone() {
+        ProbeCheck::HttpGet { port, path, host } => Check::HttpGet(v1::HttpGetProbe {
+            port: port.into(),
+            path,
+            host,
+        }),
+        ProbeCheck::TcpConnect { port } => {
+            Check::TcpConnect(v1::TcpConnectProbe { port: port.into() })
+        }
+    };
+    v1::Probe {
+        check: Some(check),
+        initial_delay: duration(it.initial_delay),
+        period: duration(it.period),
+        timeout: duration(it.timeout),
+        success_threshold: it.success_threshold,
+        failure_threshold: it.failure_threshold,
     }
 }
 

@@ -175,6 +175,11 @@ impl Hierarchy {
         Ok(!self.processes(path)?.is_empty())
     }
 
+    /// The numbers of the processes in the cgroup and below it, as the host has them. Gone is empty.
+    pub fn process_ids(&self, path: &str) -> Result<Vec<i32>, CgroupError> {
+        Ok(self.processes(path)?.into_keys().collect())
+    }
+
     /// Each once, by number, although v1 lists it in every hierarchy.
     fn processes(&self, path: &str) -> Result<BTreeMap<i32, Pid>, CgroupError> {
         let mut all = BTreeMap::new();

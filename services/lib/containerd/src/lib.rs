@@ -9,6 +9,7 @@ mod ending;
 mod exits;
 mod files;
 mod heat;
+mod holders;
 mod images;
 mod making;
 mod mounts;

@@ -8,12 +8,10 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{
-    ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
-};
+use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
 use berth_platform::{
     ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
-    RuntimeObject, RuntimeSeen, Usage,
+    RuntimeObject, RuntimeSeen, SocketHolder, Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -33,6 +31,7 @@ use crate::{
     ending::SIGTERM,
     exits, files,
     heat::Heat,
+    holders,
     images::{Known, blocking, time},
     registry::Registries,
     settings::{PauseRootfs, SetUpError, Settings},
@@ -608,12 +607,8 @@ impl Runtime for Containerd {
                 .children(&names.cgroup(&id))
                 .map_err(of_cgroup)?
             {
-                let role = match name.as_str() {
-                    "pause" => Role::Pause,
-                    text => match ContainerName::parse(text) {
-                        Ok(name) => Role::App(name),
-                        Err(_) => continue,
-                    },
+                let Some(role) = holders::role_of(&name) else {
+                    continue;
                 };
                 let path = names.container_cgroup(&id, &role);
                 if let Some(it) = inner.cgroups.usage(&path).map_err(of_cgroup)? {
@@ -626,6 +621,18 @@ impl Runtime for Containerd {
                 }
             }
             Ok(readings)
+        })
+        .await
+    }
+
+    async fn socket_holders(
+        &self,
+        id: &SandboxId,
+    ) -> Result<BTreeMap<u64, SocketHolder>, RuntimeError> {
+        let (inner, id) = (self.0.clone(), id.clone());
+        blocking(move || {
+            let cgroup = inner.settings.names.cgroup(&id);
+            holders::find(&inner.cgroups, &cgroup).map_err(of_cgroup)
         })
         .await
     }

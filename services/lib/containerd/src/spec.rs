@@ -382,6 +382,7 @@ mod tests {
             config_files: vec![],
             shutdown_timeout: Duration::ZERO,
             resources: Resources::default(),
+            readiness_probe: None,
         }
     }
 

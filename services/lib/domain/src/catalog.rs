@@ -11,7 +11,7 @@ use crate::{
     id::{Generation, SandboxId},
     image_ref::ImageRef,
     lifecycle::Status,
-    record::SandboxRecord,
+    record::{BoundPorts, SandboxRecord},
     spec::Protocol,
 };
 
@@ -127,6 +127,8 @@ pub struct Placed {
     pub addresses: Vec<IpAddr>,
     /// Which names of others it may ask for.
     pub lookup: Lookup,
+    /// What is listened on in the place of its declared ports.
+    pub bound_ports: BoundPorts,
 }
 
 /// A sandbox that answers for a service.
@@ -225,7 +227,18 @@ impl Catalog {
             generation: it.generation,
             address,
             address6,
-            ports: service.ports.clone(),
+            ports: service
+                .ports
+                .iter()
+                .map(|port| ServicePort {
+                    target_port: it
+                        .bound_ports
+                        .get(&(port.protocol, port.target_port))
+                        .copied()
+                        .unwrap_or(port.target_port),
+                    ..port.clone()
+                })
+                .collect(),
         };
         self.services().filter(answers).map(endpoint).collect()
     }
@@ -369,6 +382,7 @@ impl Placed {
             status: record.status,
             addresses: record.addresses.iter().map(ipnet::IpNet::addr).collect(),
             lookup: Lookup::of(&record.spec.network),
+            bound_ports: record.bound_ports(),
         }
     }
 }
@@ -436,6 +450,7 @@ mod tests {
             status,
             addresses: vec![[10, 0, 0, 2].into(), [10, 0, 0, 3].into()],
             lookup: Lookup::Any,
+            bound_ports: BoundPorts::new(),
         }
     }
 
@@ -492,6 +507,33 @@ mod tests {
         }
         let without = Placed { addresses: vec![], ..placed("a-v1", web, Running) };
         assert!(Endpoints::new(catalog(), vec![without]).standing().is_empty());
+    }
+
+    #[test]
+    fn an_endpoint_leads_to_where_its_sandbox_really_listens() {
+        let port = |protocol, target_port| ServicePort {
+            name: String::new(),
+            port: 80,
+            target_port,
+            protocol,
+        };
+        let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+        let mut all = Endpoints::new(catalog(), vec![]);
+        all.put(Object::Service(Service {
+            id: "b-web".into(),
+            app: "b".into(),
+            name: "web".into(),
+            labels: BTreeMap::new(),
+            ports: vec![port(tcp, 8080), port(udp, 8080), port(tcp, 8081)],
+        }));
+        let mut it = placed("b-v1", &[], Status::Running);
+        it.bound_ports.insert((tcp, 8080), 9000);
+        let changes = all.place(it);
+        let [EndpointChange::Stands(stands)] = changes.as_slice() else {
+            panic!("{changes:?}");
+        };
+        let expected = [port(tcp, 9000), port(udp, 8080), port(tcp, 8081)];
+        assert_eq!(stands.ports, expected);
     }
 
     #[test]

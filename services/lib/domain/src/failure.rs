@@ -61,6 +61,7 @@ reasons! {
     SubnetInUse = "SUBNET_IN_USE",
     SubnetsExhausted = "SUBNETS_EXHAUSTED",
     DisabledOnNode = "DISABLED_ON_NODE",
+    ProbeFailed = "PROBE_FAILED",
     LogReadersExhausted = "LOG_READERS_EXHAUSTED",
     LogUnreadable = "LOG_UNREADABLE",
 }

@@ -12,6 +12,7 @@ pub mod image_ref;
 pub mod ipam;
 pub mod lifecycle;
 pub mod names;
+pub mod probe;
 pub mod record;
 pub mod spec;
 pub mod step;
@@ -26,7 +27,8 @@ pub use id::{ContainerName, Generation, InstanceId, InvalidName, SandboxId};
 pub use image_ref::{ImageRef, InvalidImageRef};
 pub use lifecycle::{NotAllowed, Status};
 pub use names::Names;
-pub use record::{ExitCause, ExitRecord, Phase, PortSighting, Sandbox, SandboxRecord};
+pub use probe::{Probe, ProbeCheck};
+pub use record::{BoundPorts, ExitCause, ExitRecord, Phase, PortSighting, Sandbox, SandboxRecord};
 pub use spec::{
     ConfigFile, Container, Destination, Egress, NetworkPolicy, Port, Protocol, Resources,
     RestartPolicy, Route, SandboxSpec, StaticHost,

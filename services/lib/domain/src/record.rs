@@ -24,7 +24,12 @@ pub struct Sandbox {
     pub spec: Arc<SandboxSpec>,
     /// With the prefix length of the subnet.
     pub addresses: Vec<IpNet>,
+    /// What is listened on in the place of a declared port.
+    pub bound_ports: BoundPorts,
 }
+
+/// Of declared ports, which other ones are listened on in their place.
+pub type BoundPorts = BTreeMap<(Protocol, u16), u16>;
 
 /// One sandbox: what was asked for and what became of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +61,8 @@ pub struct SandboxRecord {
     pub expires_at: Option<SystemTime>,
     /// Boot of the node in which its objects were made: what the kernel held in another one is gone. Empty: not known.
     pub boot_id: String,
+    /// How often it was made again under this generation.
+    pub restarts: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +106,7 @@ pub struct Phase {
     pub took: Duration,
 }
 
-/// What was seen or reported of a declared port.
+/// What was last seen, or reported by one source, of a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortSighting {
     pub container: ContainerName,
@@ -109,6 +116,30 @@ pub struct PortSighting {
     pub address: String,
     pub source: String,
     pub at: SystemTime,
+    /// What is listened on in the place of `port`.
+    pub bound_port: Option<u16>,
+}
+
+impl PortSighting {
+    /// The source of what the manager sees by itself.
+    pub const OWN: &str = "manager";
+
+    /// Whether both are of one source about one port.
+    pub fn is_about_the_same(&self, other: &Self) -> bool {
+        let about = |it: &Self| (it.port, it.protocol);
+        about(self) == about(other)
+            && self.container == other.container
+            && self.source == other.source
+    }
+
+    /// Whether both say the same, whenever it was said.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let said = |it: &Self| Self {
+            at: SystemTime::UNIX_EPOCH,
+            ..it.clone()
+        };
+        said(self) == said(other)
+    }
 }
 
 impl Sandbox {
@@ -119,7 +150,16 @@ impl Sandbox {
             generation: Generation::default(),
             spec: Arc::default(),
             addresses: vec![],
+            bound_ports: BoundPorts::new(),
         }
+    }
+
+    /// Protocol, port of the node, and the port that it leads to.
+    pub fn node_ports(&self) -> impl Iterator<Item = (Protocol, u16, u16)> {
+        self.spec.node_ports().map(|(protocol, node_port, port)| {
+            let bound = self.bound_ports.get(&(protocol, port));
+            (protocol, node_port, bound.copied().unwrap_or(port))
+        })
     }
 }
 
@@ -151,6 +191,7 @@ impl SandboxRecord {
             ports: vec![],
             expires_at: None,
             boot_id: String::new(),
+            restarts: 0,
         }
     }
 
@@ -160,7 +201,21 @@ impl SandboxRecord {
             generation: self.generation,
             spec: self.spec.clone(),
             addresses: self.addresses.clone(),
+            bound_ports: self.bound_ports(),
         }
+    }
+
+    /// What is listened on in the place of declared ports.
+    pub fn bound_ports(&self) -> BoundPorts {
+        let own = |it: &&PortSighting| it.source == PortSighting::OWN;
+        let bound = |it: &PortSighting| Some(((it.protocol, it.port), it.bound_port?));
+        self.ports.iter().filter(own).filter_map(bound).collect()
+    }
+
+    /// Puts what is seen or reported in the place of what the same source said of the port before.
+    pub fn note_port(&mut self, sighting: PortSighting) {
+        self.ports.retain(|it| !it.is_about_the_same(&sighting));
+        self.ports.push(sighting);
     }
 
     /// Moves to `status`; entering it anew sets `since`.
@@ -264,7 +319,37 @@ pub(crate) mod tests {
             generation: Generation(1),
             spec: Arc::new(spec),
             addresses: vec![],
+            bound_ports: BoundPorts::new(),
         }
+    }
+
+    #[test]
+    fn a_port_of_the_node_leads_to_what_is_listened_on() {
+        let mut spec = crate::spec::tests::spec([crate::spec::tests::container("web", &[80, 81])]);
+        for (port, node_port) in spec.containers[0].ports.iter_mut().zip([8000, 8001]) {
+            port.node_port = Some(node_port);
+        }
+        let now = SystemTime::UNIX_EPOCH;
+        let id = SandboxId::parse("web").unwrap();
+        let mut record = SandboxRecord::new(id, Generation(1), Arc::new(spec), vec![], now);
+        let said = |source: &str, bound_port| PortSighting {
+            container: ContainerName::parse("web").unwrap(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            bound: true,
+            address: String::new(),
+            source: source.to_owned(),
+            at: now,
+            bound_port,
+        };
+        record.note_port(said("sidecar", None));
+        record.note_port(said(PortSighting::OWN, Some(9000)));
+        let ways: Vec<_> = record.sandbox().node_ports().collect();
+        let tcp = Protocol::Tcp;
+        assert_eq!(ways, [(tcp, 8000, 9000), (tcp, 8001, 81)]);
+        record.note_port(said(PortSighting::OWN, None));
+        assert_eq!(record.ports.len(), 2, "one of each source");
+        assert_eq!(record.bound_ports(), BoundPorts::new());
     }
 
     #[test]

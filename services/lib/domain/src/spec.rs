@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::{egress::NamedDestination, id::ContainerName, image_ref::ImageRef};
+use crate::{egress::NamedDestination, id::ContainerName, image_ref::ImageRef, probe::Probe};
 
 /// How long a port may take when the spec does not say.
 pub const PORT_WAIT_DEFAULT: Duration = Duration::from_secs(15);
@@ -101,6 +101,8 @@ pub struct Container {
     pub config_files: Vec<ConfigFile>,
     pub shutdown_timeout: Duration,
     pub resources: Resources,
+    /// What must succeed for the sandbox to be RUNNING.
+    pub readiness_probe: Option<Probe>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,17 +219,18 @@ impl SandboxSpec {
             .collect()
     }
 
-    /// The ports that RUNNING waits for, with their container.
-    pub fn tcp_ports(&self) -> impl Iterator<Item = (&ContainerName, &Port)> {
-        self.containers
-            .iter()
-            .flat_map(|container| {
-                container
-                    .ports
-                    .iter()
-                    .map(move |port| (&container.name, port))
-            })
-            .filter(|(_, port)| port.protocol == Protocol::Tcp)
+    /// The declared ports, which RUNNING waits for, with their container.
+    pub fn ports(&self) -> impl Iterator<Item = (&ContainerName, &Port)> {
+        self.containers.iter().flat_map(|container| {
+            let ports = container.ports.iter();
+            ports.map(move |port| (&container.name, port))
+        })
+    }
+
+    /// The readiness probes, which RUNNING waits for, with their container.
+    pub fn probes(&self) -> impl Iterator<Item = (&ContainerName, &Probe)> {
+        let containers = self.containers.iter();
+        containers.filter_map(|it| Some((&it.name, it.readiness_probe.as_ref()?)))
     }
 
     /// Returns the path of the first field that `self` and `other` disagree about.
@@ -274,6 +277,7 @@ impl SandboxSpec {
                     config_files,
                     shutdown_timeout,
                     resources,
+                    readiness_probe,
                 ]
             );
         }
@@ -307,6 +311,7 @@ pub(crate) mod tests {
             config_files: vec![],
             shutdown_timeout: STOP_GRACE_DEFAULT,
             resources: Resources::default(),
+            readiness_probe: None,
         }
     }
 

@@ -87,7 +87,8 @@ pub enum Step {
     CreateContainer(Role),
     CreateTask(Role),
     StartTask(Role),
-    /// Waits until every declared TCP port listens; without one, until all tasks are alive at a second look.
+    /// Waits until every declared port listens, without one until all tasks are alive at a second look; then until every
+    /// readiness probe has succeeded.
     AwaitReady,
     /// SIGTERM, then SIGKILL when `grace` is over.
     StopTask {

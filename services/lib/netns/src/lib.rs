@@ -16,6 +16,7 @@ mod network;
 mod nfnetlink;
 mod others;
 mod owned;
+mod probes;
 mod rules;
 mod rules6;
 mod slots;

@@ -12,12 +12,12 @@ use std::{
 };
 
 use berth_domain::{
-    Extent, Names, Sandbox, SandboxId,
+    Extent, Names, ProbeCheck, Sandbox, SandboxId,
     ipam::{self, Subnets},
 };
 use berth_platform::{
     Denied, FencingSeen, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind,
-    NetworkSeen,
+    NetworkSeen, ProbeError,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::IpVersion;
@@ -28,7 +28,7 @@ use crate::{
     foreign::Passage,
     ipv6,
     links::{INSIDE, Link, Links},
-    namespaces, others, owned,
+    namespaces, others, owned, probes,
     rules::{self, Frame},
     rules6::{Frame6, NEXT_HOP, link_local},
     slots::{self, Slots},
@@ -547,6 +547,24 @@ impl Network for NetnsNetwork {
             false => namespaces::inside(&dir, sockets::listening),
         });
         Ok(listening.await?)
+    }
+
+    async fn lead_node_ports(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let link = self.settings.names.link(&sandbox.id);
+        if self.links.find(&link).await?.is_none() {
+            let what = format!("sandbox {} has no link", sandbox.id);
+            return Err(NetnsError::Foreign { what }.into());
+        }
+        let sandbox = sandbox.clone();
+        self.fenced(move |fence| fence.admit(&sandbox, link))
+            .await?;
+        Ok(())
+    }
+
+    async fn probe(&self, sandbox: &Sandbox, check: &ProbeCheck) -> Result<(), ProbeError> {
+        let own = sandbox.addresses.first().map(IpNet::addr);
+        let address = own.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        probes::ask(address, check).await
     }
 
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {

@@ -10,10 +10,7 @@ use std::{
 
 use berth_platform::ListeningSocket;
 
-use crate::{
-    error::NetnsError,
-    sockets::{self, Numbered},
-};
+use crate::{error::NetnsError, sockets};
 
 /// The listening sockets that processes in the ipc namespace pinned in `dir` have open.
 pub(crate) fn listening(dir: &Path) -> Result<Vec<ListeningSocket>, NetnsError> {
@@ -28,12 +25,12 @@ pub(crate) fn listening(dir: &Path) -> Result<Vec<ListeningSocket>, NetnsError> 
             open.extend(open_sockets(&process));
         }
     }
-    Ok(of(sockets::numbered()?, &open))
+    Ok(of(sockets::listening()?, &open))
 }
 
-fn of(sockets: Vec<Numbered>, open: &BTreeSet<u64>) -> Vec<ListeningSocket> {
-    let own = sockets.into_iter().filter(|(_, it)| open.contains(it));
-    own.map(|(socket, _)| socket).collect()
+fn of(mut sockets: Vec<ListeningSocket>, open: &BTreeSet<u64>) -> Vec<ListeningSocket> {
+    sockets.retain(|it| open.contains(&it.inode));
+    sockets
 }
 
 fn processes() -> Result<impl Iterator<Item = PathBuf>, NetnsError> {
@@ -71,7 +68,7 @@ mod tests {
         ]);
         let ports = |process: &str| -> BTreeSet<u16> {
             let open = open_sockets(Path::new(process)).collect();
-            let own = of(sockets::numbered().unwrap(), &open).into_iter();
+            let own = of(sockets::listening().unwrap(), &open).into_iter();
             own.map(|it| it.port).collect()
         };
         assert!(ports("/proc/self").is_superset(&expected));

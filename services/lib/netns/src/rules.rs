@@ -104,7 +104,7 @@ impl Fenced {
             link,
             addresses,
             addresses6,
-            node_ports: spec.node_ports().collect(),
+            node_ports: sandbox.node_ports().collect(),
             egress: spec.network.egress.clone(),
             labels: labels.take(
                 spec.labels
@@ -533,6 +533,7 @@ mod tests {
                 generation: Generation(1),
                 spec: Arc::new(spec),
                 addresses: vec!["10.1.0.2/24".parse().unwrap()],
+                bound_ports: BTreeMap::new(),
             };
             Fenced::of(&sandbox, id.to_owned(), &mut labels)
         };

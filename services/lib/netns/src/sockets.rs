@@ -35,16 +35,8 @@ const KINDS: [(AddressFamily, Protocol); 4] = [
     (AddressFamily::INET6, Protocol::Udp),
 ];
 
-/// A socket that listens, with the number by which its processes have it open.
-pub(crate) type Numbered = (ListeningSocket, u64);
-
 /// The listening sockets of the calling thread's network namespace.
 pub(crate) fn listening() -> Result<Vec<ListeningSocket>, NetnsError> {
-    Ok(numbered()?.into_iter().map(|(socket, _)| socket).collect())
-}
-
-/// As `listening`, with their numbers.
-pub(crate) fn numbered() -> Result<Vec<Numbered>, NetnsError> {
     match diagnose() {
         Ok(sockets) => Ok(sockets),
         Err(error) => {
@@ -54,7 +46,7 @@ pub(crate) fn numbered() -> Result<Vec<Numbered>, NetnsError> {
     }
 }
 
-fn diagnose() -> Result<Vec<Numbered>, Errno> {
+fn diagnose() -> Result<Vec<ListeningSocket>, Errno> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -102,7 +94,11 @@ fn request(family: AddressFamily, protocol: Protocol) -> Vec<u8> {
     bytes
 }
 
-fn read_dump(socket: &OwnedFd, protocol: Protocol, found: &mut Vec<Numbered>) -> Result<(), Errno> {
+fn read_dump(
+    socket: &OwnedFd,
+    protocol: Protocol,
+    found: &mut Vec<ListeningSocket>,
+) -> Result<(), Errno> {
     let mut buffer = vec![0; 32 << 10];
     loop {
         let (length, _) = recv(socket, buffer.as_mut_slice(), RecvFlags::empty())?;
@@ -133,7 +129,7 @@ fn split_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
 }
 
 /// Reads an `inet_diag_msg`: family, state, two bytes, then ports and addresses in network order, and at the end the inode.
-fn read_socket(payload: &[u8], protocol: Protocol) -> Option<Numbered> {
+fn read_socket(payload: &[u8], protocol: Protocol) -> Option<ListeningSocket> {
     let family = *payload.first()?;
     let port = u16::from_be_bytes(*payload.get(4..)?.first_chunk()?);
     let source: &[u8; 16] = payload.get(8..)?.first_chunk()?;
@@ -148,11 +144,12 @@ fn read_socket(payload: &[u8], protocol: Protocol) -> Option<Numbered> {
         protocol,
         address,
         port,
+        inode: inode.into(),
     };
-    (port != 0).then_some((socket, inode.into()))
+    (port != 0).then_some(socket)
 }
 
-fn from_proc() -> Result<Vec<Numbered>, NetnsError> {
+fn from_proc() -> Result<Vec<ListeningSocket>, NetnsError> {
     let mut found = vec![];
     for (file, protocol) in [
         ("tcp", Protocol::Tcp),
@@ -174,7 +171,7 @@ fn from_proc() -> Result<Vec<Numbered>, NetnsError> {
 
 /// Reads `sl local_address rem_address st …`, where an address is words of hex in host order, `:`, and the port. The inode
 /// is the tenth field.
-fn read_line(line: &str, protocol: Protocol) -> Option<Numbered> {
+fn read_line(line: &str, protocol: Protocol) -> Option<ListeningSocket> {
     let mut fields = line.split_whitespace();
     let (address, port) = fields.nth(1)?.split_once(':')?;
     let state = u8::from_str_radix(fields.nth(1)?, 16).ok()?;
@@ -198,8 +195,9 @@ fn read_line(line: &str, protocol: Protocol) -> Option<Numbered> {
         protocol,
         address,
         port,
+        inode,
     };
-    listens.then_some((socket, inode))
+    listens.then_some(socket)
 }
 
 #[cfg(test)]
@@ -207,18 +205,21 @@ mod tests {
     use std::{
         collections::BTreeSet,
         net::{TcpListener, UdpSocket},
+        os::fd::AsFd,
     };
 
     use super::*;
 
+    fn inode(socket: impl AsFd) -> u64 {
+        rustix::fs::fstat(socket).unwrap().st_ino
+    }
+
     fn diagnosed() -> BTreeSet<ListeningSocket> {
-        let found = diagnose().unwrap().into_iter();
-        found.map(|(socket, _)| socket).collect()
+        diagnose().unwrap().into_iter().collect()
     }
 
     fn read() -> BTreeSet<ListeningSocket> {
-        let found = from_proc().unwrap().into_iter();
-        found.map(|(socket, _)| socket).collect()
+        from_proc().unwrap().into_iter().collect()
     }
 
     #[test]
@@ -227,14 +228,15 @@ mod tests {
         let tcp6 = TcpListener::bind("[::1]:0").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let own: BTreeSet<_> = [
-            (Protocol::Tcp, tcp.local_addr().unwrap()),
-            (Protocol::Tcp, tcp6.local_addr().unwrap()),
-            (Protocol::Udp, udp.local_addr().unwrap()),
+            (Protocol::Tcp, tcp.local_addr().unwrap(), inode(&tcp)),
+            (Protocol::Tcp, tcp6.local_addr().unwrap(), inode(&tcp6)),
+            (Protocol::Udp, udp.local_addr().unwrap(), inode(&udp)),
         ]
-        .map(|(protocol, it)| ListeningSocket {
+        .map(|(protocol, it, inode)| ListeningSocket {
             protocol,
             address: it.ip(),
             port: it.port(),
+            inode,
         })
         .into();
         let (asked, in_proc) = (diagnosed(), read());

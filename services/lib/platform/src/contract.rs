@@ -7,15 +7,15 @@
 )]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_domain::{
-    Container, ContainerName, ContainerSeen, Extent, Generation, ImageRef, Port, Protocol,
-    Resources, Role, Sandbox, SandboxId, SandboxSpec, TaskSeen,
+    Container, ContainerName, ContainerSeen, Extent, Generation, ImageRef, Port, ProbeCheck,
+    Protocol, Resources, Role, Sandbox, SandboxId, SandboxSpec, TaskSeen,
 };
 use ipnet::IpNet;
 use tokio::sync::watch;
@@ -59,6 +59,7 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     a_container_of_another_generation_is_refused(runtime, network, subject).await;
     what_runs_has_usage(runtime, network, subject).await;
     what_listens_is_shown(runtime, network, subject).await;
+    node_ports_are_led_where_a_sandbox_has_a_link(runtime, network, subject).await;
     what_is_impossible_is_refused(runtime, network, subject).await;
     denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
 }
@@ -488,10 +489,42 @@ pub async fn what_listens_is_shown<R: Runtime + Images, N: Network>(
             .find(|it| it.port == PORT && it.protocol == Protocol::Tcp);
         if let Some(socket) = socket {
             assert!(!socket.address.is_loopback(), "{socket:?}");
+            let holders = runtime.socket_holders(&sandbox.id).await.unwrap();
+            let holder = holders.get(&socket.inode);
+            let holder = holder.unwrap_or_else(|| panic!("{socket:?} is not in {holders:?}"));
+            assert_eq!(holder.role, app(), "{holder:?}");
+            assert!(!holder.command.is_empty() && holder.pid > 0, "{holder:?}");
             break;
         }
         assert!(begun.elapsed() < DEADLINE, "port {PORT} not in {sockets:?}");
         tokio::time::sleep(POLL).await;
+    }
+    let connects = |port| ProbeCheck::TcpConnect { port };
+    network.probe(&sandbox, &connects(PORT)).await.unwrap();
+    let refused = network.probe(&sandbox, &connects(PORT + 1)).await;
+    refused.expect_err("nothing listens there");
+    clear(runtime, network, &sandbox.id).await;
+    assert!(
+        runtime
+            .socket_holders(&sandbox.id)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+pub async fn node_ports_are_led_where_a_sandbox_has_a_link<R: Runtime + Images, N: Network>(
+    runtime: &R,
+    network: &N,
+    subject: &Subject,
+) {
+    let sandbox = subject.sandbox("contract-14");
+    network.lead_node_ports(&sandbox).await.unwrap_err();
+    network.open_namespaces(&sandbox).await.unwrap();
+    network.lead_node_ports(&sandbox).await.unwrap_err();
+    network.attach_link(&sandbox).await.unwrap();
+    for _ in 0..2 {
+        network.lead_node_ports(&sandbox).await.unwrap();
     }
     clear(runtime, network, &sandbox.id).await;
 }
@@ -558,6 +591,7 @@ impl Subject {
             config_files: vec![],
             shutdown_timeout: GRACE,
             resources: Resources::default(),
+            readiness_probe: None,
         };
         Sandbox {
             id: SandboxId::parse(id).unwrap(),
@@ -567,6 +601,7 @@ impl Subject {
                 ..SandboxSpec::default()
             }),
             addresses: self.addresses.clone(),
+            bound_ports: BTreeMap::new(),
         }
     }
 }

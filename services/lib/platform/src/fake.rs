@@ -13,16 +13,16 @@ use std::{
 };
 
 use berth_domain::{
-    ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox,
-    SandboxId, TaskSeen, names::container_id,
+    ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, ProbeCheck, Protocol, Role,
+    Sandbox, SandboxId, TaskSeen, names::container_id,
 };
 use tokio::sync::{mpsc, watch};
 
 use crate::{
     ContainerReading, Denied, FencingSeen, ImageError, ImageInfo, Images, LayerProgress,
     ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
-    Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
-    Usage,
+    ProbeError, Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,
+    RuntimeSeen, SocketHolder, Usage,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -44,7 +44,7 @@ struct State {
     images: BTreeMap<String, ImageInfo>,
     registry: BTreeSet<String>,
     /// By container name, in place of the declared ports.
-    listens: BTreeMap<String, Vec<SocketAddr>>,
+    listens: BTreeMap<String, Vec<(Protocol, SocketAddr)>>,
     faults: Vec<Planned>,
     calls: Vec<String>,
     followers: Vec<mpsc::Sender<Option<SandboxId>>>,
@@ -80,8 +80,8 @@ struct Held {
 struct Stored {
     generation: Generation,
     digest: String,
-    /// Declared TCP ports.
-    ports: Vec<u16>,
+    /// Those that it declares.
+    ports: Vec<(Protocol, u16)>,
     task: TaskSeen,
     oom_kills: u64,
     made_at: SystemTime,
@@ -126,9 +126,14 @@ impl FakeNode {
 
     /// Sets the TCP sockets of every container of this name, in place of its declared ports. Takes effect at once.
     pub fn listen_on(&self, container: &str, sockets: &[SocketAddr]) {
-        self.state()
-            .listens
-            .insert(container.to_owned(), sockets.to_vec());
+        let tcp: Vec<_> = sockets.iter().map(|&it| (Protocol::Tcp, it)).collect();
+        self.listen_with(container, &tcp);
+    }
+
+    /// As `listen_on`, with sockets of any protocol.
+    pub fn listen_with(&self, container: &str, sockets: &[(Protocol, SocketAddr)]) {
+        let mut state = self.state();
+        state.listens.insert(container.to_owned(), sockets.to_vec());
     }
 
     /// Ends a task that runs. Panics where none does.
@@ -401,11 +406,9 @@ impl Runtime for FakeNode {
                     let Some(info) = state.images.get(&image) else {
                         return Err(RuntimeError::ImageMissing { image });
                     };
-                    let tcp = container
-                        .ports
-                        .iter()
-                        .filter(|it| it.protocol == Protocol::Tcp);
-                    (info.digest.clone(), tcp.map(|it| it.number).collect())
+                    let ports = container.ports.iter();
+                    let ports = ports.map(|it| (it.protocol, it.number)).collect();
+                    (info.digest.clone(), ports)
                 }
             };
             state.made += 1;
@@ -563,6 +566,23 @@ impl Runtime for FakeNode {
                     usage: stored.usage(),
                 })
                 .collect())
+        })
+        .await
+    }
+
+    async fn socket_holders(
+        &self,
+        id: &SandboxId,
+    ) -> Result<BTreeMap<u64, SocketHolder>, RuntimeError> {
+        self.call("socket_holders", id.as_str(), |state| {
+            let held = state.sandboxes.get(id).into_iter();
+            let sockets = held.flat_map(|it| it.held_sockets(&state.listens));
+            let holder = |(socket, role): (ListeningSocket, Role)| {
+                let command = format!("{role}d");
+                let pid = 1;
+                (socket.inode, SocketHolder { role, command, pid })
+            };
+            Ok(sockets.map(holder).collect())
         })
         .await
     }
@@ -838,6 +858,38 @@ impl Network for FakeNode {
         .await
     }
 
+    async fn lead_node_ports(&self, sandbox: &Sandbox) -> Result<(), NetworkError> {
+        let ways = sandbox.node_ports();
+        let ways: Vec<_> = ways.map(|(_, from, to)| format!("{from}={to}")).collect();
+        let about = format!("{} {}", sandbox.id, ways.join(" "));
+        self.change("lead_node_ports", &about, |state| {
+            match state.sandboxes.get(&sandbox.id) {
+                Some(held) if held.link => Ok(()),
+                Some(_) | None => Err(NetworkError {
+                    operation: format!("lead_node_ports {about}"),
+                    source: "it has no link".into(),
+                }),
+            }
+        })
+        .await
+    }
+
+    async fn probe(&self, sandbox: &Sandbox, check: &ProbeCheck) -> Result<(), ProbeError> {
+        self.call("probe", sandbox.id.as_str(), |state| {
+            let (ProbeCheck::HttpGet { port, .. } | ProbeCheck::TcpConnect { port }) = check;
+            let held = state.sandboxes.get(&sandbox.id);
+            let sockets = held.map(|it| it.sockets(&state.listens));
+            let reached = |it: &ListeningSocket| {
+                (it.protocol, it.port) == (Protocol::Tcp, *port) && !it.address.is_loopback()
+            };
+            match sockets.unwrap_or_default().iter().any(reached) {
+                true => Ok(()),
+                false => Err(ProbeError("the connection was refused".to_owned())),
+            }
+        })
+        .await
+    }
+
     async fn list(&self) -> Result<Vec<NetworkObject>, NetworkError> {
         self.call("list_network", "", |state| {
             let mut objects = state.network_objects();
@@ -1063,24 +1115,42 @@ impl State {
 }
 
 impl Held {
-    fn sockets(&self, listens: &BTreeMap<String, Vec<SocketAddr>>) -> Vec<ListeningSocket> {
+    fn sockets(
+        &self,
+        listens: &BTreeMap<String, Vec<(Protocol, SocketAddr)>>,
+    ) -> Vec<ListeningSocket> {
+        let held = self.held_sockets(listens).into_iter();
+        held.map(|(socket, _)| socket).collect()
+    }
+
+    /// With who has them open.
+    fn held_sockets(
+        &self,
+        listens: &BTreeMap<String, Vec<(Protocol, SocketAddr)>>,
+    ) -> Vec<(ListeningSocket, Role)> {
         let running = self
             .containers
             .iter()
             .filter(|(_, stored)| stored.task == TaskSeen::Running);
         let addresses = running.flat_map(|(role, stored)| {
-            let everywhere = |&port: &u16| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+            let everywhere = |&(protocol, port): &(Protocol, u16)| {
+                (protocol, SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+            };
             let declared = || stored.ports.iter().map(everywhere).collect();
-            listens
-                .get(&role.to_string())
-                .cloned()
-                .unwrap_or_else(declared)
+            let sockets = listens.get(&role.to_string()).cloned();
+            let sockets: Vec<_> = sockets.unwrap_or_else(declared);
+            sockets.into_iter().map(|it| (it, role.clone()))
         });
-        addresses
-            .map(|it| ListeningSocket {
-                protocol: Protocol::Tcp,
-                address: it.ip(),
-                port: it.port(),
+        let numbered = addresses.zip(1..);
+        numbered
+            .map(|(((protocol, it), role), inode)| {
+                let socket = ListeningSocket {
+                    protocol,
+                    address: it.ip(),
+                    port: it.port(),
+                    inode,
+                };
+                (socket, role)
             })
             .collect()
     }
@@ -1138,6 +1208,14 @@ impl FromFault for ImageError {
                 source: "the connection is gone".into(),
             },
         }
+    }
+}
+
+impl FromFault for ProbeError {
+    const OVER_CONTAINERD: bool = false;
+
+    fn from_fault(_: Fault, operation: &'static str, about: &str) -> Self {
+        ProbeError(format!("the test wants {operation} {about} to fail"))
     }
 }
 

@@ -11,11 +11,11 @@ pub mod runtime;
 pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
     Denied, FencingSeen, ForeignAccept, ListeningSocket, Network, NetworkError, NetworkObject,
-    NetworkObjectKind, NetworkSeen,
+    NetworkObjectKind, NetworkSeen, ProbeError,
 };
 pub use runtime::{
     ContainerReading, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,
-    RuntimeSeen, Usage,
+    RuntimeSeen, SocketHolder, Usage,
 };
 
 /// The cause of an error, whatever the layer below made of it.

@@ -5,7 +5,7 @@ use std::{
     time::SystemTime,
 };
 
-use berth_domain::{Extent, Protocol, Sandbox, SandboxId};
+use berth_domain::{Extent, ProbeCheck, Protocol, Sandbox, SandboxId};
 
 use crate::Source;
 
@@ -44,6 +44,20 @@ pub trait Network: Send + Sync + 'static {
         &self,
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
+
+    /// Has the node ports of a sandbox with a link lead to where its ports are really listened on.
+    fn lead_node_ports(
+        &self,
+        sandbox: &Sandbox,
+    ) -> impl Future<Output = Result<(), NetworkError>> + Send;
+
+    /// Asks an app of the sandbox as any neighbour does who reaches its first address; in the network of the node, by
+    /// 127.0.0.1. It takes as long as it takes.
+    fn probe(
+        &self,
+        sandbox: &Sandbox,
+        check: &ProbeCheck,
+    ) -> impl Future<Output = Result<(), ProbeError>> + Send;
 
     /// Makes the kernel forget the connections of these addresses, which no link may have.
     fn forget_connections(
@@ -138,6 +152,8 @@ pub struct ListeningSocket {
     pub protocol: Protocol,
     pub address: IpAddr,
     pub port: u16,
+    /// By which processes have it open.
+    pub inode: u64,
 }
 
 /// One object of this instance, whether a record explains it or not.
@@ -165,6 +181,11 @@ pub enum NetworkObjectKind {
     /// The bridge of the instance.
     Bridge,
 }
+
+/// What an app answered that is no success, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ProbeError(pub String);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed")]

@@ -75,6 +75,13 @@ pub trait Runtime: Send + Sync + 'static {
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ContainerReading>, RuntimeError>> + Send;
 
+    /// Which processes in the sandbox's cgroups have sockets open, by the inode of the socket; of several the first one. What
+    /// more than a sandbox reasonably has is left out.
+    fn socket_holders(
+        &self,
+        id: &SandboxId,
+    ) -> impl Future<Output = Result<BTreeMap<u64, SocketHolder>, RuntimeError>> + Send;
+
     /// The cgroup whose limit the kernel enforced when it killed the container for memory, empty where it was none of the
     /// sandbox's; `None` where it did not. Asked before the task is removed: it takes the answer along.
     fn oom_cgroup(
@@ -124,6 +131,16 @@ pub struct ContainerReading {
     pub role: Role,
     pub measured_at: SystemTime,
     pub usage: Usage,
+}
+
+/// A process that has a socket open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketHolder {
+    pub role: Role,
+    /// As the kernel shortens it.
+    pub command: String,
+    /// As the container knows it.
+    pub pid: i32,
 }
 
 /// Figures of a cgroup: times in nanoseconds, the rest in bytes and counts.

@@ -11,8 +11,9 @@ use std::{
 use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
     Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
-    Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId, SandboxRecord, SandboxSpec,
-    StaticHost, Status, Violation, record::Ending,
+    Probe, ProbeCheck, Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId,
+    SandboxRecord, SandboxSpec, StaticHost, Status, Violation,
+    record::Ending,
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,8 @@ pub(crate) struct StoredRecord {
     ports: Vec<StoredSighting>,
     expires_at: Option<SystemTime>,
     boot_id: String,
+    #[serde(default)]
+    restarts: u32,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -149,6 +152,30 @@ struct StoredContainer {
     config_files: Vec<StoredFile>,
     shutdown_timeout: Duration,
     resources: StoredResources,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    readiness_probe: Option<StoredProbe>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredProbe {
+    check: StoredCheck,
+    initial_delay: Duration,
+    period: Duration,
+    timeout: Duration,
+    success_threshold: u32,
+    failure_threshold: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum StoredCheck {
+    HttpGet {
+        port: u16,
+        path: String,
+        host: String,
+    },
+    TcpConnect {
+        port: u16,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -235,6 +262,8 @@ struct StoredSighting {
     address: String,
     source: String,
     at: SystemTime,
+    #[serde(default)]
+    bound_port: Option<u16>,
 }
 
 impl StoredRecord {
@@ -313,10 +342,12 @@ impl From<&SandboxRecord> for StoredRecord {
                     address: it.address.clone(),
                     source: it.source.clone(),
                     at: it.at,
+                    bound_port: it.bound_port,
                 })
                 .collect(),
             expires_at: it.expires_at,
             boot_id: it.boot_id.clone(),
+            restarts: it.restarts,
         }
     }
 }
@@ -392,6 +423,43 @@ impl From<&Container> for StoredContainer {
                 .collect(),
             shutdown_timeout: it.shutdown_timeout,
             resources: it.resources.into(),
+            readiness_probe: it.readiness_probe.as_ref().map(StoredProbe::from),
+        }
+    }
+}
+
+impl From<&Probe> for StoredProbe {
+    fn from(it: &Probe) -> Self {
+        Self {
+            check: match it.check.clone() {
+                ProbeCheck::HttpGet { port, path, host } => {
+                    StoredCheck::HttpGet { port, path, host }
+                }
+                ProbeCheck::TcpConnect { port } => StoredCheck::TcpConnect { port },
+            },
+            initial_delay: it.initial_delay,
+            period: it.period,
+            timeout: it.timeout,
+            success_threshold: it.success_threshold,
+            failure_threshold: it.failure_threshold,
+        }
+    }
+}
+
+impl From<StoredProbe> for Probe {
+    fn from(it: StoredProbe) -> Self {
+        Self {
+            check: match it.check {
+                StoredCheck::HttpGet { port, path, host } => {
+                    ProbeCheck::HttpGet { port, path, host }
+                }
+                StoredCheck::TcpConnect { port } => ProbeCheck::TcpConnect { port },
+            },
+            initial_delay: it.initial_delay,
+            period: it.period,
+            timeout: it.timeout,
+            success_threshold: it.success_threshold,
+            failure_threshold: it.failure_threshold,
         }
     }
 }
@@ -506,11 +574,13 @@ impl TryFrom<StoredRecord> for SandboxRecord {
                         address: it.address,
                         source: it.source,
                         at: it.at,
+                        bound_port: it.bound_port,
                     })
                 })
                 .collect::<Result<_, String>>()?,
             expires_at: it.expires_at,
             boot_id: it.boot_id,
+            restarts: it.restarts,
         })
     }
 }
@@ -702,6 +772,7 @@ impl TryFrom<StoredContainer> for Container {
                 .collect(),
             shutdown_timeout: it.shutdown_timeout,
             resources: it.resources.into(),
+            readiness_probe: it.readiness_probe.map(Into::into),
         })
     }
 }

@@ -93,6 +93,7 @@ fn with_ports(ports: Vec<Port>) -> Container {
         config_files: vec![],
         shutdown_timeout: Duration::ZERO,
         resources: Resources::default(),
+        readiness_probe: None,
     }
 }
 

@@ -38,6 +38,7 @@ pub(super) fn spec() -> Arc<SandboxSpec> {
         config_files: vec![],
         shutdown_timeout: Duration::from_secs(10),
         resources: Resources::default(),
+        readiness_probe: None,
     };
     Arc::new(SandboxSpec {
         containers: vec![app],

@@ -3,6 +3,7 @@
 
 mod create;
 mod end;
+mod ready;
 mod restart;
 mod running;
 

@@ -52,7 +52,8 @@ impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
             bridge: self.bridge.clone(),
         };
         let spec = sandbox_to_proto(record, &place).spec.unwrap_or_default();
-        let node_ports = record.spec.node_ports();
+        let sandbox = record.sandbox();
+        let node_ports = sandbox.node_ports();
         let node_ports = node_ports.map(|(protocol, node_port, port)| v1::NodePortRule {
             protocol: match protocol {
                 Protocol::Tcp => v1::Protocol::Tcp,

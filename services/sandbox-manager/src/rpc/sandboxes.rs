@@ -28,8 +28,7 @@ use super::{
 use crate::{
     failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     logs::LogReaders,
-    ready::OWN_SIGHTING,
-    registry::{CreateTerms, Registry, not_found},
+    registry::{CreateTerms, Meant, Registry, Word, not_found},
     sandbox::Doing,
 };
 
@@ -310,12 +309,10 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let port = port.ok_or_else(|| invalid("port", "must be 1 to 65535"))?;
         let protocol =
             berth_api::protocol_from_proto("protocol", request.protocol).map_err(refuse)?;
-        let bound = match v1::PortStatus::try_from(request.status) {
-            Ok(v1::PortStatus::Bound) => true,
-            Ok(v1::PortStatus::Unbound) => false,
-            Ok(v1::PortStatus::Active) => {
-                return Ok(Response::new(v1::SetPortStatusResponse {}));
-            }
+        let word = match v1::PortStatus::try_from(request.status) {
+            Ok(v1::PortStatus::Bound) => Word::Bound,
+            Ok(v1::PortStatus::Unbound) => Word::Unbound,
+            Ok(v1::PortStatus::Active) => Word::Active,
             Ok(v1::PortStatus::Unspecified) | Err(_) => {
                 return Err(invalid("status", "must be BOUND, UNBOUND or ACTIVE"));
             }
@@ -332,7 +329,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             text if text.len() > SOURCE_MAX => {
                 return Err(invalid("source", "must have at most 63 bytes"));
             }
-            text if text == OWN_SIGHTING => {
+            text if text == PortSighting::OWN => {
                 return Err(invalid(
                     "source",
                     "must not be `manager`, which sees for itself",
@@ -345,16 +342,19 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             container,
             port,
             protocol,
-            bound,
+            bound: word == Word::Bound,
             address,
             source,
             at,
+            bound_port: None,
         };
-        let generation = expected(request.expected_generation);
-        self.registry
-            .report_port(&id, generation, sighting)
-            .await
-            .map_err(refuse)?;
+        let restarts = request.expected_restarts;
+        let meant = expected(request.expected_generation).map(|generation| Meant {
+            generation,
+            restarts,
+        });
+        let reported = self.registry.report_port(&id, meant, word, sighting);
+        reported.await.map_err(refuse)?;
         Ok(Response::new(v1::SetPortStatusResponse {}))
     }
 

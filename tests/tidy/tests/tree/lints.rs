@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use crate::none;
 use crate::workspace::{files, read};
 
-/// Packages that need `unsafe`, which the workspace forbids: they write out their lints.
+/// Packages that need `unsafe`, which the workspace forbids: they write out their lints. And a program without a library.
 pub(crate) const UNSAFE: &[&str] = &[
     "services/lib/netns",
     "services/log-writer",
     "services/pause",
+    "tests/bench/program",
 ];
 
 fn unlinted(manifest: &Path, text: &str, workspace_lints: &[&str]) -> Vec<String> {

@@ -137,6 +137,51 @@ fn a_page_shows_what_there_is() {
 }
 
 #[test]
+fn a_page_shows_what_a_sandbox_is_ready_by() {
+    let mut sandbox = web();
+    sandbox.reason = "PORT_DIVERGED".to_owned();
+    sandbox.message = "9000 is listened on".to_owned();
+    sandbox.ports = vec![v1::PortState {
+        container: "app".to_owned(),
+        port: 8080,
+        status: v1::PortStatus::Bound.into(),
+        address: "0.0.0.0".to_owned(),
+        source: "manager".to_owned(),
+        bound_port: 9000,
+        ..Default::default()
+    }];
+    let check = Check::HttpGet(v1::HttpGetProbe {
+        port: 9000,
+        path: "/healthz".to_owned(),
+        host: String::new(),
+    });
+    let probe = v1::Probe {
+        check: Some(check),
+        period: Some(prost_types::Duration {
+            seconds: 10,
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    sandbox.spec = Some(v1::SandboxSpec {
+        containers: vec![v1::Container {
+            name: "app".to_owned(),
+            readiness_probe: Some(probe),
+            ..Default::default()
+        }],
+        ..Default::default()
+    });
+    let text = sandbox_page(&sandbox, &Found::default(), later(0));
+    for part in [
+        "PORT_DIVERGED: 9000 is listened on",
+        "8080/tcp, 9000 in its place  BOUND on 0.0.0.0  app (says manager)",
+        "app  GET /healthz on port 9000 every 10.00s",
+    ] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+}
+
+#[test]
 fn a_page_shows_how_a_sandbox_ended() {
     let mut sandbox = web();
     sandbox.set_status(v1::SandboxStatus::Dead);

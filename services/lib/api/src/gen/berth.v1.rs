@@ -29,7 +29,10 @@ pub struct SandboxSpec {
     /// DISABLED_ON_NODE. Routes, node ports, and all of `network` are refused beside it. Default: false.
     #[prost(bool, tag = "5")]
     pub host_network: bool,
-    /// How long each declared TCP port may take until something listens on it. Default: 15 s (also when zero).
+    /// How long each declared port, TCP and UDP, may take until something listens on it, counted from the start of the last
+    /// container; then the Create fails with PORT_TIMEOUT. Where by then one port is missing and exactly one that nobody
+    /// declared listens in its place, that one is taken (see `PortState.bound_port`). A readiness probe may take as long
+    /// again, counted from when the ports listen or from the end of its initial delay. Default: 15 s (also when zero).
     /// Limits: 10 ms to 1 h.
     #[prost(message, optional, tag = "6")]
     pub port_wait_timeout: ::core::option::Option<::prost_types::Duration>,
@@ -211,6 +214,78 @@ pub struct Container {
     /// are, the request is refused with INVALID_FIELD. Default: none.
     #[prost(message, optional, tag = "15")]
     pub resources: ::core::option::Option<Resources>,
+    /// What must succeed, beside its ports, for the sandbox to be RUNNING and to stay so. Default: none.
+    #[prost(message, optional, tag = "16")]
+    pub readiness_probe: ::core::option::Option<Probe>,
+}
+/// A question that is put to a container again and again. Until it has succeeded, the sandbox is not RUNNING; where it fails
+/// later, the sandbox is NOT_READY with the reason PROBE_FAILED until it succeeds again.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Probe {
+    /// How long after the start of the last container the first try comes. Default: 0. Limits: 0 to 1 h.
+    #[prost(message, optional, tag = "4")]
+    pub initial_delay: ::core::option::Option<::prost_types::Duration>,
+    /// Time between the end of a try and the next one. Until the first success tries come sooner: after 100 ms, then after
+    /// twice as long each time, at most this. Default: 10 s. Limits: 100 ms to 1 h.
+    #[prost(message, optional, tag = "5")]
+    pub period: ::core::option::Option<::prost_types::Duration>,
+    /// What takes longer has failed. Default: 1 s. Limits: 10 ms to 1 min.
+    #[prost(message, optional, tag = "6")]
+    pub timeout: ::core::option::Option<::prost_types::Duration>,
+    /// How many successes in a row make it ready. They must be possible within `port_wait_timeout`, else the request is
+    /// refused with INVALID_FIELD. Default: 0, taken as 1. Limit: 100.
+    #[prost(uint32, tag = "7")]
+    pub success_threshold: u32,
+    /// How many failures in a row make a sandbox that was RUNNING NOT_READY. Default: 0, taken as 3. Limit: 100.
+    #[prost(uint32, tag = "8")]
+    pub failure_threshold: u32,
+    /// What is asked. Required.
+    #[prost(oneof = "probe::Check", tags = "1, 2, 3")]
+    pub check: ::core::option::Option<probe::Check>,
+}
+/// Nested message and enum types in `Probe`.
+pub mod probe {
+    /// What is asked. Required.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Check {
+        /// An HTTP request.
+        #[prost(message, tag = "1")]
+        HttpGet(super::HttpGetProbe),
+        /// A connection.
+        #[prost(message, tag = "2")]
+        TcpConnect(super::TcpConnectProbe),
+        /// A program in the container. Refused with UNSUPPORTED_FIELD.
+        #[prost(message, tag = "3")]
+        Exec(super::ExecProbe),
+    }
+}
+/// Sends a GET to the sandbox's first address, from the node; with `host_network`, to 127.0.0.1. Statuses 200 to 399 are
+/// successes; redirects are not followed, and only the head of the answer is read, at most 16 KiB.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HttpGetProbe {
+    /// 1 to 65535, declared or not. Required.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Path and query: printable ASCII that begins with `/`, at most 2048 bytes. Default: `/`.
+    #[prost(string, tag = "2")]
+    pub path: ::prost::alloc::string::String,
+    /// Host header. At most 253 bytes. Default: address and port.
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+}
+/// Opens a connection to the sandbox's first address, from the node, and closes it; with `host_network`, to 127.0.0.1.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TcpConnectProbe {
+    /// 1 to 65535, declared or not. Required.
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+}
+/// Runs a program in the container; the exit code 0 is a success. Not supported by this version.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecProbe {
+    /// The program and its arguments. 1 to 64, at most 4096 bytes each.
+    #[prost(string, repeated, tag = "1")]
+    pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A port that a container listens on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -228,7 +303,8 @@ pub struct Port {
     #[prost(string, tag = "4")]
     pub r#type: ::prost::alloc::string::String,
     /// Port of the node, 1 to 65535, that leads here: from other hosts, from the node itself (also by 127.0.0.1) and from other
-    /// sandboxes, from RUNNING until the sandbox ends. One that a sandbox has or a program of the node listens on is refused
+    /// sandboxes, from RUNNING until the sandbox ends. Where another port is listened on in the place of this one
+    /// (`PortState.bound_port`), it leads there. One that a sandbox has or a program of the node listens on is refused
     /// with NODE_PORT_IN_USE. Default: 0, none.
     #[prost(uint32, tag = "5")]
     pub node_port: u32,
@@ -349,9 +425,9 @@ impl RestartPolicy {
 pub enum Protocol {
     /// As TCP.
     Unspecified = 0,
-    /// RUNNING waits until something listens.
+    /// RUNNING waits until a socket listens.
     Tcp = 1,
-    /// Declared only; RUNNING does not wait for it.
+    /// RUNNING waits until a socket is bound that has no peer.
     Udp = 2,
 }
 impl Protocol {
@@ -1573,7 +1649,9 @@ pub enum ErrorReason {
     PlatformMissing = 16,
     /// FAILED_PRECONDITION. A sandbox uses the image; `PreconditionFailure` names it.
     ImageInUse = 17,
-    /// FAILED_PRECONDITION. A declared port did not listen in time. The metadata has `expected`, `listening` and `waited_ms`.
+    /// FAILED_PRECONDITION. A declared port did not listen in time. The metadata has `finding` (`LOOPBACK_ONLY`, `OTHER_PORTS` or
+    /// `NOTHING_LISTENS`), `expected`, `listening`, which is `routable` and `loopback` together, each socket there with the
+    /// process that has it, and `waited_ms`.
     PortTimeout = 18,
     /// FAILED_PRECONDITION. A container ended before the sandbox was RUNNING. The metadata has `container`, `exit_code`
     /// and, where a signal ended it, `signal`.
@@ -1632,6 +1710,9 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. The configuration of the node does not allow what the field asks for. `BadRequest` names the field,
     /// the metadata has `setting`.
     DisabledOnNode = 42,
+    /// FAILED_PRECONDITION. A readiness probe did not succeed in time. The metadata has `container`, `probe` (what was asked),
+    /// `answer` (what came of the last try) and `waited_ms`.
+    ProbeFailed = 43,
     /// RESOURCE_EXHAUSTED. As many callers read logs as can. The metadata has `limit`, and `of`: `sandbox` or `node`.
     LogReadersExhausted = 47,
     /// DATA_LOSS. The disk does not give a log. The metadata has `container`.
@@ -1687,6 +1768,7 @@ impl ErrorReason {
             Self::SubnetInUse => "ERROR_REASON_SUBNET_IN_USE",
             Self::SubnetsExhausted => "ERROR_REASON_SUBNETS_EXHAUSTED",
             Self::DisabledOnNode => "ERROR_REASON_DISABLED_ON_NODE",
+            Self::ProbeFailed => "ERROR_REASON_PROBE_FAILED",
             Self::LogReadersExhausted => "ERROR_REASON_LOG_READERS_EXHAUSTED",
             Self::LogUnreadable => "ERROR_REASON_LOG_UNREADABLE",
         }
@@ -1737,6 +1819,7 @@ impl ErrorReason {
             "ERROR_REASON_SUBNET_IN_USE" => Some(Self::SubnetInUse),
             "ERROR_REASON_SUBNETS_EXHAUSTED" => Some(Self::SubnetsExhausted),
             "ERROR_REASON_DISABLED_ON_NODE" => Some(Self::DisabledOnNode),
+            "ERROR_REASON_PROBE_FAILED" => Some(Self::ProbeFailed),
             "ERROR_REASON_LOG_READERS_EXHAUSTED" => Some(Self::LogReadersExhausted),
             "ERROR_REASON_LOG_UNREADABLE" => Some(Self::LogUnreadable),
             _ => None,
@@ -2643,7 +2726,8 @@ pub struct Sandbox {
     #[prost(enumeration = "SandboxStatus", tag = "5")]
     pub status: i32,
     /// One word for why it is there: empty while all is well, else the name of an `ErrorReason` or one of `STOP_REQUESTED`,
-    /// `DELETE_REQUESTED`, `EXPIRED`, `CONTAINER_EXITED`, `RUNTIME_LOST`, `PORT_LOST`.
+    /// `DELETE_REQUESTED`, `EXPIRED`, `CONTAINER_EXITED`, `RUNTIME_LOST`, `PORT_LOST`, and, of one that is RUNNING,
+    /// `PORT_DIVERGED`: another port is listened on in the place of a declared one.
     #[prost(string, tag = "6")]
     pub reason: ::prost::alloc::string::String,
     /// The same for people.
@@ -2671,7 +2755,7 @@ pub struct Sandbox {
     /// How long each phase of the Create took.
     #[prost(message, repeated, tag = "14")]
     pub phases: ::prost::alloc::vec::Vec<Phase>,
-    /// Ports that were seen or reported.
+    /// Ports that were seen or reported: one entry per port and source.
     #[prost(message, repeated, tag = "15")]
     pub ports: ::prost::alloc::vec::Vec<PortState>,
     /// The node that it is on.
@@ -2684,6 +2768,9 @@ pub struct Sandbox {
     /// `create-task app`. Sent by Get only, while something is done.
     #[prost(string, repeated, tag = "18")]
     pub running_steps: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How often it was made again under this generation, because the node had lost it: see RESTART_POLICY_ALWAYS.
+    #[prost(uint32, tag = "19")]
+    pub restarts: u32,
 }
 /// An address of a sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2774,6 +2861,10 @@ pub struct PortState {
     /// When it was said.
     #[prost(message, optional, tag = "7")]
     pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Port that is listened on in the place of `port`: the only one that nobody declared, while `port` alone was missing when
+    /// its time was over. Node ports and endpoints of services lead there. 0: `port` itself.
+    #[prost(uint32, tag = "8")]
+    pub bound_port: u32,
 }
 /// Asks for a sandbox.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3030,15 +3121,21 @@ pub struct SetPortStatusRequest {
     /// What is reported. Required.
     #[prost(enumeration = "PortStatus", tag = "4")]
     pub status: i32,
-    /// Address that it listens on, without port. Default: `0.0.0.0`.
+    /// Address that it listens on, without port. One of loopback is reachable for nobody and does not count. UNBOUND takes back
+    /// what the same source said of the same address. Default: `0.0.0.0`.
     #[prost(string, tag = "5")]
     pub address: ::prost::alloc::string::String,
     /// Name of the reporter. At most 63 bytes. Default: `unknown`.
     #[prost(string, tag = "6")]
     pub source: ::prost::alloc::string::String,
-    /// Generation of the sandbox that the reporter means; another one is refused. Default: 0, any.
+    /// Generation of the sandbox that the reporter means; another one is refused with GENERATION_CONFLICT. Default: 0, any, and
+    /// then the report is only a reason to look.
     #[prost(uint64, tag = "7")]
     pub expected_generation: u64,
+    /// `Sandbox.restarts` of the sandbox that the reporter means; beside a generation, another number is refused with
+    /// GENERATION_CONFLICT. Default: 0, one that was never made again.
+    #[prost(uint32, tag = "8")]
+    pub expected_restarts: u32,
 }
 /// The report was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3075,10 +3172,10 @@ pub enum SandboxStatus {
     Unspecified = 0,
     /// Admitted; it is being created.
     Pending = 1,
-    /// It was RUNNING and a declared TCP port no longer listens; all its containers run. Looked at every 5 s, and at once
-    /// when a reporter says so. It becomes RUNNING again when all ports listen.
+    /// It was RUNNING, and a declared port no longer listens or a readiness probe fails; all its containers run. Ports are
+    /// looked at every 5 s, and at once when a reporter speaks. It becomes RUNNING again when all listen and all succeed.
     NotReady = 2,
-    /// Every container runs and every declared TCP port listens.
+    /// Every container runs, every declared port listens, and every readiness probe has succeeded.
     Running = 3,
     /// It has ended, or was told to; it is being torn down.
     Stopped = 4,
@@ -3168,7 +3265,7 @@ pub enum PortStatus {
     Bound = 1,
     /// Nothing listens any more.
     Unbound = 2,
-    /// It is alive; changes nothing.
+    /// It is alive; changes nothing, but has whoever waits look.
     Active = 3,
 }
 impl PortStatus {
@@ -3327,7 +3424,7 @@ pub mod sandbox_service_client {
         /// Creates a sandbox, or joins the Create of the same spec that is running, or returns the sandbox that stands.
         /// Over a DEAD id it makes a new generation.
         /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, GENERATION_CONFLICT, SANDBOX_ENDING,
-        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
+        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, PROBE_FAILED, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
         /// leaves nothing on the node but its record, DEAD with the reason, and its log.
         pub async fn create(
             &mut self,
@@ -3494,8 +3591,10 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "Snapshot"));
             self.inner.unary(req, path, codec).await
         }
-        /// Takes the word of a reporter that a port is bound or not. Errors: INVALID_FIELD, CONTAINER_NOT_FOUND,
-        /// GENERATION_CONFLICT.
+        /// Takes the word of a reporter about a port, and has whoever waits for the sandbox look at once. What the manager sees
+        /// by itself comes first; a BOUND counts where it sees nothing, as long as the same source does not take it back, and only
+        /// with a generation: a reporter that speaks of a former sandbox of the id must not make the next one RUNNING. Without one
+        /// it is no more than a reason to look. Errors: INVALID_FIELD, CONTAINER_NOT_FOUND, GENERATION_CONFLICT.
         pub async fn set_port_status(
             &mut self,
             request: impl tonic::IntoRequest<super::SetPortStatusRequest>,
@@ -3589,7 +3688,7 @@ pub mod sandbox_service_server {
         /// Creates a sandbox, or joins the Create of the same spec that is running, or returns the sandbox that stands.
         /// Over a DEAD id it makes a new generation.
         /// Errors: INVALID_FIELD, UNSUPPORTED_FIELD, SPEC_TOO_LARGE, SPEC_CONFLICT, GENERATION_CONFLICT, SANDBOX_ENDING,
-        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
+        /// NODE_DRAINING, ADDRESSES_EXHAUSTED, CREATE_CANCELLED, PORT_TIMEOUT, PROBE_FAILED, CONTAINER_EXITED, and those of images, runtime, network and store. A failed Create
         /// leaves nothing on the node but its record, DEAD with the reason, and its log.
         async fn create(
             &self,
@@ -3640,8 +3739,10 @@ pub mod sandbox_service_server {
             tonic::Response<super::SnapshotResponse>,
             tonic::Status,
         >;
-        /// Takes the word of a reporter that a port is bound or not. Errors: INVALID_FIELD, CONTAINER_NOT_FOUND,
-        /// GENERATION_CONFLICT.
+        /// Takes the word of a reporter about a port, and has whoever waits for the sandbox look at once. What the manager sees
+        /// by itself comes first; a BOUND counts where it sees nothing, as long as the same source does not take it back, and only
+        /// with a generation: a reporter that speaks of a former sandbox of the id must not make the next one RUNNING. Without one
+        /// it is no more than a reason to look. Errors: INVALID_FIELD, CONTAINER_NOT_FOUND, GENERATION_CONFLICT.
         async fn set_port_status(
             &self,
             request: tonic::Request<super::SetPortStatusRequest>,

@@ -59,6 +59,18 @@ fn a_record_with_everything_in_it_is_read_back_as_it_was() {
             ],
             shutdown_timeout: Duration::from_secs(3),
             resources,
+            readiness_probe: Some(Probe {
+                check: ProbeCheck::HttpGet {
+                    port: 80,
+                    path: text("/healthz"),
+                    host: text("web"),
+                },
+                initial_delay: Duration::from_secs(1),
+                period: Duration::from_secs(2),
+                timeout: Duration::from_secs(3),
+                success_threshold: 4,
+                failure_threshold: 5,
+            }),
         }],
         resources,
         host_network: true,
@@ -90,6 +102,7 @@ fn a_record_with_everything_in_it_is_read_back_as_it_was() {
     ));
     record.expires_at = Some(now);
     record.boot_id = text("boot");
+    record.restarts = 3;
     record.failure = Some(
         Failure::invalid("spec.x", "is wrong")
             .with("k", "v")
@@ -109,6 +122,7 @@ fn a_record_with_everything_in_it_is_read_back_as_it_was() {
         address: text("0.0.0.0"),
         source: text("manager"),
         at: now,
+        bound_port: Some(81),
     }];
     let bytes = serde_json::to_vec(&StoredRecord::from(&record)).unwrap();
     let stored: StoredRecord = serde_json::from_slice(&bytes).unwrap();

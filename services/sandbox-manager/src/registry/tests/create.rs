@@ -179,6 +179,8 @@ async fn an_exit_before_the_port_listens_fails_the_create_with_its_record() {
     let failure = answer.unwrap_err();
     assert_eq!(failure.reason, Reason::ContainerExited);
     assert_eq!(failure.metadata["exit_code"], "7");
+    let waited = "before the sandbox was RUNNING; port 8080 (app) did not listen yet";
+    assert!(failure.message.ends_with(waited), "{failure}");
     let dead = ground.until_status(web(), Status::Dead).await;
     let exit = dead.exit.unwrap();
     assert_eq!((exit.role, exit.code), (app(), 7));
@@ -200,43 +202,6 @@ async fn a_port_that_does_not_listen_in_time_fails_the_create() {
     assert_eq!(failure.reason, Reason::PortTimeout);
     ground.until_status(web(), Status::Dead).await;
     ground.assert_nothing_left("a port timeout").await;
-}
-
-#[tokio::test]
-async fn a_reported_port_is_as_good_as_one_that_was_seen() {
-    let ground = Ground::new();
-    let manager = ground.manager().await;
-    ground.node.listen_on("app", &[]);
-    let record = manager.admit(web()).await;
-    let report = |container: &str| PortSighting {
-        container: ContainerName::parse(container).unwrap(),
-        port: PORT,
-        protocol: berth_domain::Protocol::Tcp,
-        bound: true,
-        address: "0.0.0.0".into(),
-        source: "sidecar".into(),
-        at: SystemTime::now(),
-    };
-    let registry = &manager.registry;
-    let unknown = registry.report_port(web(), None, report("db")).await;
-    assert_eq!(unknown.unwrap_err().reason, Reason::ContainerNotFound);
-    let other = Some(Generation(record.generation.0 + 1));
-    let stale = registry.report_port(web(), other, report("app")).await;
-    assert_eq!(stale.unwrap_err().reason, Reason::GenerationConflict);
-
-    let reported = async {
-        manager.until_called("start_task web app").await;
-        registry.report_port(web(), None, report("app")).await
-    };
-    let (running, reported) = tokio::join!(manager.await_running(&record), reported);
-    reported.unwrap();
-    let sources: Vec<_> = running
-        .unwrap()
-        .ports
-        .iter()
-        .map(|it| it.source.clone())
-        .collect();
-    assert_eq!(sources, ["sidecar"]);
 }
 
 #[tokio::test]
@@ -330,6 +295,7 @@ async fn a_sandbox_in_the_network_of_the_node_comes_and_goes_without_a_link_or_a
     let manager = ground.manager().await;
     assert!(manager.stands(&record).await);
     ground.node.listen_on_node(berth_platform::ListeningSocket {
+        inode: 1,
         protocol: Protocol::Tcp,
         address: std::net::Ipv4Addr::UNSPECIFIED.into(),
         port: 9999,
