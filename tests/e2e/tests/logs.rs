@@ -128,7 +128,7 @@ async fn fifty_followers_of_one_log_each_get_every_line_once() -> anyhow::Result
         .map(|_| {
             let (node, sender) = (node.clone(), sender.clone());
             tokio::spawn(async move {
-                let told = |number| {
+                let told = |number: u64| {
                     if (number + 1).is_multiple_of(100) {
                         sender.send_modify(|count| *count += 1);
                     }
