@@ -121,6 +121,12 @@ impl Writer {
         sizes.sum()
     }
 
+    pub fn last_segment(&self) -> (PathBuf, Vec<u8>) {
+        let (_, path) = segments(&self.dir).pop().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    }
+
     pub fn until_read(&self, enough: impl Fn(&[Entry]) -> bool) {
         until("enough is written", || {
             enough(&read(&self.dir)).then_some(())
