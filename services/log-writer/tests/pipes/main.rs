@@ -1,5 +1,7 @@
 //! The real program between pipes, as the shim starts it: what it is given, what can be read, and what it holds meanwhile.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod writer;
 
 use std::{

@@ -205,6 +205,10 @@ pub fn kill(pid: i32, signal: Signal) {
 }
 
 /// Waits for what is looked for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "each look costs more than a pause, and the machine has other work"
+)]
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
