@@ -1,5 +1,7 @@
 //! The real program between pipes, as the shim starts it: what it is given, what can be read, and what it holds meanwhile.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 mod writer;
 
 use std::{
@@ -301,6 +303,7 @@ fn kill_again_and_again(which: usize) {
     let mut writer = Writer::start(dir.path(), 256 << 20);
     let mut output = writer.out.try_clone().unwrap();
     let stop = AtomicBool::new(false);
+    let mut seen_by_followers = vec![];
     let wrote = std::thread::scope(|scope| {
         let writing = scope.spawn(|| {
             let mut number = 0;
@@ -320,7 +323,13 @@ fn kill_again_and_again(which: usize) {
             until("they write", || {
                 (writer.size() > seen + 100_000).then_some(())
             });
+            // Whoever follows has read what is there in this moment: it must stay as it is.
+            writer::kill(pair.1, Signal::STOP);
+            seen_by_followers.push(writer.last_segment());
             writer::kill(former, Signal::KILL);
+            if which == 0 {
+                writer::kill(pair.1, Signal::CONT);
+            }
         }
         stop.store(true, Ordering::Relaxed);
         writing.join().unwrap()
@@ -331,6 +340,10 @@ fn kill_again_and_again(which: usize) {
         let left = ["log-guardian", "log-writer"].map(|it| writer.processes(it));
         left.concat().is_empty().then_some(())
     });
+    for (path, bytes) in seen_by_followers {
+        let now = fs::read(&path).unwrap();
+        assert!(now.starts_with(&bytes), "{} was changed", path.display());
+    }
     let entries = writer::read(dir.path());
     assert_continuous(&entries);
     assert_eq!(gaps(&entries), []);

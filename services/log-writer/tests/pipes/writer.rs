@@ -121,6 +121,12 @@ impl Writer {
         sizes.sum()
     }
 
+    pub fn last_segment(&self) -> (PathBuf, Vec<u8>) {
+        let (_, path) = segments(&self.dir).pop().unwrap();
+        let bytes = fs::read(&path).unwrap();
+        (path, bytes)
+    }
+
     pub fn until_read(&self, enough: impl Fn(&[Entry]) -> bool) {
         until("enough is written", || {
             enough(&read(&self.dir)).then_some(())
@@ -199,6 +205,10 @@ pub fn kill(pid: i32, signal: Signal) {
 }
 
 /// Waits for what is looked for.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "each look costs more than a pause, and the machine has other work"
+)]
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
