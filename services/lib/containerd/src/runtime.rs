@@ -12,8 +12,8 @@ use berth_domain::{
     ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
 };
 use berth_platform::{
-    ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
-    RuntimeObject, RuntimeSeen, Usage,
+    ArchiveLimits, ContainerReading, ContainerRoot, ImageError, Runtime, RuntimeError,
+    RuntimeFacts, RuntimeObject, RuntimeSeen, Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -596,6 +596,14 @@ impl Runtime for Containerd {
     async fn forget_logs(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         let dir = self.names().logs(id);
         blocking(move || files::remove(&dir).map_err(|it| node("removing output", it))).await
+    }
+
+    async fn root(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> Result<Option<ContainerRoot>, RuntimeError> {
+        self.open_root(id, role).await
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<Vec<ContainerReading>, RuntimeError> {

@@ -1,11 +1,13 @@
 //! The network of sandboxes, at the height of a step. Every verb can be repeated.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr},
     time::SystemTime,
 };
 
 use berth_domain::{Extent, Protocol, Sandbox, SandboxId};
+use tokio::net::TcpStream;
 
 use crate::Source;
 
@@ -44,6 +46,14 @@ pub trait Network: Send + Sync + 'static {
         &self,
         id: &SandboxId,
     ) -> impl Future<Output = Result<Vec<ListeningSocket>, NetworkError>> + Send;
+
+    /// Connects to a TCP port on the loopback of the sandbox, 127.0.0.1 before ::1. Where that is the loopback of the node,
+    /// only ports on which processes of the sandbox listen are reached. The namespaces must be open.
+    fn connect(
+        &self,
+        id: &SandboxId,
+        port: u16,
+    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + Send;
 
     /// Makes the kernel forget the connections of these addresses, which no link may have.
     fn forget_connections(
@@ -164,6 +174,15 @@ pub enum NetworkObjectKind {
     Table,
     /// The bridge of the instance.
     Bridge,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody accepts connections there.
+    #[error("nothing accepts a connection")]
+    Refused { source: io::Error },
+    #[error(transparent)]
+    Network(NetworkError),
 }
 
 #[derive(Debug, thiserror::Error)]
