@@ -35,7 +35,7 @@ use crate::{
     node::Node,
     registry::{Limits, Registry},
     rpc::{
-        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
+        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc, Streams,
         deadline::DeadlineLayer,
     },
     slots,
@@ -201,6 +201,8 @@ impl App {
             registry: registry.clone(),
             place: Arc::new(place),
             host_network: allow_host_network,
+            copies: Streams::copies(),
+            connections: Streams::connections(),
         };
         let served = Server::builder()
             .layer(DeadlineLayer)

@@ -61,6 +61,13 @@ reasons! {
     SubnetInUse = "SUBNET_IN_USE",
     SubnetsExhausted = "SUBNETS_EXHAUSTED",
     DisabledOnNode = "DISABLED_ON_NODE",
+    PathNotFound = "PATH_NOT_FOUND",
+    PathRefused = "PATH_REFUSED",
+    TarInvalid = "TAR_INVALID",
+    NoSpace = "NO_SPACE",
+    PortUnreachable = "PORT_UNREACHABLE",
+    ContainerNotRunning = "CONTAINER_NOT_RUNNING",
+    StreamsExhausted = "STREAMS_EXHAUSTED",
 }
 
 impl Reason {
