@@ -1,11 +1,15 @@
 //! What can be typed after `berth`, and how sizes, shares of a CPU and ports are read.
 //! It does not know what the commands do with it.
 
+mod access;
+
 use std::{path::PathBuf, time::Duration};
 
 use berth_api::v1;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+pub(crate) use self::access::{Copy, Forward, PortForward, Side};
 
 /// Sets the arguments of all commands apart from those of one.
 const GLOBAL: &str = "Options of every command";
@@ -86,6 +90,10 @@ pub(crate) enum Command {
     Stats(Id),
     /// Show sandboxes as they stand and, with `-f`, each change
     Events(Events),
+    /// Copy files and directories into a container that runs, and out of one
+    Cp(Copy),
+    /// Listen here and carry connections to ports of a sandbox, also to those on its loopback
+    PortForward(PortForward),
     /// The images of the node
     #[command(subcommand)]
     Images(Images),
