@@ -1,6 +1,7 @@
 //! What can be typed after `berth`, and how sizes, shares of a CPU and ports are read.
 //! It does not know what the commands do with it.
 
+mod access;
 mod logs;
 
 use std::{path::PathBuf, time::Duration};
@@ -9,6 +10,7 @@ use berth_api::v1;
 use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub(crate) use self::access::{Copy, Forward, PortForward, Side};
 pub(crate) use logs::Logs;
 
 /// Sets the arguments of all commands apart from those of one.
@@ -92,6 +94,10 @@ pub(crate) enum Command {
     Events(Events),
     /// Show what the containers of a sandbox have written and, with `-f`, each new line
     Logs(Logs),
+    /// Copy files and directories into a container that runs, and out of one
+    Cp(Copy),
+    /// Listen here and carry connections to ports of a sandbox, also to those on its loopback
+    PortForward(PortForward),
     /// The images of the node
     #[command(subcommand)]
     Images(Images),

@@ -2,7 +2,9 @@
 //! It does not know how text is laid out or how a failure is told.
 
 mod catalog;
+mod copy;
 mod events;
+mod forward;
 mod images;
 mod logs;
 mod network;
@@ -25,7 +27,7 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all commands share: the way to the manager and the form of the output.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Session {
     address: String,
     timeout: Option<Duration>,
@@ -82,6 +84,8 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
         Command::Stats(args) => sandboxes::stats(session, args).await,
         Command::Events(args) => events::watch(session, args).await,
         Command::Logs(args) => logs::stream(session, args).await,
+        Command::Cp(args) => copy::copy(session, args).await,
+        Command::PortForward(args) => forward::forward(session, args).await,
         Command::Images(command) => images::run(session, command).await,
         Command::Catalog(command) => catalog::run(session, command).await,
         Command::Net(command) => network::run(session, command).await,

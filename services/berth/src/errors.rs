@@ -4,11 +4,13 @@
 use std::{
     error::Error,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use berth_api::{ConnectError, v1::ErrorReason};
+use berth_copy::CopyError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -41,6 +43,17 @@ pub(crate) enum Failure {
     Incomplete(&'static str),
     #[error("the manager ended the stream")]
     StreamEnded,
+    #[error("one of SRC and DST must be `ID:PATH`, the other one a path here")]
+    Sides,
+    #[error("the path and --container name two containers")]
+    TwoContainers,
+    #[error(transparent)]
+    Copy(CopyError),
+    #[error("cannot listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("{0} objects of this node are not as their records say")]
     NotClean(usize),
     #[error("cannot print")]
@@ -68,10 +81,15 @@ pub(crate) fn report(failure: &Failure) -> ExitCode {
     if reader_is_gone(failure) {
         return ExitCode::SUCCESS;
     }
+    tell(failure);
+    ExitCode::from(exit_code(failure))
+}
+
+/// Tells a failure on standard error and goes on.
+pub(crate) fn tell(failure: &Failure) {
     lines(failure)
         .iter()
         .for_each(|line| output::complain(line));
-    ExitCode::from(exit_code(failure))
 }
 
 /// The reason of a refused call, when this version of the contract knows it.
@@ -87,9 +105,11 @@ fn reader_is_gone(failure: &Failure) -> bool {
 fn exit_code(failure: &Failure) -> u8 {
     match failure {
         Failure::Call(status) if status.code() == Code::InvalidArgument => EXIT_USAGE,
-        Failure::NotARequest { .. } | Failure::NotACatalog { .. } | Failure::Address(_) => {
-            EXIT_USAGE
-        }
+        Failure::NotARequest { .. }
+        | Failure::NotACatalog { .. }
+        | Failure::Address(_)
+        | Failure::Sides
+        | Failure::TwoContainers => EXIT_USAGE,
         Failure::Several(failures) => {
             // 2 says that no repetition helps: it must be true of all.
             failures.iter().map(exit_code).min().unwrap_or(EXIT_FAILED)
@@ -99,6 +119,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::File { .. }
         | Failure::Incomplete(_)
         | Failure::StreamEnded
+        | Failure::Copy(_)
+        | Failure::Listen { .. }
         | Failure::NoLease(_)
         | Failure::NotClean(_)
         | Failure::Output(_) => EXIT_FAILED,
@@ -138,6 +160,10 @@ fn lines(failure: &Failure) -> Vec<String> {
         | Failure::File { .. }
         | Failure::Incomplete(_)
         | Failure::StreamEnded
+        | Failure::Sides
+        | Failure::TwoContainers
+        | Failure::Copy(_)
+        | Failure::Listen { .. }
         | Failure::Output(_) => vec![chain(failure)],
     }
 }
@@ -346,6 +372,25 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::LogUnreadable => {
             "look at the disk of `log_dir`; the logs of the other containers can be read with -c"
         }
+        ErrorReason::PathNotFound => {
+            "the path is one in the container; a directory that is copied into must be there"
+        }
+        ErrorReason::PathRefused => {
+            "choose another path, or remove what is in the way inside of the container"
+        }
+        ErrorReason::TarInvalid => {
+            "make the archive again, without devices, sparse files and names with `..`"
+        }
+        ErrorReason::NoSpace => {
+            "make room on that file system of the container, or copy to another one"
+        }
+        ErrorReason::PortUnreachable => {
+            "check that the program listens on 127.0.0.1, ::1 or all addresses; `berth get ID` shows its ports"
+        }
+        ErrorReason::ContainerNotRunning => {
+            "files are copied only while the container runs; `berth get ID` shows how it ended"
+        }
+        ErrorReason::StreamsExhausted => "wait until some of what is open has ended",
     }
 }
 
@@ -364,8 +409,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_hint_of_its_own() {
-        let reasons: Vec<_> = (0..)
-            .map_while(|it| ErrorReason::try_from(it).ok())
+        let reasons: Vec<_> = (0..1000)
+            .filter_map(|it| ErrorReason::try_from(it).ok())
             .collect();
         assert!(reasons.contains(&ErrorReason::Internal), "{reasons:?}");
         let mut hints = BTreeSet::new();

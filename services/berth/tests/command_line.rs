@@ -194,6 +194,28 @@ impl sandboxes::SandboxService for ScriptedManager {
         Ok(Response::new(v1::SetPortStatusResponse {}))
     }
 
+    async fn copy_to(
+        &self,
+        _: Request<Streaming<v1::CopyToRequest>>,
+    ) -> Answer<v1::CopyToResponse> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    type CopyFromStream = Events<v1::CopyFromResponse>;
+
+    async fn copy_from(&self, _: Request<v1::CopyFromRequest>) -> Answer<Self::CopyFromStream> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    type PortForwardStream = Events<v1::PortForwardResponse>;
+
+    async fn port_forward(
+        &self,
+        _: Request<Streaming<v1::PortForwardRequest>>,
+    ) -> Answer<Self::PortForwardStream> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Answer<v1::RenewResponse> {
         let request = request.into_inner();
         let seconds = request.time_to_live.map(|it| it.seconds);

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
+use berth_daemon::{SOCKET_PATH_MAX, key_value};
 use berth_domain::ipam::{self, Subnets};
 use figment::value::Value;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -14,8 +15,6 @@ use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/dns.toml";
 const ENV_PREFIX: &str = "BERTH_DNS_";
-/// The kernel's limit for the path of a Unix socket, with its end mark.
-const SOCKET_PATH_MAX: usize = 107;
 const DOMAIN_MAX: usize = 253;
 const LABEL_MAX: usize = 63;
 /// Each is a socket.
@@ -124,11 +123,6 @@ impl Config {
             v6: self.subnet6.parse().ok(),
         })
     }
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn check(config: &Config) -> anyhow::Result<()> {

@@ -31,14 +31,14 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
+    crash, export,
     lifecycle::LifecycleLog,
     log_writer,
-    crash, export,
     logs::LogReaders,
     node::Node,
     registry::{Limits, Registry},
     rpc::{
-        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc,
+        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc, Streams,
         deadline::DeadlineLayer,
     },
     slots,
@@ -223,6 +223,8 @@ impl App {
             place: Arc::new(place),
             host_network: allow_host_network,
             logs,
+            copies: Streams::copies(),
+            connections: Streams::connections(),
         };
         let served = Server::builder()
             .layer(DeadlineLayer)

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
+use berth_daemon::{SOCKET_PATH_MAX, key_value};
 use berth_domain::{
     InstanceId,
     ipam::{self, Subnets},
@@ -22,8 +23,6 @@ use crate::{export, store_command::StoreCommand};
 
 const FILE: &str = "/etc/berth/sandbox-manager.toml";
 const ENV_PREFIX: &str = "BERTH_MANAGER_";
-/// The kernel's limit for the path of a Unix socket, with its end mark.
-const SOCKET_PATH_MAX: usize = 107;
 const BRIDGE_NAME_MAX: usize = 15;
 /// Each holds a process of the OCI runtime; a node that can run more at a time does not exist.
 const PARALLEL_CREATES_MAX: usize = 1024;
@@ -272,11 +271,6 @@ impl Config {
         InstanceId::parse(&wanted)
             .with_context(|| format!("instance_id: `{wanted}` of {}", file.display()))
     }
-}
-
-fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
-    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Reads a flag's value as the environment is read: a list, a number, a truth value, else a text.

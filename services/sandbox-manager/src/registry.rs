@@ -450,6 +450,21 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         .await
     }
 
+    /// Waits until the sandbox of this generation has ended, is told to end, or the manager stops; says which.
+    pub(crate) async fn until_over(&self, id: &SandboxId, generation: Generation) -> Failure {
+        let over = self.watch(id, |ticket, view| {
+            let over = match &view.record {
+                None => view.absent && view.ticket >= ticket,
+                Some(it) => {
+                    let ended = matches!(it.status, Status::Stopped | Status::Dead);
+                    it.generation > generation || ended || it.ending.is_some()
+                }
+            };
+            over.then_some(Ok(()))
+        });
+        over.await.map_or_else(|failure| failure, |()| ending(id))
+    }
+
     /// Ends the sandbox and returns its record, DEAD. Without `patience` it waits as long as the configuration says.
     pub(crate) async fn stop(
         &self,
@@ -597,10 +612,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 }
             });
         match crash::around("renew/write", renewed).await {
-            Ok(record) if over(&record) => Err(Failure::new(
-                Reason::SandboxEnding,
-                format!("sandbox {id} has ended or is ending"),
-            )),
+            Ok(record) if over(&record) => Err(ending(id)),
             Ok(record) if record.expires_at == wanted => Ok(record),
             Ok(record) => {
                 let actual = record.expires_at.map(moment).unwrap_or_default();
@@ -741,6 +753,13 @@ pub(crate) fn not_found(id: &SandboxId) -> Failure {
     Failure::new(Reason::SandboxNotFound, format!("no sandbox {id}")).with("id", id)
 }
 
+pub(crate) fn ending(id: &SandboxId) -> Failure {
+    Failure::new(
+        Reason::SandboxEnding,
+        format!("sandbox {id} has ended or is ending"),
+    )
+}
+
 fn cancelled(id: &SandboxId) -> Failure {
     Failure::new(
         Reason::CreateCancelled,
@@ -753,7 +772,11 @@ pub(crate) fn shutting_down() -> Failure {
         .retry_after(Duration::from_secs(2))
 }
 
-fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation) -> Failure {
+pub(crate) fn generation_conflict(
+    id: &SandboxId,
+    expected: Generation,
+    actual: Generation,
+) -> Failure {
     Failure::new(
         Reason::GenerationConflict,
         format!("sandbox {id} has generation {actual}, not {expected}"),

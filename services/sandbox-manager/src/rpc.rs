@@ -1,7 +1,10 @@
 //! The gRPC face: requests in, domain calls, answers out. Decides nothing about a sandbox.
 
+mod access;
 mod catalog;
+mod copy;
 pub(crate) mod deadline;
+mod forward;
 mod images;
 mod logs;
 mod network;
@@ -9,6 +12,7 @@ mod node;
 mod sandboxes;
 mod watches;
 
+pub(crate) use access::Streams;
 pub(crate) use catalog::CatalogRpc;
 pub(crate) use images::{ImageRpc, Imports};
 pub(crate) use network::NetworkRpc;

@@ -19,6 +19,7 @@ fn code(reason: Reason) -> Code {
         | Reason::UnsupportedField
         | Reason::SpecTooLarge
         | Reason::ArchiveInvalid
+        | Reason::TarInvalid
         | Reason::ArchiveTooLarge => Code::InvalidArgument,
         Reason::SpecConflict | Reason::SubnetConflict => Code::AlreadyExists,
         Reason::GenerationConflict
@@ -30,7 +31,8 @@ fn code(reason: Reason) -> Code {
         | Reason::ContainerNotFound
         | Reason::LeaseNotFound
         | Reason::SubnetNotFound
-        | Reason::ImageNotFound => Code::NotFound,
+        | Reason::ImageNotFound
+        | Reason::PathNotFound => Code::NotFound,
         Reason::SandboxEnding
         | Reason::PlatformMissing
         | Reason::ImageInUse
@@ -41,11 +43,16 @@ fn code(reason: Reason) -> Code {
         | Reason::LeaseHeld
         | Reason::SubnetInUse
         | Reason::DisabledOnNode
+        | Reason::PathRefused
+        | Reason::PortUnreachable
+        | Reason::ContainerNotRunning
         | Reason::RuntimeRefused => Code::FailedPrecondition,
         Reason::AddressesExhausted
         | Reason::SubnetsExhausted
         | Reason::CatalogFull
         | Reason::StoreFull
+        | Reason::NoSpace
+        | Reason::StreamsExhausted
         | Reason::DiskLow
         | Reason::LogReadersExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable

@@ -16,6 +16,7 @@ mod mounts;
 mod objects;
 mod oci;
 mod registry;
+mod root;
 mod runtime;
 mod settings;
 mod shims;

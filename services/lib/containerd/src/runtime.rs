@@ -10,8 +10,8 @@ use std::{
 use berth_cgroup::{CgroupError, Hierarchy};
 use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
 use berth_platform::{
-    ArchiveLimits, ContainerReading, ImageError, Runtime, RuntimeError, RuntimeFacts,
-    RuntimeObject, RuntimeSeen, SocketHolder, Usage,
+    ArchiveLimits, ContainerReading, ContainerRoot, ImageError, Runtime, RuntimeError,
+    RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder, Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -595,6 +595,14 @@ impl Runtime for Containerd {
     async fn forget_logs(&self, id: &SandboxId) -> Result<(), RuntimeError> {
         let dir = self.names().logs(id);
         blocking(move || files::remove(&dir).map_err(|it| node("removing output", it))).await
+    }
+
+    async fn root(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> Result<Option<ContainerRoot>, RuntimeError> {
+        self.open_root(id, role).await
     }
 
     async fn usage(&self, id: &SandboxId) -> Result<Vec<ContainerReading>, RuntimeError> {

@@ -79,6 +79,15 @@ fn text_from_env(error: &figment::Error, env_prefix: &str) -> Option<(String, St
     Some((error.path.join("."), text.trim().to_owned()))
 }
 
+/// The kernel's limit for the path of a Unix socket, with its end mark.
+pub const SOCKET_PATH_MAX: usize = 107;
+
+/// Reads what is given to a flag as `KEY=VALUE`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 /// Reads a duration from text such as `10s`, `250ms` or `1h 30m`.
 pub mod duration {
     use super::{Deserialize, Deserializer, Duration};

@@ -3,5 +3,5 @@
 mod config;
 mod process;
 
-pub use config::{ConfigError, duration, load_config};
+pub use config::{ConfigError, SOCKET_PATH_MAX, duration, key_value, load_config};
 pub use process::{init_telemetry, stop_signal};

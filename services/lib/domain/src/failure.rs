@@ -64,6 +64,13 @@ reasons! {
     ProbeFailed = "PROBE_FAILED",
     LogReadersExhausted = "LOG_READERS_EXHAUSTED",
     LogUnreadable = "LOG_UNREADABLE",
+    PathNotFound = "PATH_NOT_FOUND",
+    PathRefused = "PATH_REFUSED",
+    TarInvalid = "TAR_INVALID",
+    NoSpace = "NO_SPACE",
+    PortUnreachable = "PORT_UNREACHABLE",
+    ContainerNotRunning = "CONTAINER_NOT_RUNNING",
+    StreamsExhausted = "STREAMS_EXHAUSTED",
 }
 
 impl Reason {

@@ -4,10 +4,10 @@
 pub mod cursor;
 pub mod format;
 pub mod lines;
-pub mod segments;
 pub mod merge;
 pub mod reader;
 mod segment;
+pub mod segments;
 pub mod tail;
 pub mod trace_id;
 #[cfg(test)]

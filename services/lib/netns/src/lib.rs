@@ -3,6 +3,7 @@
 //! address, others know.
 
 mod chains;
+mod connect;
 mod conntrack;
 mod element;
 mod error;

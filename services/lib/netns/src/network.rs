@@ -16,13 +16,15 @@ use berth_domain::{
     ipam::{self, Subnets},
 };
 use berth_platform::{
-    Denied, FencingSeen, ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind,
-    NetworkSeen, ProbeError,
+    ConnectError, Denied, FencingSeen, ListeningSocket, Network, NetworkError, NetworkObject,
+    NetworkObjectKind, NetworkSeen, ProbeError,
 };
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::IpVersion;
+use tokio::net::TcpStream;
 
 use crate::{
+    connect,
     error::NetnsError,
     fence::{Fence, Fencing},
     foreign::Passage,
@@ -538,6 +540,11 @@ impl Network for NetnsNetwork {
         self.dismiss(id.clone()).await?;
         let dir = self.settings.names.namespaces(id);
         Ok(blocking(move || namespaces::close(&dir)).await?)
+    }
+
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<TcpStream, ConnectError> {
+        let dir = self.settings.names.namespaces(id);
+        connect::connect(&dir, port).await
     }
 
     async fn listening(&self, id: &SandboxId) -> Result<Vec<ListeningSocket>, NetworkError> {

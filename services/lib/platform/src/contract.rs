@@ -6,6 +6,8 @@
     reason = "test code that several crates share: a panic is the verdict"
 )]
 
+mod access;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -19,6 +21,11 @@ use berth_domain::{
 };
 use ipnet::IpNet;
 use tokio::sync::watch;
+
+pub use access::{
+    a_port_that_listens_is_connected_to_and_another_one_refuses,
+    the_root_of_what_runs_is_opened_and_its_end_is_told,
+};
 
 use crate::{
     ImageError, Images, Network, NetworkObject, NetworkObjectKind, NetworkSeen, Runtime,
@@ -62,6 +69,8 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     node_ports_are_led_where_a_sandbox_has_a_link(runtime, network, subject).await;
     what_is_impossible_is_refused(runtime, network, subject).await;
     denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
+    the_root_of_what_runs_is_opened_and_its_end_is_told(runtime, network, subject).await;
+    a_port_that_listens_is_connected_to_and_another_one_refuses(runtime, network, subject).await;
 }
 
 pub async fn denials_are_counted_while_the_rules_know_a_sandbox<R: Runtime + Images, N: Network>(

@@ -2,6 +2,8 @@
 //! anything in any order. Operations go by the name of their verb (`create_task`), or by verb and object
 //! (`create_task web app`); the reading verbs of the network are `observe_network` and `list_network`.
 
+mod access;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
@@ -16,13 +18,16 @@ use berth_domain::{
     ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, ProbeCheck, Protocol, Role,
     Sandbox, SandboxId, TaskSeen, names::container_id,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+};
 
 use crate::{
-    ContainerReading, Denied, FencingSeen, ImageError, ImageInfo, Images, LayerProgress,
-    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
-    ProbeError, Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,
-    RuntimeSeen, SocketHolder, Usage,
+    ConnectError, ContainerReading, ContainerRoot, Denied, FencingSeen, ImageError, ImageInfo,
+    Images, LayerProgress, ListeningSocket, Network, NetworkError, NetworkObject,
+    NetworkObjectKind, NetworkSeen, ProbeError, Progress, Runtime, RuntimeError, RuntimeFacts,
+    RuntimeObject, RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -60,6 +65,7 @@ struct State {
     node_listens: Vec<ListeningSocket>,
     /// How many containers were made so far.
     made: u64,
+    access: access::Access,
 }
 
 /// What there is of one sandbox.
@@ -551,6 +557,16 @@ impl Runtime for FakeNode {
         .await
     }
 
+    async fn root(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> Result<Option<ContainerRoot>, RuntimeError> {
+        let about = format!("{id} {role}");
+        self.call("root", &about, |state| state.root(id, role))
+            .await
+    }
+
     async fn usage(&self, id: &SandboxId) -> Result<Vec<ContainerReading>, RuntimeError> {
         self.call("usage", id.as_str(), |state| {
             let containers = state.sandboxes.get(id).map(|held| &held.containers);
@@ -840,6 +856,12 @@ impl Network for FakeNode {
         .await
     }
 
+    async fn connect(&self, id: &SandboxId, port: u16) -> Result<TcpStream, ConnectError> {
+        let connected = self.call("connect", id.as_str(), |state| state.connect(id, port));
+        let refused = |source| ConnectError::Refused { source };
+        TcpStream::from_std(connected.await?).map_err(refused)
+    }
+
     async fn node_listens(&self) -> Result<Vec<ListeningSocket>, NetworkError> {
         self.call("node_listens", "", |state| Ok(state.node_listens.clone()))
             .await
@@ -993,6 +1015,7 @@ impl State {
 
     /// Tells whoever follows, unless the stream of events is cut.
     fn hint(&mut self, id: Option<&SandboxId>) {
+        self.settle();
         if !self.unreachable {
             self.followers.retain(|it| !it.is_closed());
             for follower in &self.followers {
@@ -1227,6 +1250,14 @@ impl FromFault for NetworkError {
             operation: format!("{operation} {about}"),
             source: "the test wants it to fail".into(),
         }
+    }
+}
+
+impl FromFault for ConnectError {
+    const OVER_CONTAINERD: bool = NetworkError::OVER_CONTAINERD;
+
+    fn from_fault(fault: Fault, operation: &'static str, about: &str) -> Self {
+        Self::Network(NetworkError::from_fault(fault, operation, about))
     }
 }
 

@@ -10,12 +10,12 @@ pub mod runtime;
 
 pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
-    Denied, FencingSeen, ForeignAccept, ListeningSocket, Network, NetworkError, NetworkObject,
-    NetworkObjectKind, NetworkSeen, ProbeError,
+    ConnectError, Denied, FencingSeen, ForeignAccept, ListeningSocket, Network, NetworkError,
+    NetworkObject, NetworkObjectKind, NetworkSeen, ProbeError,
 };
 pub use runtime::{
-    ContainerReading, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind,
-    RuntimeSeen, SocketHolder, Usage,
+    ContainerReading, ContainerRoot, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
+    RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
 };
 
 /// The cause of an error, whatever the layer below made of it.

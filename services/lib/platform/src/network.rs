@@ -1,11 +1,13 @@
 //! The network of sandboxes, at the height of a step. Every verb can be repeated.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr},
     time::SystemTime,
 };
 
 use berth_domain::{Extent, ProbeCheck, Protocol, Sandbox, SandboxId};
+use tokio::net::TcpStream;
 
 use crate::Source;
 
@@ -58,6 +60,13 @@ pub trait Network: Send + Sync + 'static {
         sandbox: &Sandbox,
         check: &ProbeCheck,
     ) -> impl Future<Output = Result<(), ProbeError>> + Send;
+    /// Connects to a TCP port on the loopback of the sandbox, 127.0.0.1 before ::1. Where that is the loopback of the node,
+    /// only ports on which processes of the sandbox listen are reached. The namespaces must be open.
+    fn connect(
+        &self,
+        id: &SandboxId,
+        port: u16,
+    ) -> impl Future<Output = Result<TcpStream, ConnectError>> + Send;
 
     /// Makes the kernel forget the connections of these addresses, which no link may have.
     fn forget_connections(
@@ -186,6 +195,15 @@ pub enum NetworkObjectKind {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ProbeError(pub String);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody accepts connections there.
+    #[error("nothing accepts a connection")]
+    Refused { source: io::Error },
+    #[error(transparent)]
+    Network(NetworkError),
+}
 
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed")]

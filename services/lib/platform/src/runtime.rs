@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::fd::OwnedFd,
     time::{Duration, SystemTime},
 };
 
@@ -69,6 +70,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Removes the sandbox's output. Gone is a success.
     fn forget_logs(&self, id: &SandboxId) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
+    /// Opens the root of a container whose task runs, as its first process sees it; `None` where no task runs.
+    fn root(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+    ) -> impl Future<Output = Result<Option<ContainerRoot>, RuntimeError>> + Send;
+
     /// Reads the figures of every container of the sandbox; one whose cgroup is gone is left out.
     fn usage(
         &self,
@@ -124,6 +132,18 @@ pub struct RuntimeSeen {
     /// Digest of the manifest that a container was made from, as `create_container` returned it. Only of apps, and of those
     /// that tell.
     pub digests: BTreeMap<Role, String>,
+}
+
+/// The root of a container that ran when it was opened.
+#[derive(Debug)]
+pub struct ContainerRoot {
+    /// A place to open from, not to read.
+    pub dir: OwnedFd,
+    /// Becomes readable when the first process of the task has ended.
+    pub ended: OwnedFd,
+    /// Whom that process is run by, as the node numbers users.
+    pub uid: u32,
+    pub gid: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

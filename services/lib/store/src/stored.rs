@@ -12,8 +12,7 @@ use berth_domain::{
     ConfigFile, Container, ContainerName, Destination, Egress, ExitCause, ExitRecord, Failure,
     Generation, ImageRef, NamePattern, NamedDestination, NetworkPolicy, Phase, Port, PortSighting,
     Probe, ProbeCheck, Protocol, Reason, Resources, RestartPolicy, Role, Route, SandboxId,
-    SandboxRecord, SandboxSpec, StaticHost, Status, Violation,
-    record::Ending,
+    SandboxRecord, SandboxSpec, StaticHost, Status, Violation, record::Ending,
 };
 use serde::{Deserialize, Serialize};
 

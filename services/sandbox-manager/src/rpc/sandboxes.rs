@@ -15,12 +15,15 @@ use berth_store::{Change, Watch, WatchEnded};
 use futures::StreamExt as _;
 use prost::Message as _;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     PAGE_MAX,
+    access::Streams,
+    copy::{copy_from, copy_to},
     deadline::patience,
     denied_to_proto, expected,
+    forward::port_forward,
     logs::{self, LogStream},
     page_size, parse_id, refuse,
     watches::{resume, too_slow},
@@ -43,6 +46,8 @@ pub(crate) struct SandboxRpc<R, N> {
     /// Whether the configuration allows sandboxes in the network of the node.
     pub(crate) host_network: bool,
     pub(crate) logs: Arc<LogReaders>,
+    pub(crate) copies: Streams,
+    pub(crate) connections: Streams,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -386,6 +391,36 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
     ) -> Result<Response<LogStream>, Status> {
         let stream = logs::stream(&self.registry, &self.logs, request.into_inner());
         stream.await.map(Response::new)
+    }
+
+    async fn copy_to(
+        &self,
+        request: Request<Streaming<v1::CopyToRequest>>,
+    ) -> Result<Response<v1::CopyToResponse>, Status> {
+        let copied = copy_to(&self.registry, &self.copies, request.into_inner());
+        Ok(Response::new(copied.await?))
+    }
+
+    type CopyFromStream = Pin<Box<dyn Stream<Item = Result<v1::CopyFromResponse, Status>> + Send>>;
+
+    async fn copy_from(
+        &self,
+        request: Request<v1::CopyFromRequest>,
+    ) -> Result<Response<Self::CopyFromStream>, Status> {
+        let copied = copy_from(&self.registry, &self.copies, request.into_inner());
+        Ok(Response::new(Box::pin(copied.await?)))
+    }
+
+    type PortForwardStream =
+        Pin<Box<dyn Stream<Item = Result<v1::PortForwardResponse, Status>> + Send>>;
+
+    async fn port_forward(
+        &self,
+        request: Request<Streaming<v1::PortForwardRequest>>,
+    ) -> Result<Response<Self::PortForwardStream>, Status> {
+        let messages = request.into_inner();
+        let forwarded = port_forward(&self.registry, &self.connections, messages);
+        Ok(Response::new(Box::pin(forwarded.await?)))
     }
 }
 

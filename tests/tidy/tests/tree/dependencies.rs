@@ -17,13 +17,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "berth-containerd",
         &["berth-cgroup", "berth-domain", "berth-platform"],
     ),
+    ("berth-copy", &[]),
     ("berth-daemon", &[]),
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
     ("berth-store", &["berth-domain"]),
     // Processes.
-    ("berth", &["berth-api"]),
+    ("berth", &["berth-api", "berth-copy"]),
     (
         "berth-dns",
         &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
@@ -36,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-api",
             "berth-cgroup",
             "berth-containerd",
+            "berth-copy",
             "berth-daemon",
             "berth-domain",
             "berth-log-writer",

@@ -1605,6 +1605,225 @@ pub mod catalog_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A message of CopyTo.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyToRequest {
+    /// `start` first, then chunks to the end of the archive. The end of the stream is the end of the archive; one that
+    /// breaks off before is an error.
+    #[prost(oneof = "copy_to_request::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<copy_to_request::Part>,
+}
+/// Nested message and enum types in `CopyToRequest`.
+pub mod copy_to_request {
+    /// `start` first, then chunks to the end of the archive. The end of the stream is the end of the archive; one that
+    /// breaks off before is an error.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// What the archive is for. Exactly once, within 30 s.
+        #[prost(message, tag = "1")]
+        Start(super::CopyToStart),
+        /// The next bytes of a tar archive, plain: 1 byte to 1 MiB.
+        #[prost(bytes, tag = "2")]
+        Chunk(::prost::alloc::vec::Vec<u8>),
+    }
+}
+/// What an archive is for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyToStart {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the app container. Default: the only one of the sandbox; where it has several the field is required.
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// Path in the container, as its first process sees it; relative ones begin at `/`. Links are followed inside of the
+    /// container. Required. Limit: 4096 bytes, without a zero byte.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+    /// What the path is. Default: INTO.
+    #[prost(enumeration = "CopyTarget", tag = "4")]
+    pub target: i32,
+    /// Generation that the caller means; another one is refused. Default: 0, any.
+    #[prost(uint64, tag = "5")]
+    pub expected_generation: u64,
+    /// Refuse, with PATH_REFUSED, to replace what is there. Default: files and links are replaced; a directory never is.
+    #[prost(bool, tag = "6")]
+    pub keep_existing: bool,
+    /// Give files the numbers of user and group that the archive says, with set-user-id and set-group-id bits. Default: those
+    /// of the container's first process, without such bits.
+    #[prost(bool, tag = "7")]
+    pub keep_owner: bool,
+}
+/// All of the archive has arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyToResponse {
+    /// Files, symbolic links and hard links made.
+    #[prost(uint64, tag = "1")]
+    pub files: u64,
+    /// Directories in the archive, also those that were there.
+    #[prost(uint64, tag = "2")]
+    pub directories: u64,
+    /// Content of the files, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+}
+/// Asks for a file or a tree of a container.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyFromRequest {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the app container. Default: the only one of the sandbox; where it has several the field is required.
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// Path in the container, as its first process sees it; relative ones begin at `/`. Links on the way are followed inside
+    /// of the container. The entry at the top of the archive has its last name, or `.` where it ends in `/.`. Required.
+    /// Limit: 4096 bytes, without a zero byte.
+    #[prost(string, tag = "3")]
+    pub path: ::prost::alloc::string::String,
+    /// Generation that the caller means; another one is refused. Default: 0, any.
+    #[prost(uint64, tag = "4")]
+    pub expected_generation: u64,
+    /// Copy what a link at the path leads to. Default: the link itself.
+    #[prost(bool, tag = "5")]
+    pub follow_link: bool,
+}
+/// A message of CopyFrom.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyFromResponse {
+    /// Chunks, then `done`. Without `done` the archive is not whole.
+    #[prost(oneof = "copy_from_response::Part", tags = "1, 2")]
+    pub part: ::core::option::Option<copy_from_response::Part>,
+}
+/// Nested message and enum types in `CopyFromResponse`.
+pub mod copy_from_response {
+    /// Chunks, then `done`. Without `done` the archive is not whole.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// The next bytes of a tar archive, at most 128 KiB.
+        #[prost(bytes, tag = "1")]
+        Chunk(::prost::alloc::vec::Vec<u8>),
+        /// All has been sent.
+        #[prost(message, tag = "2")]
+        Done(super::CopyFromDone),
+    }
+}
+/// All has been sent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CopyFromDone {
+    /// Files, symbolic links and hard links.
+    #[prost(uint64, tag = "1")]
+    pub files: u64,
+    /// Directories.
+    #[prost(uint64, tag = "2")]
+    pub directories: u64,
+    /// Content of the files, in bytes.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// Sockets, pipes, devices, and directories whose content the kernel makes up (proc, sysfs, cgroup): not in the archive.
+    #[prost(uint64, tag = "4")]
+    pub skipped: u64,
+}
+/// A message of PortForward.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortForwardRequest {
+    /// `start` first, then data to the end of what the caller has to say.
+    #[prost(oneof = "port_forward_request::Part", tags = "1, 2, 3")]
+    pub part: ::core::option::Option<port_forward_request::Part>,
+}
+/// Nested message and enum types in `PortForwardRequest`.
+pub mod port_forward_request {
+    /// `start` first, then data to the end of what the caller has to say.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// Where the connection leads. Exactly once, within 30 s.
+        #[prost(message, tag = "1")]
+        Start(super::PortForwardStart),
+        /// The next bytes for the app: 1 byte to 1 MiB.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::alloc::vec::Vec<u8>),
+        /// Nothing more comes from the caller; the app is told as by a half-close. So does the end of the stream.
+        #[prost(message, tag = "3")]
+        End(super::EndOfData),
+    }
+}
+/// Where a connection leads.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortForwardStart {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// TCP port, 1 to 65535, declared or not. It is looked for on 127.0.0.1, then on \[::1\] of the sandbox. Required.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    /// Generation that the caller means; another one is refused. Default: 0, any.
+    #[prost(uint64, tag = "3")]
+    pub expected_generation: u64,
+}
+/// A message of PortForward.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortForwardResponse {
+    /// `connected`, then data, then `end`.
+    #[prost(oneof = "port_forward_response::Part", tags = "1, 2, 3")]
+    pub part: ::core::option::Option<port_forward_response::Part>,
+}
+/// Nested message and enum types in `PortForwardResponse`.
+pub mod port_forward_response {
+    /// `connected`, then data, then `end`.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Part {
+        /// The app has accepted the connection.
+        #[prost(message, tag = "1")]
+        Connected(super::PortForwardConnected),
+        /// The next bytes of the app, at most 64 KiB.
+        #[prost(bytes, tag = "2")]
+        Data(::prost::alloc::vec::Vec<u8>),
+        /// Nothing more comes from the app. The stream ends when the caller has ended, too.
+        #[prost(message, tag = "3")]
+        End(super::EndOfData),
+    }
+}
+/// The app has accepted the connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortForwardConnected {}
+/// Nothing more comes from this side.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndOfData {}
+/// What the path of a copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CopyTarget {
+    /// As INTO.
+    Unspecified = 0,
+    /// A directory that exists; the entries of the archive go into it.
+    Into = 1,
+    /// What `cp -r` takes for one source: the archive has one entry at its top. It goes into the path where that is a
+    /// directory, and takes its name where nothing or a file is there. An entry `.` is a directory without a name, whose
+    /// content goes to the path.
+    As = 2,
+}
+impl CopyTarget {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COPY_TARGET_UNSPECIFIED",
+            Self::Into => "COPY_TARGET_INTO",
+            Self::As => "COPY_TARGET_AS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COPY_TARGET_UNSPECIFIED" => Some(Self::Unspecified),
+            "COPY_TARGET_INTO" => Some(Self::Into),
+            "COPY_TARGET_AS" => Some(Self::As),
+            _ => None,
+        }
+    }
+}
 /// Why a call was refused. Every error of Berth carries a `google.rpc.ErrorInfo` whose domain is `berth.v1` and whose
 /// reason is one of these names without the prefix `ERROR_REASON_`. A reason is never renamed and never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1717,6 +1936,24 @@ pub enum ErrorReason {
     LogReadersExhausted = 47,
     /// DATA_LOSS. The disk does not give a log. The metadata has `container`.
     LogUnreadable = 48,
+    /// NOT_FOUND. The path does not exist in the container. The metadata has `path`.
+    PathNotFound = 55,
+    /// FAILED_PRECONDITION. What the path is, or where it lies, does not allow the copy: the file system is read-only, a
+    /// directory is in the way, a link is not followed. The metadata has `path`, the message says what it is.
+    PathRefused = 56,
+    /// INVALID_ARGUMENT. The archive of a copy is no tar archive, ends too early, or has an entry that is not made. The metadata
+    /// has `entry`, the name of the entry.
+    TarInvalid = 57,
+    /// RESOURCE_EXHAUSTED. The file system that the copy goes to is full, or a quota on it is. The metadata has `path`.
+    NoSpace = 58,
+    /// FAILED_PRECONDITION. Nothing accepts connections at the port, or the app broke the connection off. The metadata has
+    /// `port`.
+    PortUnreachable = 59,
+    /// FAILED_PRECONDITION. The container does not run, or has ended meanwhile. The metadata has `container`.
+    ContainerNotRunning = 67,
+    /// RESOURCE_EXHAUSTED. As many copies or connections are open as can be. The metadata has `limit` and `what`, one of
+    /// `copies` and `connections`.
+    StreamsExhausted = 68,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1771,6 +2008,13 @@ impl ErrorReason {
             Self::ProbeFailed => "ERROR_REASON_PROBE_FAILED",
             Self::LogReadersExhausted => "ERROR_REASON_LOG_READERS_EXHAUSTED",
             Self::LogUnreadable => "ERROR_REASON_LOG_UNREADABLE",
+            Self::PathNotFound => "ERROR_REASON_PATH_NOT_FOUND",
+            Self::PathRefused => "ERROR_REASON_PATH_REFUSED",
+            Self::TarInvalid => "ERROR_REASON_TAR_INVALID",
+            Self::NoSpace => "ERROR_REASON_NO_SPACE",
+            Self::PortUnreachable => "ERROR_REASON_PORT_UNREACHABLE",
+            Self::ContainerNotRunning => "ERROR_REASON_CONTAINER_NOT_RUNNING",
+            Self::StreamsExhausted => "ERROR_REASON_STREAMS_EXHAUSTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1822,6 +2066,13 @@ impl ErrorReason {
             "ERROR_REASON_PROBE_FAILED" => Some(Self::ProbeFailed),
             "ERROR_REASON_LOG_READERS_EXHAUSTED" => Some(Self::LogReadersExhausted),
             "ERROR_REASON_LOG_UNREADABLE" => Some(Self::LogUnreadable),
+            "ERROR_REASON_PATH_NOT_FOUND" => Some(Self::PathNotFound),
+            "ERROR_REASON_PATH_REFUSED" => Some(Self::PathRefused),
+            "ERROR_REASON_TAR_INVALID" => Some(Self::TarInvalid),
+            "ERROR_REASON_NO_SPACE" => Some(Self::NoSpace),
+            "ERROR_REASON_PORT_UNREACHABLE" => Some(Self::PortUnreachable),
+            "ERROR_REASON_CONTAINER_NOT_RUNNING" => Some(Self::ContainerNotRunning),
+            "ERROR_REASON_STREAMS_EXHAUSTED" => Some(Self::StreamsExhausted),
             _ => None,
         }
     }
@@ -3670,6 +3921,93 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "StreamLogs"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
+        /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
+        /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
+        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
+        /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
+        pub async fn copy_to(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::CopyToRequest>,
+        ) -> std::result::Result<tonic::Response<super::CopyToResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/CopyTo",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "CopyTo"));
+            self.inner.client_streaming(req, path, codec).await
+        }
+        /// Sends a file, a link or a tree of a container that runs, as a tar archive. A file is sent as long as it was when it was
+        /// opened; one that becomes shorter meanwhile is an error. Trees deeper than 256 directories are refused. Limits and ends
+        /// as for CopyTo. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT,
+        /// CONTAINER_NOT_RUNNING, PATH_NOT_FOUND, PATH_REFUSED, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
+        pub async fn copy_from(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CopyFromRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CopyFromResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/CopyFrom",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "CopyFrom"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Carries one TCP connection to a port of a sandbox, made inside of its network, so that an app on its loopback is
+        /// reached. In a sandbox in the network of the node only ports on which its own processes listen are reached. It ends
+        /// when both sides have ended, and when the sandbox is told to end; it may be idle for as long as it likes. At most 256
+        /// connections at once for one sandbox. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, SANDBOX_ENDING, GENERATION_CONFLICT,
+        /// PORT_UNREACHABLE, STREAMS_EXHAUSTED, NETWORK_FAILED, SHUTTING_DOWN.
+        pub async fn port_forward(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<
+                Message = super::PortForwardRequest,
+            >,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::PortForwardResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/PortForward",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "PortForward"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3770,6 +4108,49 @@ pub mod sandbox_service_server {
             &self,
             request: tonic::Request<super::StreamLogsRequest>,
         ) -> std::result::Result<tonic::Response<Self::StreamLogsStream>, tonic::Status>;
+        /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
+        /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
+        /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
+        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
+        /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
+        async fn copy_to(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::CopyToRequest>>,
+        ) -> std::result::Result<tonic::Response<super::CopyToResponse>, tonic::Status>;
+        /// Server streaming response type for the CopyFrom method.
+        type CopyFromStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CopyFromResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends a file, a link or a tree of a container that runs, as a tar archive. A file is sent as long as it was when it was
+        /// opened; one that becomes shorter meanwhile is an error. Trees deeper than 256 directories are refused. Limits and ends
+        /// as for CopyTo. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT,
+        /// CONTAINER_NOT_RUNNING, PATH_NOT_FOUND, PATH_REFUSED, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
+        async fn copy_from(
+            &self,
+            request: tonic::Request<super::CopyFromRequest>,
+        ) -> std::result::Result<tonic::Response<Self::CopyFromStream>, tonic::Status>;
+        /// Server streaming response type for the PortForward method.
+        type PortForwardStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::PortForwardResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Carries one TCP connection to a port of a sandbox, made inside of its network, so that an app on its loopback is
+        /// reached. In a sandbox in the network of the node only ports on which its own processes listen are reached. It ends
+        /// when both sides have ended, and when the sandbox is told to end; it may be idle for as long as it likes. At most 256
+        /// connections at once for one sandbox. Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, SANDBOX_ENDING, GENERATION_CONFLICT,
+        /// PORT_UNREACHABLE, STREAMS_EXHAUSTED, NETWORK_FAILED, SHUTTING_DOWN.
+        async fn port_forward(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::PortForwardRequest>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::PortForwardStream>,
+            tonic::Status,
+        >;
     }
     /// Creates, ends and reports the sandboxes of this node.
     ///
@@ -4297,6 +4678,147 @@ pub mod sandbox_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/CopyTo" => {
+                    #[allow(non_camel_case_types)]
+                    struct CopyToSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::ClientStreamingService<super::CopyToRequest>
+                    for CopyToSvc<T> {
+                        type Response = super::CopyToResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::CopyToRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::copy_to(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CopyToSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.client_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/CopyFrom" => {
+                    #[allow(non_camel_case_types)]
+                    struct CopyFromSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::ServerStreamingService<super::CopyFromRequest>
+                    for CopyFromSvc<T> {
+                        type Response = super::CopyFromResponse;
+                        type ResponseStream = T::CopyFromStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CopyFromRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::copy_from(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CopyFromSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/PortForward" => {
+                    #[allow(non_camel_case_types)]
+                    struct PortForwardSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::StreamingService<super::PortForwardRequest>
+                    for PortForwardSvc<T> {
+                        type Response = super::PortForwardResponse;
+                        type ResponseStream = T::PortForwardStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::PortForwardRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::port_forward(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PortForwardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

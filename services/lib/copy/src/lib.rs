@@ -1,0 +1,25 @@
+//! Files into and out of a folder that nobody here trusts, as a tar stream: the root of a container, and the place that a
+//! person copies to. Everything is opened by file descriptor below that root, so that no link and no renaming leads out of
+//! it; memory is bounded by the depth of the tree. Blocking.
+
+mod error;
+mod pack;
+mod reader;
+mod root;
+mod unpack;
+
+pub use error::CopyError;
+pub use pack::pack;
+pub use unpack::{Options, Owner, Target, unpack};
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Files, symbolic links and hard links.
+    pub files: u64,
+    pub directories: u64,
+    /// Content of files.
+    pub bytes: u64,
+    /// What a tree holds and a copy does not: sockets, pipes and devices, and what the kernel makes up below `/proc`.
+    pub skipped: u64,
+}
