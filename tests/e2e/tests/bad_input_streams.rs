@@ -17,10 +17,11 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 fn reason_and_field(status: &Status) -> (String, String) {
     let details = status.get_error_details();
-    let info = details.error_info().cloned().unwrap_or_default();
+    let info = details.error_info();
+    let reason = info.map(|it| it.reason.clone()).unwrap_or_default();
     let violations = details.bad_request().map(|it| it.field_violations.clone());
     let field = violations.unwrap_or_default().into_iter().next();
-    (info.reason, field.map(|it| it.field).unwrap_or_default())
+    (reason, field.map(|it| it.field).unwrap_or_default())
 }
 
 fn expect(case: &str, told: &Status, reason: &str, field: &str) -> anyhow::Result<()> {

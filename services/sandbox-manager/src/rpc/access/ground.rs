@@ -77,8 +77,8 @@ pub(crate) fn app() -> Role {
 
 pub(crate) fn reason(status: &Status) -> String {
     let details = status.get_error_details();
-    let info = details.error_info().cloned().unwrap_or_default();
-    info.reason
+    let info = details.error_info();
+    info.map(|it| it.reason.clone()).unwrap_or_default()
 }
 
 pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
