@@ -25,9 +25,9 @@ pub(crate) async fn ask(address: IpAddr, check: &ProbeCheck) -> Result<(), Probe
 
 async fn connect(address: IpAddr, port: u16) -> Result<TcpStream, ProbeError> {
     let stream = TcpStream::connect((address, port)).await;
-    stream.map_err(|error| match error.kind() {
-        ErrorKind::ConnectionRefused => ProbeError("the connection was refused".to_owned()),
-        _ => ProbeError(format!("the connection failed: {error}")),
+    stream.map_err(|error| match error.kind() == ErrorKind::ConnectionRefused {
+        true => ProbeError("the connection was refused".to_owned()),
+        false => ProbeError(format!("the connection failed: {error}")),
     })
 }
 

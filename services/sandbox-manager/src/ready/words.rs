@@ -169,7 +169,7 @@ pub(crate) fn probe_timeout(sandbox: &Sandbox, failing: &Failing, waited: Durati
 }
 
 /// `0.0.0.0:80 (httpd, process 1 of web)`, each address once.
-fn list<'a>(sockets: &mut dyn Iterator<Item = &'a ListeningSocket>, holders: &Holders) -> String {
+fn list(sockets: &mut dyn Iterator<Item = &ListeningSocket>, holders: &Holders) -> String {
     let sockets: BTreeMap<_, _> = sockets
         .map(|it| ((it.protocol, it.address, it.port), it.inode))
         .collect();
