@@ -274,6 +274,7 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
         bridge: config.network.bridge.clone(),
         subnets: config.network.subnets(),
         reachable_from: config.network.reachable_from.clone(),
+        connections_max: config.network.connections_max,
         foreign_accept: config.network.foreign_accept,
     }
 }

@@ -120,6 +120,7 @@ impl Neighbour {
             bridge: format!("br-{}", self.instance),
             subnets: self.subnets(),
             reachable_from: vec![],
+            connections_max: 0,
             foreign_accept: false,
         };
         Ok(NetnsNetwork::start(settings).await?)

@@ -23,6 +23,9 @@ use crate::{
     table::{self, Rules},
 };
 
+/// Of the whole node, as far as it is in one network namespace.
+const TRACKED_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
 /// What this kernel makes of it.
 #[derive(Debug)]
 pub(crate) enum Fencing {
@@ -70,7 +73,7 @@ struct Standing {
 
 impl Fence {
     /// Makes the tables where there are none. Those that a former manager left stand until [`Fence::restore`].
-    pub(crate) fn start(frame: Frame, passage: Passage) -> Result<Fencing, NetnsError> {
+    pub(crate) fn start(mut frame: Frame, passage: Passage) -> Result<Fencing, NetnsError> {
         let mut socket = match Nfnetlink::open() {
             Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {
                 let message = error.to_string();
@@ -78,6 +81,7 @@ impl Fence {
             }
             opened => opened.map_err(NetnsError::rules("opening netfilter"))?,
         };
+        frame.abilities = table::abilities()?;
         let name = rules::table(&frame.instance);
         let there = |socket: &mut Nfnetlink, family| {
             let table = socket.table(family, &name);
@@ -114,6 +118,22 @@ impl Fence {
     pub(crate) fn others(&self) -> Judgement {
         let others = self.others.lock();
         others.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What sandboxes are without, because of this kernel, its settings or others.
+    pub(crate) fn degraded(&self) -> Vec<String> {
+        let max = self.frame.connections_max;
+        let mut degraded = self.frame.abilities.lacks(max);
+        let tracked = std::fs::read_to_string(TRACKED_MAX).ok();
+        let tracked = tracked.and_then(|it| it.trim().parse::<u32>().ok());
+        if let Some(tracked) = tracked.filter(|it| *it <= max) {
+            degraded.push(format!(
+                "network.connections_max is {max}, and the node tracks {tracked} connections at most ({TRACKED_MAX}): one \
+                 sandbox can take all of them"
+            ));
+        }
+        degraded.extend(self.others().obstacles);
+        degraded
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -2,6 +2,7 @@
 //! routed, and nftables tables. Everything is found again by names that come from the sandbox id. Which sandbox gets which
 //! address, others know.
 
+mod admit;
 mod chains;
 mod conntrack;
 mod element;

@@ -23,6 +23,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::IpVersion;
 
 use crate::{
+    admit::Abilities,
     error::NetnsError,
     fence::{Fence, Fencing},
     foreign::Passage,
@@ -51,6 +52,8 @@ pub struct Settings {
     pub subnets: Subnets,
     /// Who beyond the node may open connections to the addresses of sandboxes.
     pub reachable_from: Vec<IpNet>,
+    /// Connections that one sandbox may have opened at a time; 0 for no limit.
+    pub connections_max: u32,
     /// Whether an accept of ours may stand in a firewall of others that drops what is forwarded.
     pub foreign_accept: bool,
 }
@@ -108,6 +111,8 @@ impl NetnsNetwork {
             gateway: ipam::gateway(subnet),
             reachable_from: settings.reachable_from.clone(),
             v6,
+            connections_max: settings.connections_max,
+            abilities: Abilities::ALL,
         };
         let passage = Passage {
             table: rules::table(&frame.instance),
@@ -555,7 +560,7 @@ impl Network for NetnsNetwork {
 
     fn degraded(&self) -> Vec<String> {
         match &*self.fencing {
-            Fencing::Stands(fence) => fence.others().obstacles,
+            Fencing::Stands(fence) => fence.degraded(),
             Fencing::Unsupported { message } => vec![format!(
                 "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
                  keeps them from each other and from the node ({message})"

@@ -2692,10 +2692,10 @@ pub struct SnapshotResponse {
     #[prost(message, optional, tag = "6")]
     pub denied: ::core::option::Option<DeniedTraffic>,
 }
-/// What a sandbox sent and the node dropped. A connection that is refused shows as each of its tries.
+/// What a sandbox sent and the node refused or dropped. A connection that is tried again shows as each of its tries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeniedTraffic {
-    /// Packets to where the sandbox may not go.
+    /// Packets to where the sandbox may not go, and those of connections beyond the number that it may have.
     #[prost(uint64, tag = "1")]
     pub packets: u64,
     /// Their size, in bytes.
@@ -4157,7 +4157,7 @@ pub struct SandboxRules {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// What it sent and the node dropped. Absent while nothing stands for it in the rules.
+    /// What it sent and the node refused or dropped. Absent while nothing stands for it in the rules.
     #[prost(message, optional, tag = "8")]
     pub denied: ::core::option::Option<DeniedTraffic>,
 }
