@@ -4359,9 +4359,10 @@ pub mod network_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// record. An address that a record holds is refused with LEASE_HELD, and so is one whose owner has a container, a task or a
+        /// shim of this generation on the node, which the detail `container` names. First the kernel is made to forget the connections of
         /// the address; where that fails, the lease stays as it is.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED, RUNTIME_UNREACHABLE.
         pub async fn release_lease(
             &mut self,
             request: impl tonic::IntoRequest<super::ReleaseLeaseRequest>,
@@ -4550,9 +4551,10 @@ pub mod network_service_server {
             tonic::Status,
         >;
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// record. An address that a record holds is refused with LEASE_HELD, and so is one whose owner has a container, a task or a
+        /// shim of this generation on the node, which the detail `container` names. First the kernel is made to forget the connections of
         /// the address; where that fails, the lease stays as it is.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED, RUNTIME_UNREACHABLE.
         async fn release_lease(
             &self,
             request: tonic::Request<super::ReleaseLeaseRequest>,
