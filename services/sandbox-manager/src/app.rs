@@ -264,8 +264,8 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         );
     }
     let names = names(config, config.instance()?);
-    let network = NetnsNetwork::start(network_settings(config, names)).await?;
-    network.uninstall().await.context("removing the network")
+    let removed = NetnsNetwork::uninstall(&network_settings(config, names)).await;
+    removed.context("removing the network")
 }
 
 fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {

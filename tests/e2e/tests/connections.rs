@@ -263,6 +263,46 @@ async fn what_was_opened_without_rules_goes_on_only_where_they_would_have_admitt
     scene.apart.finish()
 }
 
+#[tokio::test]
+async fn a_node_that_was_no_router_says_that_it_is_one_and_uninstall_makes_nothing()
+-> anyhow::Result<()> {
+    const ROUTES: &str = "/proc/sys/net/ipv4/ip_forward";
+    let host = Host::new()?;
+    host.shell(&format!("echo 0 >{ROUTES}"))?;
+    let apart = Apart::start(host, "").await?;
+    let (node, host) = (&apart.node, &apart.host);
+    let told = async || {
+        let degraded = node.status().await?.degraded;
+        let mut routers = degraded.iter().filter(|it| it.contains("a router"));
+        let told = routers.next().is_some_and(|it| it.contains("IPv4"));
+        anyhow::Ok(told)
+    };
+    ensure!(told().await?);
+    node.kill_manager()?;
+    node.up().await?;
+    ensure!(told().await?, "behind a restart");
+
+    node.kill_manager()?;
+    host.shell(&format!("echo 0 >{ROUTES}"))?;
+    let uninstalled = || async {
+        let config = node.home().join("sandbox-manager.toml");
+        let program = berth_e2e::node::programs().join("sandbox-manager");
+        let mut uninstall = host.command(&program.to_string_lossy());
+        uninstall.arg("--config").arg(config).arg("uninstall");
+        uninstall.output().is_ok_and(|it| it.status.success())
+    };
+    // The kernel closes the files of a killed process a moment after its end.
+    for round in ["it is uninstalled", "it is uninstalled again"] {
+        eventually(round, SOON, uninstalled).await?;
+        ensure!(host.run("nft list tables")?.is_empty());
+        let links = host.run("ip -o link show type bridge")?;
+        ensure!(links.is_empty(), "{links}");
+    }
+    let routes = host.shell(&format!("cat {ROUTES}"))?;
+    ensure!(routes.trim() == "0", "{routes}");
+    apart.finish()
+}
+
 /// Whether a web server answers on this connection.
 fn hears_of(mut stream: &TcpStream) -> bool {
     use std::io::{Read as _, Write as _};

@@ -3,6 +3,7 @@
 //! address, others know.
 
 mod admit;
+mod asked;
 mod chains;
 mod conntrack;
 mod element;
