@@ -283,7 +283,6 @@ mod tests {
             verdict: Some(Verdict::Accept),
             asked: vec![Asked::Else],
             counted: (3, 180),
-            ..Rule::default()
         }
     }
 

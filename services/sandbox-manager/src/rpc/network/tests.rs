@@ -201,7 +201,8 @@ async fn an_address_is_not_made_free_while_something_of_its_owner_is_on_the_node
     assert_eq!(told(&unknown).1, "RUNTIME_UNREACHABLE");
     ground.node.unreachable(false);
 
-    ground.node.remove_object(&object).await.unwrap();
+    let removed = Runtime::remove_object(&ground.node, &object);
+    removed.await.unwrap();
     // Of another life of this id, which has an address of its own.
     ground.node.leave(RuntimeObject {
         generation: Some(Generation(lease.generation.0 + 1)),
