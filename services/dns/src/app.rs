@@ -7,11 +7,12 @@ use berth_domain::ipam::Subnets;
 use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
 
 use crate::{
     config::Config,
     egress::Egress,
-    follow::{Knowledge, await_subnets, follow},
+    follow::{Knowledge, Streams, await_subnets, follow},
     forward::Forwarder,
     known::Known,
     serve::{Answers, Sockets},
@@ -21,6 +22,9 @@ use crate::{
 
 /// The changes of a burst are taken together, so that a node on which much happens has other things to do as well.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// The name of the health of what is known: NOT_SERVING while it may be old.
+const MANAGER: &str = "manager";
 
 /// The resolver of a node.
 #[derive(Debug)]
@@ -64,14 +68,15 @@ impl App {
         }
         let (changed, changes) = watch::channel(known);
         let knowledge: Knowledge = Arc::new(changed);
+        let (streams, following) = watch::channel(Streams::default());
         // Where somebody said what it shall be, nobody else is asked.
         let said = config.subnets().is_none().then_some(subnets);
         tokio::select! {
             Some(_) = serving.join_next() => Ok(()),
             () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
             () = egress.keep() => Ok(()),
-            ended = serve_health(listener) => ended,
-            subnets = follow(&config.manager, said, &knowledge) => {
+            ended = serve_health(listener, following) => ended,
+            subnets = follow(&config.manager, said, &knowledge, &streams) => {
                 let known = Known { subnets: Some(subnets), ..Known::default() };
                 state_file::save(&file, &known).context("writing what is known")?;
                 bail!("the manager's subnet is {subnets} now; the next start listens there")
@@ -119,12 +124,31 @@ fn health_socket(socket: &Path) -> anyhow::Result<UnixListener> {
     UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))
 }
 
-async fn serve_health(listener: UnixListener) -> anyhow::Result<()> {
-    // The whole process, named by the empty text, serves from the beginning.
-    let (_health, service) = tonic_health::server::health_reporter();
-    Server::builder()
+/// The whole process, named by the empty text, serves from the beginning, also while it answers from what it knew.
+async fn serve_health(
+    listener: UnixListener,
+    mut following: watch::Receiver<Streams>,
+) -> anyhow::Result<()> {
+    let (health, service) = tonic_health::server::health_reporter();
+    let tell = async {
+        loop {
+            let Streams { sandboxes, catalog } = *following.borrow_and_update();
+            let status = match sandboxes && catalog {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            health.set_service_status(MANAGER, status).await;
+            if following.changed().await.is_err() {
+                // Who follows is gone, and this process with it.
+                return std::future::pending().await;
+            }
+        }
+    };
+    let served = Server::builder()
         .add_service(service)
-        .serve_with_incoming(UnixListenerStream::new(listener))
-        .await
-        .context("serving health")
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    tokio::select! {
+        served = served => served.context("serving health"),
+        () = tell => Ok(()),
+    }
 }

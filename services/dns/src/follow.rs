@@ -21,6 +21,13 @@ const RETRY: Duration = Duration::from_millis(500);
 /// What is known, and who is told when it changes.
 pub(crate) type Knowledge = Arc<watch::Sender<Known>>;
 
+/// Whether what the manager says arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Streams {
+    pub(crate) sandboxes: bool,
+    pub(crate) catalog: bool,
+}
+
 #[derive(Debug, thiserror::Error)]
 enum Broken {
     #[error("the manager is not reachable")]
@@ -36,8 +43,15 @@ enum Broken {
 }
 
 /// Follows for ever, or until the manager has another subnet than the one that it said before, and returns that.
-pub(crate) async fn follow(manager: &str, said: Option<Subnets>, knowledge: &Knowledge) -> Subnets {
-    let sandboxes = again("sandboxes", || async {
+pub(crate) async fn follow(
+    manager: &str,
+    said: Option<Subnets>,
+    knowledge: &Knowledge,
+    streams: &watch::Sender<Streams>,
+) -> Subnets {
+    let sandboxes_follow = |follow| streams.send_modify(|it| it.sandboxes = follow);
+    let catalog_follows = |follows| streams.send_modify(|it| it.catalog = follows);
+    let sandboxes = again("sandboxes", sandboxes_follow, || async {
         // It changes with a restart of the manager only, and with that the stream breaks off.
         let status = current_status(manager).await?;
         if let Some(said) = said {
@@ -51,9 +65,11 @@ pub(crate) async fn follow(manager: &str, said: Option<Subnets>, knowledge: &Kno
             known.instance = status.instance_id;
             changed
         });
-        sandboxes(manager, knowledge).await
+        sandboxes(manager, knowledge, sandboxes_follow).await
     });
-    let catalog = again("catalog", || catalog(manager, knowledge));
+    let catalog = again("catalog", catalog_follows, || {
+        catalog(manager, knowledge, catalog_follows)
+    });
     tokio::select! {
         moved = sandboxes => moved,
         moved = catalog => moved,
@@ -108,6 +124,7 @@ async fn connect(manager: &str) -> Result<Channel, Broken> {
 
 async fn again<F: Future<Output = Result<(), Broken>>>(
     what: &str,
+    follows: impl Fn(bool),
     mut stream: impl FnMut() -> F,
 ) -> Subnets {
     let mut last = String::new();
@@ -117,6 +134,7 @@ async fn again<F: Future<Output = Result<(), Broken>>>(
             Err(Broken::Moved(subnets)) => return subnets,
             Err(error) => error,
         };
+        follows(false);
         let error = chain(&error);
         // While the manager is away, once is enough.
         if error != last {
@@ -127,7 +145,11 @@ async fn again<F: Future<Output = Result<(), Broken>>>(
     }
 }
 
-async fn sandboxes(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
+async fn sandboxes(
+    manager: &str,
+    knowledge: &Knowledge,
+    follows: impl Fn(bool),
+) -> Result<(), Broken> {
     let mut client = SandboxServiceClient::new(connect(manager).await?);
     let from_revision = knowledge.borrow().sandboxes_revision;
     let request = v1::WatchRequest {
@@ -136,6 +158,7 @@ async fn sandboxes(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
     };
     let stream = client.watch(request).await;
     let mut stream = anew(stream, knowledge, |it| it.sandboxes_revision = 0)?.into_inner();
+    follows(true);
     let mut standing = (from_revision == 0).then(Vec::new);
     loop {
         let message = anew(stream.message().await, knowledge, |it| {
@@ -164,12 +187,17 @@ async fn sandboxes(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
     }
 }
 
-async fn catalog(manager: &str, knowledge: &Knowledge) -> Result<(), Broken> {
+async fn catalog(
+    manager: &str,
+    knowledge: &Knowledge,
+    follows: impl Fn(bool),
+) -> Result<(), Broken> {
     let mut client = CatalogServiceClient::new(connect(manager).await?);
     let from_revision = knowledge.borrow().catalog_revision;
     let request = v1::WatchCatalogRequest { from_revision };
     let stream = client.watch_catalog(request).await;
     let mut stream = anew(stream, knowledge, |it| it.catalog_revision = 0)?.into_inner();
+    follows(true);
     let mut standing: Option<Vec<Object>> = (from_revision == 0).then(Vec::new);
     loop {
         let message = anew(stream.message().await, knowledge, |it| {

@@ -288,8 +288,8 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         );
     }
     let names = names(config, config.instance()?);
-    let network = NetnsNetwork::start(network_settings(config, names)).await?;
-    network.uninstall().await.context("removing the network")
+    let removed = NetnsNetwork::uninstall(&network_settings(config, names)).await;
+    removed.context("removing the network")
 }
 
 fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
@@ -298,6 +298,7 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
         bridge: config.network.bridge.clone(),
         subnets: config.network.subnets(),
         reachable_from: config.network.reachable_from.clone(),
+        connections_max: config.network.connections_max,
         foreign_accept: config.network.foreign_accept,
     }
 }

@@ -159,6 +159,8 @@ pub struct Network {
     pub reachable_from: Vec<IpNet>,
     /// Namespaces and links that are made ahead of the sandboxes that will have them.
     pub slots: usize,
+    /// Connections that one sandbox may have opened at a time, so that none takes all that the node can track; 0 for no limit.
+    pub connections_max: u32,
     /// Whether sandboxes may have the node's network, where no rule of the node holds them.
     pub allow_host_network: bool,
     /// Places an accept in a firewall of somebody else that drops what is forwarded.
@@ -214,6 +216,7 @@ impl Default for Config {
                 cool_down: ipam::COOL_DOWN_DEFAULT,
                 reachable_from: vec![],
                 slots: 4,
+                connections_max: 16_384,
                 allow_host_network: false,
                 foreign_accept: true,
             },

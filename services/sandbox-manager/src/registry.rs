@@ -62,6 +62,8 @@ pub(crate) struct Shared<R, N> {
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
     tracker: TaskTracker,
+    /// Other addresses are given next than before, and no record says so.
+    addresses: Notify,
 }
 
 struct Handle {
@@ -130,6 +132,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
+            addresses: Notify::new(),
         }))
     }
 
@@ -215,6 +218,15 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
     /// Ends when the manager stops.
     pub(crate) fn stopping(&self) -> impl Future<Output = ()> + Send + 'static {
         self.0.stop.clone().cancelled_owned()
+    }
+
+    /// Tells whoever prepares for the addresses that are given next.
+    pub(crate) fn addresses_changed(&self) {
+        self.0.addresses.notify_one();
+    }
+
+    pub(crate) async fn until_addresses_change(&self) {
+        self.0.addresses.notified().await;
     }
 
     /// Waits so long, or until the manager stops.

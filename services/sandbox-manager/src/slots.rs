@@ -21,7 +21,7 @@ pub(crate) async fn keep<R: Runtime + Images>(registry: Registry<R, NetnsNetwork
             let started = crash::around(name, refill(store, &network, count)).await;
             if started.is_ok() {
                 tokio::select! {
-                    () = follow(store, &network, count, watch) => {}
+                    () = follow(&registry, &network, count, watch) => {}
                     () = registry.stopping() => {}
                 }
             }
@@ -44,14 +44,29 @@ async fn changes_from_now(store: &Store) -> Result<Watch, StoreError> {
 }
 
 /// Until a change was missed, or nothing could be made.
-async fn follow(store: &Store, network: &NetnsNetwork, count: usize, mut watch: Watch) {
+async fn follow<R: Runtime + Images>(
+    registry: &Registry<R, NetnsNetwork>,
+    network: &NetnsNetwork,
+    count: usize,
+    mut watch: Watch,
+) {
+    let store = registry.store();
     loop {
-        match watch.next().await {
+        // Neither loses anything where the other is first.
+        let changed = tokio::select! {
+            changed = watch.next() => changed,
+            () = registry.until_addresses_change() => {
+                if refilled(store, network, count).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        match changed {
             // Who is on the way up has no need of company.
             Ok((_, Change::Upserted(record))) if record.status == Status::Pending => {}
             Ok((_, Change::Upserted(_) | Change::Removed { .. })) => {
-                let filled = crash::around("slots/refill", refill(store, network, count));
-                if filled.await.is_err() {
+                if refilled(store, network, count).await.is_err() {
                     return;
                 }
             }
@@ -59,6 +74,10 @@ async fn follow(store: &Store, network: &NetnsNetwork, count: usize, mut watch: 
             Err(WatchEnded::Lagged | WatchEnded::Closed) => return,
         }
     }
+}
+
+async fn refilled(store: &Store, network: &NetnsNetwork, count: usize) -> Result<(), ()> {
+    crash::around("slots/refill", refill(store, network, count)).await
 }
 
 async fn refill(store: &Store, network: &NetnsNetwork, count: usize) -> Result<(), ()> {

@@ -3,8 +3,8 @@
 
 use std::{
     fs,
-    io::Write as _,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -159,18 +159,56 @@ impl Place {
         Some(body.trim().to_owned())
     }
 
-    /// A socket for datagrams to `port`.
-    pub fn udp(&self, port: u16) -> anyhow::Result<UdpSocket> {
+    /// Does `work` on a thread that is in this network, and ends there.
+    pub fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+    ) -> anyhow::Result<T> {
         let namespace = fs::File::open(&self.0)?;
         let thread = std::thread::spawn(move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+            work()
         });
-        let socket = thread.join();
-        let socket = socket.map_err(|_| anyhow!("the thread panicked"))??;
+        thread.join().map_err(|_| anyhow!("the thread panicked"))?
+    }
+
+    /// A socket for datagrams to `port`, of IPv4.
+    pub fn udp(&self, port: u16) -> anyhow::Result<UdpSocket> {
+        self.udp_at(Ipv4Addr::UNSPECIFIED.into(), port)
+    }
+
+    pub fn udp_at(&self, own: IpAddr, port: u16) -> anyhow::Result<UdpSocket> {
+        let socket = self.within(move || Ok(UdpSocket::bind((own, port))?))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     }
+
+    /// A connection, unless none comes about within a second.
+    pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
+        let connected = self.within(move || Ok(TcpStream::connect_timeout(&to, PATIENCE)));
+        let stream = connected.map_err(std::io::Error::other)??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// Sends back whatever comes to `port` by TCP, over IPv4 and IPv6, until the test ends.
+    pub fn echo(&self, port: u16) -> anyhow::Result<()> {
+        let listener =
+            self.within(move || Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Whether `text` comes back on a connection to an echo.
+pub fn comes_back(mut stream: &TcpStream, text: &str) -> bool {
+    let mut buffer = vec![0; text.len()];
+    let sent = stream.write_all(text.as_bytes());
+    sent.and_then(|()| stream.read_exact(&mut buffer)).is_ok() && buffer == text.as_bytes()
 }
 
 /// The next datagram, with its sender; `None` when none comes within a second.

@@ -124,15 +124,15 @@ impl Neighbour {
         })?)
     }
 
-    async fn network(&self) -> anyhow::Result<NetnsNetwork> {
-        let settings = berth_netns::Settings {
+    fn network_settings(&self) -> anyhow::Result<berth_netns::Settings> {
+        Ok(berth_netns::Settings {
             names: self.names()?,
             bridge: format!("br-{}", self.instance),
             subnets: self.subnets(),
             reachable_from: vec![],
+            connections_max: 0,
             foreign_accept: false,
-        };
-        Ok(NetnsNetwork::start(settings).await?)
+        })
     }
 
     async fn import(&self, runtime: &Containerd, archive: &[u8]) -> anyhow::Result<()> {
@@ -181,7 +181,7 @@ async fn the_real_node_keeps_the_contract_of_the_fake() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
     let neighbour = Neighbour::of(&node)?;
     let leftovers = Leftovers::of(&neighbour.home, &neighbour.namespace())?;
-    let network = neighbour.network().await?;
+    let network = NetnsNetwork::start(neighbour.network_settings()?).await?;
     let subject = Subject {
         image: ImageRef::parse(images::BUSYBOX)?,
         addresses: neighbour
@@ -197,7 +197,7 @@ async fn the_real_node_keeps_the_contract_of_the_fake() -> anyhow::Result<()> {
         contract::holds(&runtime, &network, &subject).await;
     }
     node.assert_clean().await?;
-    network.uninstall().await?;
+    NetnsNetwork::uninstall(&neighbour.network_settings()?).await?;
     neighbour.remove()?;
     leftovers.assert_none()?;
     node.finish()

@@ -25,6 +25,10 @@ use hickory_proto::{
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tonic::{Code, transport::Channel};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus as HealthStatus,
+    health_client::HealthClient,
+};
 use tonic_types::StatusExt as _;
 
 /// Of a state that has to come.
@@ -183,6 +187,24 @@ fn of(app: &str, spec: v1::SandboxSpec) -> v1::SandboxSpec {
     }
 }
 
+async fn until_health(
+    node: &TestNode,
+    service: &str,
+    expected: HealthStatus,
+) -> anyhow::Result<()> {
+    let socket = node.home().join("dns.sock");
+    let told = || async {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let channel = berth_api::connect(&format!("unix:{}", socket.display())).await;
+        let Ok(channel) = channel else { return false };
+        let answer = HealthClient::new(channel).check(request).await;
+        answer.is_ok_and(|it| it.into_inner().status() == expected)
+    };
+    eventually(&format!("{service:?} is {expected:?}"), SOON, told).await
+}
+
 /// Waits until `web` is these addresses for the caller.
 async fn until_web(from: &From, server: SocketAddr, expected: &[&str]) -> anyhow::Result<()> {
     let what = format!("{from:?} sees {expected:?}");
@@ -308,8 +330,12 @@ async fn names_are_answered_without_a_manager_and_by_a_dns_that_comes_back() -> 
     let first = address(&node.create("red-1", of("red", web("one", 8080))).await?);
     let red = inside(&node, "red-1");
     until_web(&red, server, &[&first]).await?;
+    let serving = HealthStatus::Serving;
+    until_health(&node, "manager", serving).await?;
 
     node.kill_manager()?;
+    until_health(&node, "manager", HealthStatus::NotServing).await?;
+    until_health(&node, "", serving).await?;
     let answer = ask(&red, server, Over::Udp, "web.app.berth.", RecordType::A)?;
     ensure!(texts(&answer) == [first.as_str()], "no manager is there");
 
@@ -333,6 +359,7 @@ async fn names_are_answered_without_a_manager_and_by_a_dns_that_comes_back() -> 
 
     // With a manager it learns what came meanwhile.
     node.up().await?;
+    until_health(&node, "manager", serving).await?;
     until_web(&red, server, &[&first]).await?;
     let second = address(&node.create("red-2", of("red", web("two", 8080))).await?);
     let mut both = [first.as_str(), second.as_str()];

@@ -175,6 +175,11 @@ impl Scene {
         Ok(())
     }
 
+    fn subnet(&self) -> String {
+        let first = Ipv4Addr::from(u32::from(self.front) & 0xffff_ff00);
+        format!("{first}/24")
+    }
+
     async fn complaints(&self) -> anyhow::Result<Vec<String>> {
         let degraded = self.apart.node.status().await?.degraded.into_iter();
         Ok(degraded.filter(|it| it.contains("forwarded")).collect())
@@ -284,9 +289,38 @@ async fn a_firewall_that_comes_later_is_met_within_seconds() -> anyhow::Result<(
     };
     eventually("it is told", SOON, told).await?;
     ensure!(scene.probe("behind a firewall that drops").is_err());
-    host.run("nft delete table inet mine")?;
     let quiet = || async { scene.complaints().await.is_ok_and(|it| it.is_empty()) };
-    eventually("it is over", SOON, quiet).await?;
+    let subnet = scene.subnet();
+    let accepts = ["iifname \"bt*\" ip saddr", "oifname \"bt*\" ip daddr"];
+    for rule in accepts {
+        host.shell(&format!(
+            "nft 'insert rule inet mine forward {rule} {subnet} accept'"
+        ))?;
+    }
+    eventually("it is mended", SOON, quiet).await?;
+    scene.probe("behind a firewall that accepts")?;
+    host.run("nft delete table inet mine")?;
+
+    // As firewalld has it: zones that are told by their sources.
+    let firewalld = "table inet firewalld {
+            chain filter_FORWARD {
+                type filter hook forward priority 10; policy accept;
+                ct state established,related accept
+                ct status dnat accept
+                jump filter_FORWARD_ZONES
+                reject with icmpx admin-prohibited
+            }
+            chain filter_FORWARD_ZONES { }
+            chain filter_FWD_trusted { accept; }
+        }";
+    host.shell(&format!("nft -f - <<'END'\n{firewalld}\nEND"))?;
+    let told = || async { scene.complaints().await.is_ok_and(|it| it.len() == 1) };
+    eventually("it is told", SOON, told).await?;
+    host.run(&format!(
+        "nft add rule inet firewalld filter_FORWARD_ZONES ip saddr {subnet} goto filter_FWD_trusted"
+    ))?;
+    eventually("the zone has its source", SOON, quiet).await?;
+    host.run("nft delete table inet firewalld")?;
     scene.probe("without it")?;
     scene.apart.finish()
 }
@@ -305,10 +339,7 @@ async fn a_firewall_of_others_is_left_alone_where_the_configuration_says_so() ->
     ensure!(scene.near.fetch(by_host).is_none());
 
     // What it says helps.
-    let subnet = format!(
-        "{}/24",
-        Ipv4Addr::from(u32::from(scene.front) & 0xffff_ff00)
-    );
+    let subnet = scene.subnet();
     for rule in [
         format!("iifname \"bt*\" ip saddr {subnet}"),
         format!("oifname \"bt*\" ip daddr {subnet}"),
@@ -322,6 +353,8 @@ async fn a_firewall_of_others_is_left_alone_where_the_configuration_says_so() ->
         ))?;
     }
     scene.probe("by hand")?;
+    let quiet = || async { scene.complaints().await.is_ok_and(|it| it.is_empty()) };
+    eventually("nothing is left to be told", SOON, quiet).await?;
     scene.apart.finish()
 }
 

@@ -393,8 +393,15 @@ async fn what_must_pass_passes_and_what_must_not_does_not_whatever_is_killed_or_
         format!("flush table inet {table}"),
         format!("flush set inet {table} sources"),
         format!("flush map inet {table} node_ports"),
+        format!("add table inet {table} {{ flags dormant; }}"),
+        format!("replace rule inet {table} outward handle CLOSED ip saddr @closed accept"),
     ] {
-        succeed(Command::new("nft").args(spoil.split_whitespace()))?;
+        let nft = |line: &str| succeed(Command::new("nft").args(line.split_whitespace()));
+        let rules = nft(&format!("-a list chain inet {table} outward"))?;
+        let closed = rules.lines().find(|it| it.contains("@closed"));
+        let handle = closed.and_then(|it| it.rsplit(' ').next());
+        let spoil = spoil.replace("CLOSED", handle.context("the rule")?);
+        nft(&spoil)?;
         let whole = || async { scene.probe("soon").is_ok() };
         eventually(&spoil, SOON, whole).await?;
     }

@@ -91,6 +91,15 @@ async fn a_sandbox_gets_what_was_made_for_its_address_and_the_next_is_made() -> 
 
     let after = two_wait(&node, &[*made]).await?;
     ensure!(!after.contains_key(&slot), "{after:?}");
+    // An address that is reserved is not given next. No record says so.
+    let names = |node| waiting(node).map(|it| it.into_keys().collect::<Vec<_>>());
+    let former: Vec<_> = after.into_keys().collect();
+    node.berth(&["net", "reserve", "team", "--prefix-length", "30"])?;
+    let others = || async { names(&node).is_ok_and(|it| it.len() == 2 && it != former) };
+    eventually("the slots are of other addresses", SOON, others).await?;
+    node.berth(&["net", "unreserve", "team"])?;
+    let again = || async { names(&node).is_ok_and(|it| it == former) };
+    eventually("the slots are of the former ones", SOON, again).await?;
     node.delete("web").await?;
     node.assert_clean().await?;
     node.finish()

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, fmt, io};
 
-use crate::nfnetlink::{Nfnetlink, attribute, attributes};
+use crate::{
+    asked::{Asked, Reader},
+    nfnetlink::{Nfnetlink, attribute, attributes},
+};
 
 const GET_CHAIN: u16 = 10 << 8 | 4;
 const GET_RULE: u16 = 10 << 8 | 7;
@@ -60,8 +63,8 @@ pub(crate) struct Rule {
     pub(crate) handle: u64,
     pub(crate) comment: String,
     pub(crate) verdict: Option<Verdict>,
-    /// It asks for nothing, so that its verdict is that on every packet.
-    pub(crate) always: bool,
+    /// Where it asks for nothing, its verdict is that on every packet.
+    pub(crate) asked: Vec<Asked>,
     /// Packets and bytes.
     pub(crate) counted: (u64, u64),
 }
@@ -134,10 +137,10 @@ fn read_rule(payload: &[u8]) -> Option<Rule> {
         comment: attribute(payload, 7)
             .and_then(own_comment)
             .unwrap_or_default(),
-        always: true,
         ..Rule::default()
     };
     let expressions = attribute(payload, 4).unwrap_or_default();
+    let mut reader = Reader::default();
     for (_, expression) in attributes(expressions) {
         let name = attribute(expression, 1).and_then(read_text)?;
         let content = attribute(expression, 2).unwrap_or_default();
@@ -157,7 +160,7 @@ fn read_rule(payload: &[u8]) -> Option<Rule> {
                 let comment = attribute(content, 3).and_then(read_text);
                 rule.comment = comment.unwrap_or_default().to_owned();
             }
-            _ => rule.always = false,
+            _ => rule.asked.extend(reader.read(name, content)),
         }
     }
     Some(rule)
@@ -223,7 +226,7 @@ mod tests {
     fn a_rule_is_its_comment_its_verdict_and_whether_it_asks_for_anything() {
         let target = |name: &str| expression("target", &text(1, name));
         let counter = expression("counter", &[plain(1, &60_u64.to_be_bytes()), plain(2, &2_u64.to_be_bytes())].concat());
-        let meta = expression("meta", &[]);
+        let meta = expression("lookup", &[]);
         let comment = expression("match", &[text(1, "comment"), plain(2, &[0; 4]), plain(3, b"mine\0\0\0\0")].concat());
         type Case<'a> = (&'a [Vec<u8>], Option<Verdict>, bool);
         let cases: [Case<'_>; 8] = [
@@ -238,7 +241,7 @@ mod tests {
         ];
         for (expressions, verdict, always) in cases {
             let seen = read_rule(&rule(expressions, b"\x01\x01x\x00\x05mine\0")).unwrap();
-            assert_eq!((seen.verdict, seen.always, seen.comment.as_str()), (verdict, always, "mine"));
+            assert_eq!((seen.verdict, seen.asked.is_empty(), seen.comment.as_str()), (verdict, always, "mine"));
         }
         let seen = read_rule(&rule(&[comment, counter], b"")).unwrap();
         assert_eq!((seen.handle, seen.comment.as_str(), seen.counted), (7, "mine", (2, 60)));

@@ -17,11 +17,14 @@ use crate::{
     error::NetnsError,
     foreign::{self, Judgement, Passage},
     named,
-    nfnetlink::{Held, Nfnetlink},
+    nfnetlink::{Held, Nfnetlink, Shape},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
     rules6::{self, DENIALS6},
     table::{self, Rules},
 };
+
+/// Of the whole node, as far as it is in one network namespace.
+const TRACKED_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// What this kernel makes of it.
 #[derive(Debug)]
@@ -64,13 +67,13 @@ struct Wanted {
 struct Standing {
     /// Of the change that was the last, whoever made it.
     generation: u32,
-    /// Of each family's table: what tells it from another one of its name, and how many rules it has.
-    tables: [(u64, usize); 2],
+    /// Of each family's table.
+    tables: [Shape; 2],
 }
 
 impl Fence {
     /// Makes the tables where there are none. Those that a former manager left stand until [`Fence::restore`].
-    pub(crate) fn start(frame: Frame, passage: Passage) -> Result<Fencing, NetnsError> {
+    pub(crate) fn start(mut frame: Frame, passage: Passage) -> Result<Fencing, NetnsError> {
         let mut socket = match Nfnetlink::open() {
             Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {
                 let message = error.to_string();
@@ -78,9 +81,10 @@ impl Fence {
             }
             opened => opened.map_err(NetnsError::rules("opening netfilter"))?,
         };
+        frame.abilities = table::abilities()?;
         let name = rules::table(&frame.instance);
         let there = |socket: &mut Nfnetlink, family| {
-            let table = socket.table(family, &name);
+            let table = socket.shape(family, &name);
             // A kernel without nftables knows no such question.
             table.is_ok_and(|it| it.is_some())
         };
@@ -114,6 +118,22 @@ impl Fence {
     pub(crate) fn others(&self) -> Judgement {
         let others = self.others.lock();
         others.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What sandboxes are without, because of this kernel, its settings or others.
+    pub(crate) fn degraded(&self) -> Vec<String> {
+        let max = self.frame.connections_max;
+        let mut degraded = self.frame.abilities.lacks(max);
+        let tracked = std::fs::read_to_string(TRACKED_MAX).ok();
+        let tracked = tracked.and_then(|it| it.trim().parse::<u32>().ok());
+        if let Some(tracked) = tracked.filter(|it| *it <= max) {
+            degraded.push(format!(
+                "network.connections_max is {max}, and the node tracks {tracked} connections at most ({TRACKED_MAX}): one \
+                 sandbox can take all of them"
+            ));
+        }
+        degraded.extend(self.others().obstacles);
+        degraded
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -331,29 +351,6 @@ impl Fence {
         }
     }
 
-    pub(crate) fn uninstall(&self) -> Result<(), NetnsError> {
-        let passage = Passage {
-            places: false,
-            ..self.passage.clone()
-        };
-        let mut reads = 0;
-        let left = loop {
-            reads += 1;
-            match judge(&mut self.state().socket, &passage)? {
-                Some(judgement) => break judgement.changes,
-                None if reads < READS_MAX => {}
-                None => {
-                    let busy = std::io::Error::from(std::io::ErrorKind::Interrupted);
-                    return Err(NetnsError::rules("reading the tables of others")(busy));
-                }
-            }
-        };
-        if !left.is_empty() {
-            table::change(&left)?;
-        }
-        table::remove(&self.frame.instance)
-    }
-
     /// Changes what stands for one sandbox in one batch. What the kernel refuses was not as it was left: all is made anew.
     fn change(
         &self,
@@ -470,12 +467,12 @@ impl Fence {
     fn standing(&self, socket: &mut Nfnetlink) -> std::io::Result<Option<Standing>> {
         // First, so that what comes later is looked for the next time.
         let generation = socket.generation()?;
-        let mut tables = [(0, 0); 2];
+        let mut tables = [Shape::default(); 2];
         for (place, family) in tables.iter_mut().zip(Family::ALL) {
-            let Some(handle) = socket.table(family, &self.name)? else {
+            let Some(shape) = socket.shape(family, &self.name)? else {
                 return Ok(None);
             };
-            *place = (handle, socket.rules(family, &self.name)?);
+            *place = shape;
         }
         Ok(Some(Standing { generation, tables }))
     }
@@ -497,9 +494,45 @@ impl State {
     }
 }
 
+/// Takes away what there is of an instance: its tables, and its accepts in those of others. Makes nothing.
+pub(crate) fn uninstall(passage: &Passage) -> Result<(), NetnsError> {
+    let passage = Passage {
+        places: false,
+        ..passage.clone()
+    };
+    let mut socket = match Nfnetlink::open() {
+        Err(error) if error.raw_os_error() == Some(Errno::PROTONOSUPPORT.raw_os_error()) => {
+            return Ok(());
+        }
+        opened => opened.map_err(NetnsError::rules("opening netfilter"))?,
+    };
+    // A kernel without nftables knows no such question, and has no tables.
+    if let Err(error) = socket.generation()
+        && error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
+    {
+        return Ok(());
+    }
+    let mut reads = 0;
+    let left = loop {
+        reads += 1;
+        match judge(&mut socket, &passage)? {
+            Some(judgement) => break judgement.changes,
+            None if reads < READS_MAX => {}
+            None => {
+                let busy = std::io::Error::from(std::io::ErrorKind::Interrupted);
+                return Err(NetnsError::rules("reading the tables of others")(busy));
+            }
+        }
+    };
+    if !left.is_empty() {
+        table::change(&left)?;
+    }
+    table::remove(&passage.instance)
+}
+
 /// `None` while others are changing tables.
 fn judge(socket: &mut Nfnetlink, passage: &Passage) -> Result<Option<Judgement>, NetnsError> {
-    match chains::read(socket, foreign::is_of_docker) {
+    match chains::read(socket, foreign::is_looked_at) {
         Ok(chains) => Ok(Some(foreign::judge(&chains, passage))),
         Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Ok(None),
         Err(error) => Err(NetnsError::rules("reading the chains of others")(error)),

@@ -7,12 +7,19 @@ use berth_domain::Names;
 use berth_platform::ForeignAccept;
 use ipnet::IpNet;
 
-use crate::chains::{Chain, Layer, Place, Rule, Verdict};
+use crate::{
+    asked::{Packets, Side},
+    chains::{Chain, Layer, Place, Rule, Verdict},
+};
 
 /// The table of iptables, and the chains in it that an accept can be in: docker leaves the first to others.
 const TABLE: &str = "filter";
 const DOCKER_USER: &str = "DOCKER-USER";
 const FORWARD: &str = "FORWARD";
+const FIREWALLD: &str = "firewalld";
+/// Chains that lead to each other are followed so far: longer than any firewall is deep, and no longer where one is read
+/// while it is changed.
+const DEPTH_MAX: usize = 8;
 
 /// What others have to let pass.
 #[derive(Clone, Debug)]
@@ -35,9 +42,10 @@ pub(crate) struct Judgement {
     pub(crate) changes: String,
 }
 
-/// Chains that are looked at although they are no base chains.
-pub(crate) fn is_of_docker((layer, table, chain): &Place) -> bool {
-    *layer != Layer::Inet && table == TABLE && chain == DOCKER_USER
+/// Chains that are looked at although they are no base chains: docker's for others, and those of firewalld's zones.
+pub(crate) fn is_looked_at((layer, table, chain): &Place) -> bool {
+    let of_docker = *layer != Layer::Inet && table == TABLE && chain == DOCKER_USER;
+    of_docker || table == FIREWALLD && chain.starts_with("filter_F")
 }
 
 pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judgement {
@@ -59,14 +67,22 @@ pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judge
         if concerns && chain.forwards {
             let of_iptables = *layer != Layer::Inet && table == TABLE && name == FORWARD;
             let place = passage.place(chains, *layer).filter(|_| of_iptables);
+            let accepts = |sides: &[Side]| {
+                let mut packets = sides.iter().flat_map(|it| passage.packets(*layer, *it));
+                packets.all(|it| decides(chains, (*layer, table), chain, it, 0) == Some(true))
+            };
+            let both = [Side::From, Side::To];
             let sentence = match place {
                 Some(_) if passage.places => None,
-                Some(place) => Some(passage.sentence(*layer, table, place)),
-                None if table == "firewalld" => Some(format!(
-                    "firewalld filters what is forwarded: a zone that accepts has to have {} as source",
-                    passage.subnets_of(*layer)
-                )),
-                None => drops(chain).then(|| passage.sentence(*layer, table, name)),
+                Some(place) => (!accepts(&both)).then(|| passage.sentence(*layer, table, place)),
+                None if table == FIREWALLD => (!accepts(&[Side::From])).then(|| {
+                    let subnets = passage.subnets_of(*layer);
+                    format!("firewalld filters what is forwarded: a zone that accepts has to have {subnets} as source")
+                }),
+                None => {
+                    let hinders = drops(chain) && !accepts(&both);
+                    hinders.then(|| passage.sentence(*layer, table, name))
+                }
             };
             judgement.obstacles.extend(sentence);
         }
@@ -77,10 +93,48 @@ pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judge
 /// What no rule before has accepted does not pass.
 fn drops(chain: &Chain) -> bool {
     let last = chain.rules.last();
-    chain.drops || last.is_some_and(|it| it.always && it.verdict == Some(Verdict::Drop))
+    chain.drops || last.is_some_and(|it| it.asked.is_empty() && it.verdict == Some(Verdict::Drop))
+}
+
+/// Whether a chain lets all of these packets pass, as far as it decides on all of them alike.
+fn decides(
+    chains: &BTreeMap<Place, Chain>,
+    (layer, table): (Layer, &str),
+    chain: &Chain,
+    packets: Packets<'_>,
+    depth: usize,
+) -> Option<bool> {
+    let meant = |it: &&Rule| it.asked.iter().all(|asked| packets.are(asked));
+    for rule in chain.rules.iter().filter(meant) {
+        match &rule.verdict {
+            Some(Verdict::Accept) => return Some(true),
+            Some(Verdict::Drop) => return Some(false),
+            Some(Verdict::Return) => return None,
+            Some(Verdict::Chain(name)) if depth < DEPTH_MAX => {
+                let next = chains.get(&(layer, table.to_owned(), name.clone()));
+                let decided =
+                    next.and_then(|it| decides(chains, (layer, table), it, packets, depth + 1));
+                if decided.is_some() {
+                    return decided;
+                }
+            }
+            Some(Verdict::Chain(_)) | None => {}
+        }
+    }
+    None
 }
 
 impl Passage {
+    /// The packets of sandboxes that come by chains of this family.
+    fn packets(&self, layer: Layer, side: Side) -> impl Iterator<Item = Packets<'_>> {
+        let own = self.subnets.iter().filter(move |it| is_of(it, layer));
+        own.map(move |subnet| Packets {
+            side,
+            links: Names::LINK_PREFIX,
+            subnet: *subnet,
+        })
+    }
+
     /// The chain in which the owner of iptables' table wants an accept; `None` where none is needed.
     fn place(&self, chains: &BTreeMap<Place, Chain>, layer: Layer) -> Option<&'static str> {
         let of = |name: &str| chains.get(&(layer, TABLE.to_owned(), name.to_owned()));
@@ -125,15 +179,18 @@ impl Passage {
 
     fn sentence(&self, layer: Layer, table: &str, chain: &str) -> String {
         let subnets = self.subnets_of(layer);
-        let rule = self.subnets.iter().find(|it| is_of(it, layer)).map(|it| {
+        let own = self.subnets.iter().filter(|it| is_of(it, layer));
+        let rules = own.map(|it| {
             let family = if it.addr().is_ipv4() { "ip" } else { "ip6" };
             let links = Names::LINK_PREFIX;
-            format!("rule {layer} {table} {chain} iifname \"{links}*\" {family} saddr {it} accept")
+            format!(
+                "`nft insert rule {layer} {table} {chain} iifname \"{links}*\" {family} saddr {it} accept`"
+            )
         });
         format!(
-            "chain {chain} of table {layer} {table} drops what is forwarded: it has to accept {subnets}, as with `nft insert \
-             {}`, and the same with oifname and daddr",
-            rule.unwrap_or_default()
+            "chain {chain} of table {layer} {table} drops what is forwarded: it has to accept {subnets}, as with {}, and the \
+             same with oifname and daddr",
+            rules.collect::<Vec<_>>().join(" and ")
         )
     }
 }
@@ -193,6 +250,7 @@ impl Judgement {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::asked::Asked;
 
     fn passage() -> Passage {
         Passage {
@@ -214,7 +272,6 @@ mod tests {
     fn always(verdict: Verdict) -> Rule {
         Rule {
             verdict: Some(verdict),
-            always: true,
             ..Rule::default()
         }
     }
@@ -224,8 +281,8 @@ mod tests {
             handle,
             comment: format!("Berth, instance a1: {word} 10.1.0.0/16"),
             verdict: Some(Verdict::Accept),
+            asked: vec![Asked::Else],
             counted: (3, 180),
-            ..Rule::default()
         }
     }
 
@@ -378,5 +435,97 @@ mod tests {
             let named = found.iter().zip(expected).all(|(it, expected)| it.contains(expected));
             assert!(named, "{found:?}");
         }
+    }
+
+    fn accepting(side: Side, net: &str) -> Rule {
+        let name = Names::LINK_PREFIX.as_bytes().to_vec();
+        let net = net.parse().unwrap();
+        Rule {
+            asked: vec![Asked::Link { side, name }, Asked::Address { side, net }],
+            ..always(Verdict::Accept)
+        }
+    }
+
+    #[test]
+    fn a_complaint_ends_with_what_it_was_about() {
+        let both = Passage {
+            subnets: vec![
+                "10.1.0.0/16".parse().unwrap(),
+                "fd00:1::/64".parse().unwrap(),
+            ],
+            ..passage()
+        };
+        let complaints = |rules: &[Rule]| {
+            let place = at(Layer::Inet, "mine", "forward");
+            judge(&[(place, base(true, rules.to_vec()))].into(), &both).obstacles
+        };
+        let told = complaints(&[]);
+        for part in [
+            "ip saddr 10.1.0.0/16 accept",
+            "ip6 saddr fd00:1::/64 accept",
+        ] {
+            assert!(told[0].contains(part), "{told:?}");
+        }
+        let mut rules = vec![];
+        for (side, net) in [
+            (Side::From, "10.1.0.0/16"),
+            (Side::To, "10.0.0.0/8"),
+            (Side::From, "fd00:1::/64"),
+        ] {
+            rules.push(accepting(side, net));
+            assert_eq!(complaints(&rules).len(), 1, "{rules:?}");
+        }
+        rules.push(accepting(Side::To, "fd00:1::/64"));
+        assert_eq!(complaints(&rules), [""; 0]);
+        rules.insert(0, always(Verdict::Drop));
+        assert_eq!(
+            complaints(&rules).len(),
+            1,
+            "behind a drop nothing is accepted"
+        );
+    }
+
+    #[test]
+    fn a_zone_of_firewalld_that_accepts_the_subnet_is_no_obstacle() {
+        let zone = |net: &str, verdict| {
+            let net = net.parse().unwrap();
+            let source = Rule {
+                asked: vec![Asked::Address {
+                    side: Side::From,
+                    net,
+                }],
+                ..always(Verdict::Chain("filter_FWD_inner".into()))
+            };
+            let to_zones = always(Verdict::Chain("filter_FORWARD_ZONES".into()));
+            let chain = |rules| Chain {
+                rules,
+                ..Chain::default()
+            };
+            let place = |name| at(Layer::Inet, FIREWALLD, name);
+            let chains = [
+                (
+                    place("filter_FORWARD"),
+                    base(false, vec![to_zones, always(Verdict::Drop)]),
+                ),
+                (place("filter_FORWARD_ZONES"), chain(vec![source])),
+                (place("filter_FWD_inner"), chain(vec![always(verdict)])),
+            ];
+            judge(&chains.into(), &passage()).obstacles.len()
+        };
+        assert_eq!(zone("10.1.0.0/16", Verdict::Accept), 0);
+        assert_eq!(zone("10.1.0.0/16", Verdict::Drop), 1);
+        assert_eq!(zone("10.2.0.0/16", Verdict::Accept), 1);
+        assert!(is_looked_at(&at(
+            Layer::Inet,
+            FIREWALLD,
+            "filter_FWD_inner"
+        )));
+        // One that leads to itself is left at some point.
+        let circle = base(true, vec![always(Verdict::Chain("forward".into()))]);
+        let place = at(Layer::Inet, "mine", "forward");
+        assert_eq!(
+            judge(&[(place, circle)].into(), &passage()).obstacles.len(),
+            1
+        );
     }
 }

@@ -24,15 +24,15 @@ fn check_in(settings: &Path, subnet: Ipv6Net) -> Result<(), NetnsError> {
 }
 
 /// Has the node hand on what is meant for others.
-pub(crate) fn forward() -> Result<(), NetnsError> {
+pub(crate) fn forward() -> Result<bool, NetnsError> {
     forward_in(Path::new(SETTINGS))
 }
 
-fn forward_in(settings: &Path) -> Result<(), NetnsError> {
+fn forward_in(settings: &Path) -> Result<bool, NetnsError> {
     let conf = settings.join("conf");
     let forwarding = conf.join("all/forwarding");
     if reads(&forwarding, "1") {
-        return Ok(());
+        return Ok(false);
     }
     // A node that forwards takes itself for a router, and forgets what it has learned from those on its links, unless it is
     // told that it still depends on them.
@@ -51,7 +51,8 @@ fn forward_in(settings: &Path) -> Result<(), NetnsError> {
             }
         }
     }
-    fs::write(&forwarding, "1").map_err(NetnsError::file("writing", forwarding))
+    fs::write(&forwarding, "1").map_err(NetnsError::file("writing", forwarding))?;
+    Ok(true)
 }
 
 fn reads(path: &Path, value: &str) -> bool {

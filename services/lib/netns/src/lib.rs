@@ -2,6 +2,8 @@
 //! routed, and nftables tables. Everything is found again by names that come from the sandbox id. Which sandbox gets which
 //! address, others know.
 
+mod admit;
+mod asked;
 mod chains;
 mod connect;
 mod conntrack;

@@ -24,9 +24,10 @@ use rtnetlink::IpVersion;
 use tokio::net::TcpStream;
 
 use crate::{
+    admit::Abilities,
     connect,
     error::NetnsError,
-    fence::{Fence, Fencing},
+    fence::{self, Fence, Fencing},
     foreign::Passage,
     ipv6,
     links::{INSIDE, Link, Links},
@@ -53,6 +54,8 @@ pub struct Settings {
     pub subnets: Subnets,
     /// Who beyond the node may open connections to the addresses of sandboxes.
     pub reachable_from: Vec<IpNet>,
+    /// Connections that one sandbox may have opened at a time; 0 for no limit.
+    pub connections_max: u32,
     /// Whether an accept of ours may stand in a firewall of others that drops what is forwarded.
     pub foreign_accept: bool,
 }
@@ -110,15 +113,10 @@ impl NetnsNetwork {
             gateway: ipam::gateway(subnet),
             reachable_from: settings.reachable_from.clone(),
             v6,
+            connections_max: settings.connections_max,
+            abilities: Abilities::ALL,
         };
-        let passage = Passage {
-            table: rules::table(&frame.instance),
-            instance: frame.instance.clone(),
-            subnets: std::iter::once(subnet.into())
-                .chain(subnet6.map(IpNet::from))
-                .collect(),
-            places: settings.foreign_accept,
-        };
+        let passage = passage(&settings);
         let fencing = blocking(move || Fence::start(frame, passage)).await?;
         let network = Self {
             settings: Arc::new(settings),
@@ -170,10 +168,20 @@ impl NetnsNetwork {
         .await
     }
 
-    /// Removes what `start` made.
-    pub async fn uninstall(&self) -> Result<(), NetnsError> {
-        self.fenced(Fence::uninstall).await?;
-        self.links.remove(&self.settings.bridge).await
+    /// Removes what there is of what `start` makes, and makes nothing.
+    pub async fn uninstall(settings: &Settings) -> Result<(), NetnsError> {
+        let links = Links::here()?;
+        slots::clear(&place(settings, &links)).await?;
+        ways::forget_switched(settings)?;
+        let passage = passage(settings);
+        blocking(move || fence::uninstall(&passage)).await?;
+        match links.find(&settings.bridge).await? {
+            Some(link) if link.is_bridge && link.alias == bridge_alias(&settings.names) => {
+                links.remove_index(link.index).await
+            }
+            // A link of others, whose name our settings have.
+            Some(_) | None => Ok(()),
+        }
     }
 
     async fn attach(&self, sandbox: &Sandbox) -> Result<(), NetnsError> {
@@ -293,13 +301,7 @@ impl NetnsNetwork {
     }
 
     fn place(&self) -> slots::Place<'_> {
-        slots::Place {
-            names: &self.settings.names,
-            links: &self.links,
-            group: self.group,
-            gateway: ipam::gateway(self.settings.subnets.v4),
-            has_ipv6: self.settings.subnets.v6.is_some(),
-        }
+        place(&self.settings, &self.links)
     }
 
     /// The link of a slot that a sandbox was given and that never became its own.
@@ -579,13 +581,22 @@ impl Network for NetnsNetwork {
     }
 
     fn degraded(&self) -> Vec<String> {
-        match &*self.fencing {
-            Fencing::Stands(fence) => fence.others().obstacles,
+        let mut degraded = match &*self.fencing {
+            Fencing::Stands(fence) => fence.degraded(),
             Fencing::Unsupported { message } => vec![format!(
                 "no nftables NAT in this kernel: sandboxes do not reach beyond the node, have no node ports, and nothing \
                  keeps them from each other and from the node ({message})"
             )],
+        };
+        let routes = ways::switched_on(&self.settings);
+        if !routes.is_empty() {
+            let families = routes.join(" and ");
+            degraded.push(format!(
+                "Berth has made this node a router for {families}, which it was not: between links of others it routes as \
+                 well, unless a firewall says no"
+            ));
         }
+        degraded
     }
 
     async fn fencing(&self) -> Result<Option<FencingSeen>, NetworkError> {
@@ -615,6 +626,33 @@ impl Network for NetnsNetwork {
     async fn remove_object(&self, object: &NetworkObject) -> Result<(), NetworkError> {
         Ok(self.remove_listed(object).await?)
     }
+}
+
+fn place<'a>(settings: &'a Settings, links: &'a Links) -> slots::Place<'a> {
+    slots::Place {
+        names: &settings.names,
+        links,
+        group: rules::group(settings.names.instance.as_str()),
+        gateway: ipam::gateway(settings.subnets.v4),
+        has_ipv6: settings.subnets.v6.is_some(),
+    }
+}
+
+fn passage(settings: &Settings) -> Passage {
+    let Subnets { v4, v6 } = settings.subnets;
+    let instance = settings.names.instance.as_str().to_owned();
+    Passage {
+        table: rules::table(&instance),
+        instance,
+        subnets: std::iter::once(v4.into())
+            .chain(v6.map(IpNet::from))
+            .collect(),
+        places: settings.foreign_accept,
+    }
+}
+
+pub(crate) fn bridge_alias(names: &Names) -> String {
+    format!("berth {} bridge", names.instance)
 }
 
 fn warn(error: NetnsError, what: &str) {

@@ -1,7 +1,13 @@
 //! Elements of the instance's tables, changed in one batch and read back over one netlink socket; no program is executed.
 //! Encodes messages and reads answers; which elements there shall be, others know.
 
-use std::{collections::BTreeMap, io, os::fd::OwnedFd, time::Duration};
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    os::fd::OwnedFd,
+    time::Duration,
+};
 
 use rustix::{
     io::Errno,
@@ -24,6 +30,7 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NFTABLES: u16 = 10;
 const GET_TABLE: u16 = NFTABLES << 8 | 1;
+const GET_CHAIN: u16 = NFTABLES << 8 | 4;
 const GET_RULE: u16 = NFTABLES << 8 | 7;
 const NEW_ELEMENT: u16 = NFTABLES << 8 | 12;
 const GET_ELEMENT: u16 = NFTABLES << 8 | 13;
@@ -42,6 +49,16 @@ const BUFFER_BYTES: usize = 8 << 20;
 pub(crate) struct Nfnetlink {
     socket: OwnedFd,
     answers: Vec<u8>,
+}
+
+/// What tells a table from one that somebody has changed, or has made in its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Shape {
+    handle: u64,
+    /// Whether it sleeps.
+    flags: u32,
+    /// A hash of its chains and rules in their order.
+    content: u64,
 }
 
 /// An element as it is in the kernel.
@@ -138,36 +155,45 @@ impl Nfnetlink {
         found.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// What tells this table from a later one of its name; `None` where there is none.
-    pub(crate) fn table(&mut self, family: Family, table: &str) -> io::Result<Option<u64>> {
-        let mut handle = None;
+    /// What a table is without its elements; `None` where there is none.
+    pub(crate) fn shape(&mut self, family: Family, table: &str) -> io::Result<Option<Shape>> {
+        let mut found = None;
         let asked = self.ask(GET_TABLE, 0, family.number(), &text(1, table), |payload| {
-            handle = attribute(payload, 4).and_then(read_u64);
+            found = attribute(payload, 4)
+                .and_then(read_u64)
+                .map(|handle| Shape {
+                    handle,
+                    flags: attribute(payload, 2).and_then(read_u32).unwrap_or_default(),
+                    content: 0,
+                });
         });
         match asked {
-            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-            Err(error) => Err(error),
-            Ok(()) => Ok(handle),
+            Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {
+                return Ok(None);
+            }
+            asked => asked?,
         }
-    }
-
-    /// How many rules a table has.
-    pub(crate) fn rules(&mut self, family: Family, table: &str) -> io::Result<usize> {
-        self.undisturbed(|socket| {
-            let mut count = 0;
-            socket.ask(
-                GET_RULE,
-                DUMP,
-                family.number(),
-                &text(1, table),
-                // A kernel that does not filter sends the rules of all tables.
-                |payload| {
-                    let own = attribute(payload, 1).is_some_and(|it| is_text(it, table));
-                    count += usize::from(own);
-                },
-            )?;
-            Ok(count)
-        })
+        let Some(mut shape) = found else {
+            return Ok(None);
+        };
+        // Of a chain: handle, name, hook, policy and flags. Of a rule: its chain and its handle, which one that replaces it
+        // does not have.
+        let parts: [(u16, &[u16]); 2] = [(GET_CHAIN, &[2, 3, 4, 5, 10]), (GET_RULE, &[2, 3])];
+        shape.content = self.undisturbed(|socket| {
+            let mut content = DefaultHasher::new();
+            for (kind, kinds) in parts {
+                socket.ask(kind, DUMP, family.number(), &text(1, table), |payload| {
+                    // A kernel that does not filter sends those of all tables.
+                    if attribute(payload, 1).is_some_and(|it| is_text(it, table)) {
+                        kinds
+                            .iter()
+                            .for_each(|it| attribute(payload, *it).hash(&mut content));
+                    }
+                })?;
+            }
+            Ok(content.finish())
+        })?;
+        Ok(Some(shape))
     }
 
     /// Reads again where somebody has changed a table meanwhile, as the name server does with many an answer.

@@ -11,6 +11,7 @@ use berth_domain::{Egress, Protocol, Sandbox, SandboxSpec};
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
+    admit::{self, Abilities},
     element::{Element, Family, Part},
     named::{self, NAMERS, Owner},
     rules6::{self, Frame6},
@@ -41,6 +42,9 @@ pub(crate) struct Frame {
     pub(crate) reachable_from: Vec<IpNet>,
     /// `None`: sandboxes have no IPv6.
     pub(crate) v6: Option<Frame6>,
+    /// Connections that one sandbox may have opened at a time; 0 for no limit.
+    pub(crate) connections_max: u32,
+    pub(crate) abilities: Abilities,
 }
 
 /// What the rules need to know of one sandbox.
@@ -272,6 +276,8 @@ fn rules(frame: &Frame) -> String {
         gateway,
         reachable_from,
         v6,
+        connections_max,
+        abilities,
     } = frame;
     let (name, group) = (table(instance), group(instance));
     let version = env!("CARGO_PKG_VERSION");
@@ -305,14 +311,21 @@ fn rules(frame: &Frame) -> String {
         let _ = writeln!(
             let_in,
             "\t\tmeta mark set ip daddr map @lets_in{place} \
-             meta mark . ip saddr @members meta mark set 0 accept"
+             meta mark . ip saddr @members meta mark set 0 goto admit"
         );
     }
     let four = |it: &IpNet| matches!(it, IpNet::V4(_)).then(|| it.to_string());
     let reachable: Vec<_> = reachable_from.iter().filter_map(four).collect();
+    let answer_first = match v6 {
+        Some(_) => "\t\tmeta nfproto ipv6 goto answer6\n",
+        None => "",
+    };
+    let known = admit::known(group);
+    let answer = admit::answer(group, ("ip", ""), answer_first, &floor, &reachable);
+    let shared = admit::shared(group, *connections_max, *abilities, v6.is_some());
     let reachable = match reachable.is_empty() {
         true => String::new(),
-        false => format!("\t\tip saddr {{ {} }} accept\n", reachable.join(", ")),
+        false => format!("\t\tip saddr {{ {} }} goto admit\n", reachable.join(", ")),
     };
     let six = match v6 {
         Some(v6) => rules6::text(v6, group, reachable_from),
@@ -329,7 +342,7 @@ fn rules(frame: &Frame) -> String {
          \tset listed {{ type ipv4_addr; }}\n\
          \tset members {{ type mark . ipv4_addr; }}\n\
          \tmap node_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}\n\
-         {doors}{lists}{named_sets}{}\
+         {doors}{lists}{named_sets}{shared}{}{answer}\
          \tchain prerouting {{\n\
          \t\ttype filter hook prerouting priority raw; policy accept;\n\
          \t\tiifgroup {group} jump from_sandbox\n\
@@ -345,7 +358,7 @@ fn rules(frame: &Frame) -> String {
          \t\tdrop\n\
          \t}}\n\
          \tchain denied {{\n\
-         \t\tip saddr @{DENIALS} drop\n\
+         \t\tip saddr @{DENIALS} goto refused\n\
          \t\tdrop\n\
          \t}}\n\
          \tchain input {{\n\
@@ -354,15 +367,15 @@ fn rules(frame: &Frame) -> String {
          \t}}\n\
          \tchain to_node {{\n\
          {}\
-         \t\tct state established accept\n\
+         \t\tct state established ct direction reply accept\n\
          \t\tct state related ct reply ip saddr {subnet} accept\n\
-         \t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
-         \t\tip daddr {gateway} icmp type echo-request accept\n\
+         \t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 goto admit\n\
+         \t\tip daddr {gateway} icmp type echo-request goto admit\n\
          \t\tgoto denied\n\
          \t}}\n\
          \tchain forward {{\n\
          \t\ttype filter hook forward priority filter; policy accept;\n\
-         \t\tct state established accept\n\
+         {known}\
          \t\tiifgroup != {group} ct state related accept\n\
          \t\tct state related ct reply ip saddr {subnet} accept\n\
          \t\tip daddr {subnet} iifgroup {group} oifgroup != {group} goto denied\n\
@@ -375,21 +388,22 @@ fn rules(frame: &Frame) -> String {
          {}\
          \t\tip saddr @closed goto denied\n\
          \t\tip saddr @listed jump allow_list\n\
-         \t\toifgroup {group} jump sideways\n\
+         \t\toifgroup {group} goto sideways\n\
+         \t\tgoto admit\n\
          \t}}\n\
          \tchain allow_list {{\n\
          {named_first}{allowed}{named_last}\
          \t\tgoto denied\n\
          \t}}\n\
          \tchain sideways {{\n\
-         \t\tct status dnat accept\n\
+         \t\tct status dnat goto admit\n\
          {let_in}\
          \t\tmeta mark set 0\n\
          \t\tgoto denied\n\
          \t}}\n\
          \tchain inward {{\n\
          {}\
-         \t\tct status dnat accept\n\
+         \t\tct status dnat goto admit\n\
          {reachable}\
          \t\tcounter drop\n\
          \t}}\n\
@@ -551,6 +565,8 @@ mod tests {
             gateway: Ipv4Addr::new(10, 1, 0, 1),
             reachable_from: vec!["192.0.2.0/24".parse().unwrap()],
             v6: None,
+            connections_max: 7,
+            abilities: Abilities::ALL,
         };
         let elements = fenced(Egress::Deny).elements();
         let denials = elements.iter().find(|it| it.set == DENIALS).unwrap();
@@ -565,7 +581,7 @@ mod tests {
         assert!(place("instance a1\"") < place("add element"));
         place("add element inet berth-a1 closed { 10.1.0.2 }");
         place("denials { 10.1.0.2 counter packets 5 bytes 300 }");
-        place("ip saddr { 192.0.2.0/24 } accept");
+        place("ip saddr { 192.0.2.0/24 } goto admit");
         place(&format!("iifgroup {} jump from_sandbox", group("a1")));
         for (_, set) in sets() {
             assert!(
@@ -583,7 +599,7 @@ mod tests {
         };
         let text = render(&both, [], &BTreeMap::new());
         assert!(!text.contains("ipv6 drop"));
-        for chain in ["from_sandbox", "to_node", "outward", "inward"] {
+        for chain in ["from_sandbox", "to_node", "answer", "outward", "inward"] {
             let leads = format!("\tchain {chain} {{\n\t\tmeta nfproto ipv6 goto {chain}6\n");
             assert!(text.contains(&leads), "{chain} in {text}");
         }

@@ -10,6 +10,7 @@ use berth_domain::{Egress, SandboxSpec, ipam};
 use ipnet::{IpNet, Ipv6Net};
 
 use crate::{
+    admit,
     element::Part,
     named,
     rules::{Fenced, hardware_address},
@@ -187,9 +188,10 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
     let floor = FLOOR.join(", ");
     let six = |it: &IpNet| matches!(it, IpNet::V6(_)).then(|| it.to_string());
     let reachable: Vec<_> = reachable_from.iter().filter_map(six).collect();
+    let answer = admit::answer(group, ("ip6", "6"), "", &floor, &reachable);
     let reachable = match reachable.is_empty() {
         true => String::new(),
-        false => format!("\t\tip6 saddr {{ {} }} accept\n", reachable.join(", ")),
+        false => format!("\t\tip6 saddr {{ {} }} goto admit\n", reachable.join(", ")),
     };
     let discovery = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255";
     // What has an address of everywhere is known everywhere.
@@ -209,40 +211,42 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
          \t\ticmpv6 type {{ mld-listener-report, mld-listener-done, mld2-listener-report, nd-router-solicit }} drop\n\
          \t\tiifname . ether saddr . ip6 saddr != @sources6 goto spoofed\n\
          \t\t{discovery} ip6 daddr {{ {NEXT_HOP}, {NEXT_HOP_GROUP} }} accept\n\
-         \t\ticmpv6 type {{ nd-router-advert, nd-redirect }} goto denied6\n\
+         \t\ticmpv6 type {{ nd-router-advert, nd-redirect }} goto dropped\n\
          \t\tip6 saddr fe80::/10 goto denied6\n\
          \t\tip6 daddr ff00::/8 drop\n\
          \t\tip6 daddr {{ {floor} }} goto denied6\n\
          \t}}\n\
+         {answer}\
          \tchain denied6 {{\n\
-         \t\tiifname @{DENIALS6} drop\n\
+         \t\tiifname @{DENIALS6} goto refused\n\
          \t\tdrop\n\
          \t}}\n\
          \tchain to_node6 {{\n\
-         \t\tct state established accept\n\
+         \t\tct state established ct direction reply accept\n\
          \t\tct state related ct reply ip6 saddr {subnet} accept\n\
          \t\t{discovery} accept\n\
-         \t\tip6 daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
-         \t\tip6 daddr {gateway} icmpv6 type echo-request accept\n\
+         \t\tip6 daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 goto admit\n\
+         \t\tip6 daddr {gateway} icmpv6 type echo-request goto admit\n\
          \t\tgoto denied6\n\
          \t}}\n\
          \tchain outward6 {{\n\
          \t\tip6 saddr @closed6 goto denied6\n\
          \t\tip6 saddr @listed6 jump allow_list6\n\
-         \t\toifgroup {group} jump sideways6\n\
+         \t\toifgroup {group} goto sideways6\n\
+         \t\tgoto admit\n\
          \t}}\n\
          \tchain allow_list6 {{\n\
          {named_first}{allowed}{named_last}\
          \t\tgoto denied6\n\
          \t}}\n\
          \tchain sideways6 {{\n\
-         \t\tct status dnat accept\n\
+         \t\tct status dnat goto admit\n\
          {let_in}\
          \t\tmeta mark set 0\n\
          \t\tgoto denied6\n\
          \t}}\n\
          \tchain inward6 {{\n\
-         \t\tct status dnat accept\n\
+         \t\tct status dnat goto admit\n\
          {reachable}\
          \t\tcounter drop\n\
          \t}}\n"
@@ -306,7 +310,7 @@ fn doors() -> (String, String) {
         let _ = writeln!(
             let_in,
             "\t\tmeta mark set ip6 daddr map @lets_in6_{place} \
-             meta mark . ip6 saddr @members6 meta mark set 0 accept"
+             meta mark . ip6 saddr @members6 meta mark set 0 goto admit"
         );
     }
     (doors, let_in)
@@ -423,11 +427,15 @@ mod tests {
             let declared = format!(" {set} {{ type ");
             assert!(local.own.contains(&declared), "{set} is declared");
         }
-        assert!(local.own.contains("ip6 saddr { 2001:db8:1::/48 } accept"));
+        assert!(
+            local
+                .own
+                .contains("ip6 saddr { 2001:db8:1::/48 } goto admit")
+        );
         assert!(local.departure.contains("masquerade"));
         let global = text(&frame("2001:db8::/64"), 7, &[]);
         assert!(!global.departure.contains("masquerade"));
-        assert!(!global.own.contains("} accept\n\t\tcounter drop"));
+        assert!(!global.own.contains("} goto admit\n\t\tcounter drop"));
         assert_eq!(closed().own, "");
     }
 }

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    io::ErrorKind,
     net::Ipv4Addr,
     os::fd::AsFd as _,
     path::Path,
@@ -155,7 +156,11 @@ pub(crate) async fn clear(place: &Place<'_>) -> Result<(), NetnsError> {
     }
     let dir = place.names.namespaces_dir();
     blocking(move || {
-        for entry in fs::read_dir(&dir).map_err(NetnsError::file("listing", &dir))? {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(NetnsError::file("listing", &dir))?,
+        };
+        for entry in entries {
             let entry = entry.map_err(NetnsError::file("listing", &dir))?;
             if Names::is_slot(&entry.file_name().to_string_lossy()) {
                 namespaces::close(&entry.path())?;

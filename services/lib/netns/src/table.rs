@@ -3,7 +3,7 @@
 
 use std::{io::Write as _, process::Stdio};
 
-use crate::{error::NetnsError, rules};
+use crate::{admit::Abilities, error::NetnsError, rules};
 
 /// Whether sandboxes are fenced off, and reach beyond the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,28 @@ pub(crate) fn install(text: &str) -> Result<Rules, NetnsError> {
 /// Changes tables of others, all or nothing.
 pub(crate) fn change(text: &str) -> Result<(), NetnsError> {
     nft(&["-f", "-"], text)
+}
+
+/// What this kernel can beyond what the rules cannot do without.
+pub(crate) fn abilities() -> Result<Abilities, NetnsError> {
+    abilities_with(nft)
+}
+
+fn abilities_with(
+    nft: impl Fn(&[&str], &str) -> Result<(), NetnsError>,
+) -> Result<Abilities, NetnsError> {
+    let can = |text: &str| match nft(&["--check", "-f", "-"], text) {
+        Ok(()) => Ok(true),
+        Err(NetnsError::Table { .. }) => Ok(false),
+        Err(other) => Err(other),
+    };
+    if can(&[Abilities::COUNTS, Abilities::ANSWERS].concat())? {
+        return Ok(Abilities::ALL);
+    }
+    Ok(Abilities {
+        counts: can(Abilities::COUNTS)?,
+        answers: can(Abilities::ANSWERS)?,
+    })
 }
 
 /// Gone is a success.
@@ -116,6 +138,31 @@ mod tests {
         }
         let refused = install_without("ip saddr").unwrap_err();
         assert!(matches!(refused, NetnsError::Table { .. }), "{refused}");
+    }
+
+    #[test]
+    fn what_a_kernel_lacks_is_found_one_by_one() {
+        let lacking = |lacks: &'static str| {
+            let nft = move |_: &[&str], text: &str| match text.contains(lacks) {
+                true => Err(NetnsError::Table {
+                    message: lacks.to_owned(),
+                }),
+                false => Ok(()),
+            };
+            abilities_with(nft).unwrap()
+        };
+        let all = Abilities::ALL;
+        assert_eq!(lacking("a word that no table has"), all);
+        let counts = Abilities {
+            counts: false,
+            ..all
+        };
+        assert_eq!(lacking("ct count"), counts);
+        let answers = Abilities {
+            answers: false,
+            ..all
+        };
+        assert_eq!(lacking("reject"), answers);
     }
 
     #[test]

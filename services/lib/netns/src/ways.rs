@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use berth_domain::ipam::{self, Subnets};
@@ -17,7 +17,7 @@ use crate::{
     error::NetnsError,
     ipv6,
     links::{Link, Links},
-    network::{LINK_LOCAL_PREFIX, NetnsNetwork, Settings, blocking},
+    network::{LINK_LOCAL_PREFIX, NetnsNetwork, Settings, blocking, bridge_alias},
     rules::hardware_address,
     rules6::NEXT_HOP,
 };
@@ -34,7 +34,7 @@ pub(crate) struct Way {
 /// Makes the bridge and has the node forward, as far as it is not so.
 pub(crate) async fn keep_bridge(links: &Links, settings: &Settings) -> Result<(), NetnsError> {
     let Subnets { v4: subnet, v6 } = settings.subnets;
-    let alias = format!("berth {} bridge", settings.names.instance);
+    let alias = bridge_alias(&settings.names);
     let address = Ipv4Net::new_assert(ipam::gateway(subnet), subnet.prefix_len());
     let bridge = links.add_bridge(&settings.bridge, &alias, address).await?;
     let address6 = v6.map(|it| {
@@ -44,10 +44,49 @@ pub(crate) async fn keep_bridge(links: &Links, settings: &Settings) -> Result<()
     });
     if address6.is_some() {
         ipv6::set_up_bridge(&settings.bridge)?;
-        ipv6::forward()?;
+        if ipv6::forward()? {
+            note_switched(settings, "IPv6")?;
+        }
     }
     links.keep_address6(bridge.index, address6).await?;
-    blocking(|| set("/proc/sys/net/ipv4/ip_forward", "1")).await
+    if blocking(|| set("/proc/sys/net/ipv4/ip_forward", "1")).await? {
+        note_switched(settings, "IPv4")?;
+    }
+    Ok(())
+}
+
+/// The families for which this instance has made the node a router, since its last boot.
+pub(crate) fn switched_on(settings: &Settings) -> Vec<&'static str> {
+    let families = ["IPv4", "IPv6"].into_iter();
+    families
+        .filter(|it| note_of(settings, it).exists())
+        .collect()
+}
+
+/// What no later manager could tell from what the node's owner has set.
+fn note_switched(settings: &Settings, family: &str) -> Result<(), NetnsError> {
+    let path = note_of(settings, family);
+    tracing::warn!(family, "the node did not route, and does now");
+    fs::write(&path, "").map_err(NetnsError::file("writing", path))
+}
+
+/// The node stays what it is: somebody may depend on it meanwhile.
+pub(crate) fn forget_switched(settings: &Settings) -> Result<(), NetnsError> {
+    for family in ["IPv4", "IPv6"] {
+        let path = note_of(settings, family);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(NetnsError::file("removing", path)(error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn note_of(settings: &Settings, family: &str) -> PathBuf {
+    let name = format!("routes-{}", family.to_lowercase());
+    settings.names.run_dir.join(name)
 }
 
 impl NetnsNetwork {
@@ -141,11 +180,12 @@ fn set_up_link(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
     Ok(())
 }
 
-fn set(path: impl AsRef<Path>, value: &str) -> Result<(), NetnsError> {
+/// Returns whether it was another one.
+fn set(path: impl AsRef<Path>, value: &str) -> Result<bool, NetnsError> {
     let path = path.as_ref();
     let is_so = fs::read_to_string(path).is_ok_and(|it| it.trim() == value);
-    match is_so {
-        true => Ok(()),
-        false => fs::write(path, value).map_err(NetnsError::file("writing", path)),
+    if !is_so {
+        fs::write(path, value).map_err(NetnsError::file("writing", path))?;
     }
+    Ok(!is_so)
 }

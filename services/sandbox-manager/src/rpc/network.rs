@@ -7,14 +7,15 @@ use berth_api::{
     v1::{self, network_service_server::NetworkService},
 };
 use berth_domain::{Failure, Generation, Protocol, Reason, SandboxId, SandboxRecord, subnets};
-use berth_platform::{ForeignAccept, Images, Network, Runtime};
-use berth_store::{LeaseState, LeaseView, SubnetView};
+use berth_platform::{ForeignAccept, Images, Network, Runtime, RuntimeObject, RuntimeObjectKind};
+use berth_store::{Lease, LeaseState, LeaseView, SubnetView};
 use tonic::{Request, Response, Status};
 
 use super::{denied_to_proto, page_size, parse_id, refuse};
 use crate::{
     failures::{
-        network_failure, release_failure, reserve_failure, store_failure, unreserve_failure,
+        network_failure, release_failure, reserve_failure, runtime_failure, store_failure,
+        unreserve_failure,
     },
     registry::Registry,
 };
@@ -40,6 +41,32 @@ impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
         let network = &self.registry.node().network;
         let forgotten = network.forget_connections(addresses).await;
         forgotten.map_err(|it| refuse(network_failure(it)))
+    }
+
+    /// Refuses while something of the lease's owner lives on the node, whatever records say.
+    async fn look_for(&self, lease: &Lease) -> Result<(), Status> {
+        let objects = self.registry.node().runtime.list().await;
+        let objects = objects.map_err(|it| refuse(runtime_failure(it)))?;
+        let lives = |it: &&RuntimeObject| {
+            let own = it.sandbox.as_ref() == Some(&lease.owner)
+                && it.generation.is_none_or(|it| it == lease.generation);
+            own && matches!(
+                it.kind,
+                RuntimeObjectKind::Container | RuntimeObjectKind::Task | RuntimeObjectKind::Shim
+            )
+        };
+        let Some(found) = objects.iter().find(lives) else {
+            return Ok(());
+        };
+        let message = format!(
+            "{} is no record's, but {} of sandbox {} is on the node: `berth audit` tells what is left",
+            lease.address, found.name, lease.owner
+        );
+        let failure = Failure::new(Reason::LeaseHeld, message)
+            .with("owner", &lease.owner)
+            .with("generation", lease.generation)
+            .with("container", &found.name);
+        Err(refuse(failure))
     }
 
     /// What stands for one sandbox.
@@ -150,10 +177,12 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let store = self.registry.store();
         // What the kernel tracks is forgotten first: once the address is free, it may be the next owner's.
         let may = store.may_release(address, owner.clone(), generation).await;
-        may.map_err(|it| refuse(release_failure(it)))?;
+        let lease = may.map_err(|it| refuse(release_failure(it)))?;
+        self.look_for(&lease).await?;
         self.forget_connections(vec![address]).await?;
         let former = store.release_lease(address, owner, generation).await;
         let former = former.map_err(|it| refuse(release_failure(it)))?;
+        self.registry.addresses_changed();
         tracing::warn!(
             %address, owner = %former.owner, generation = %former.generation,
             "an address was made free by force"
@@ -173,6 +202,7 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let addresses = resting.iter().map(|it| it.address).collect();
         self.forget_connections(addresses).await?;
         let released = store.release_resting(resting).await.map_err(failed)?;
+        self.registry.addresses_changed();
         tracing::warn!(
             released,
             "all addresses that rested were made free by force"
@@ -201,6 +231,7 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let now = SystemTime::now();
         let reserved = store.reserve_subnet(identifier, prefix_length, now).await;
         let (subnet, created) = reserved.map_err(|it| refuse(reserve_failure(it)))?;
+        self.registry.addresses_changed();
         Ok(Response::new(v1::ReserveSubnetResponse {
             subnet: Some(render_subnet(&subnet)),
             created,
@@ -223,6 +254,7 @@ impl<R: Runtime + Images, N: Network> NetworkService for NetworkRpc<R, N> {
         let identifier = parse_identifier(request.into_inner().identifier)?;
         let former = self.registry.store().unreserve_subnet(identifier).await;
         let former = former.map_err(|it| refuse(unreserve_failure(it)))?;
+        self.registry.addresses_changed();
         Ok(Response::new(v1::ReleaseSubnetResponse {
             former: Some(render_subnet(&former)),
         }))

@@ -3303,10 +3303,10 @@ pub struct SnapshotResponse {
     #[prost(message, optional, tag = "6")]
     pub denied: ::core::option::Option<DeniedTraffic>,
 }
-/// What a sandbox sent and the node dropped. A connection that is refused shows as each of its tries.
+/// What a sandbox sent and the node refused or dropped. A connection that is tried again shows as each of its tries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeniedTraffic {
-    /// Packets to where the sandbox may not go.
+    /// Packets to where the sandbox may not go, and those of connections beyond the number that it may have.
     #[prost(uint64, tag = "1")]
     pub packets: u64,
     /// Their size, in bytes.
@@ -5137,7 +5137,7 @@ pub struct SandboxRules {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// What it sent and the node dropped. Absent while nothing stands for it in the rules.
+    /// What it sent and the node refused or dropped. Absent while nothing stands for it in the rules.
     #[prost(message, optional, tag = "8")]
     pub denied: ::core::option::Option<DeniedTraffic>,
 }
@@ -5339,9 +5339,10 @@ pub mod network_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// record. An address that a record holds is refused with LEASE_HELD, and so is one whose owner has a container, a task or a
+        /// shim of this generation on the node, which the detail `container` names. First the kernel is made to forget the connections of
         /// the address; where that fails, the lease stays as it is.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED, RUNTIME_UNREACHABLE.
         pub async fn release_lease(
             &mut self,
             request: impl tonic::IntoRequest<super::ReleaseLeaseRequest>,
@@ -5530,9 +5531,10 @@ pub mod network_service_server {
             tonic::Status,
         >;
         /// Makes an address free at once: it ends the rest of one that was given back, and takes one from an owner that has no
-        /// record. An address that a record holds is refused with LEASE_HELD. First the kernel is made to forget the connections of
+        /// record. An address that a record holds is refused with LEASE_HELD, and so is one whose owner has a container, a task or a
+        /// shim of this generation on the node, which the detail `container` names. First the kernel is made to forget the connections of
         /// the address; where that fails, the lease stays as it is.
-        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED.
+        /// Errors: INVALID_FIELD, LEASE_NOT_FOUND, LEASE_HELD, GENERATION_CONFLICT, NETWORK_FAILED, RUNTIME_UNREACHABLE.
         async fn release_lease(
             &self,
             request: tonic::Request<super::ReleaseLeaseRequest>,

@@ -169,6 +169,50 @@ async fn an_address_is_made_free_after_its_connections_are_forgotten_and_not_wit
 }
 
 #[tokio::test]
+async fn an_address_is_not_made_free_while_something_of_its_owner_is_on_the_node() {
+    let ground = ground();
+    ground.hold("web", None).await.unwrap();
+    let lease = ground.store.leases().await.unwrap().remove(0);
+    ground.remove_all().await;
+    let object = RuntimeObject {
+        kind: RuntimeObjectKind::Container,
+        name: "sandbox.web_app".into(),
+        sandbox: Some(lease.owner.clone()),
+        generation: Some(lease.generation),
+        role: None,
+        made_at: None,
+        serial: None,
+        strange: false,
+        silent: false,
+    };
+    ground.node.leave(object.clone());
+    let held = ground.release(&lease).await.unwrap_err();
+    let generation = lease.generation.to_string();
+    let figures = pairs(&[
+        ("container", "sandbox.web_app"),
+        ("generation", &generation),
+        ("owner", "web"),
+    ]);
+    let expected = (Code::FailedPrecondition, "LEASE_HELD".to_owned(), figures);
+    assert_eq!(told(&held), expected);
+    assert!(ground.forgotten().is_empty(), "its connections are in use");
+    ground.node.unreachable(true);
+    let unknown = ground.release(&lease).await.unwrap_err();
+    assert_eq!(told(&unknown).1, "RUNTIME_UNREACHABLE");
+    ground.node.unreachable(false);
+
+    let removed = Runtime::remove_object(&ground.node, &object);
+    removed.await.unwrap();
+    // Of another life of this id, which has an address of its own.
+    ground.node.leave(RuntimeObject {
+        generation: Some(Generation(lease.generation.0 + 1)),
+        ..object
+    });
+    ground.release(&lease).await.unwrap();
+    assert_eq!(ground.store.leases().await.unwrap(), []);
+}
+
+#[tokio::test]
 async fn a_subnet_that_is_used_up_says_so_and_is_free_again_when_the_cool_down_is_overridden() {
     let ground = ground();
     for round in 0..2 {
