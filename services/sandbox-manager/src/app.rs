@@ -21,7 +21,7 @@ use berth_api::{
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
-use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _, Runtime as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -32,6 +32,7 @@ use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
     crash,
+    execs::Execs,
     node::Node,
     registry::{Limits, Registry},
     rpc::{
@@ -55,6 +56,7 @@ pub struct App {
     imports: Imports,
     slot_count: usize,
     allow_host_network: bool,
+    execs: Execs,
     stop: CancellationToken,
 }
 
@@ -134,6 +136,7 @@ impl App {
             imports,
             slot_count: config.network.slots,
             allow_host_network: config.network.allow_host_network,
+            execs: Execs::new(config.exec.per_sandbox, config.exec.per_node),
             stop,
         })
     }
@@ -152,6 +155,7 @@ impl App {
             imports,
             slot_count,
             allow_host_network,
+            execs,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -170,6 +174,8 @@ impl App {
         });
         registry.spawn(slots::keep(registry.clone(), slot_count));
         let former = forget_former_imports(registry.node().runtime.clone(), stop.clone());
+        registry.spawn(former);
+        let former = end_former_execs(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
 
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -201,6 +207,7 @@ impl App {
             registry: registry.clone(),
             place: Arc::new(place),
             host_network: allow_host_network,
+            execs,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)
@@ -343,6 +350,24 @@ async fn forget_former_imports(runtime: Arc<Containerd>, stop: CancellationToken
                 return;
             }
             Err(error) => tracing::warn!(%error, "what was cut off is not let go of yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Ends the programs that callers of a former process ran, however long containerd takes to answer.
+async fn end_former_execs(runtime: Arc<Containerd>, stop: CancellationToken) {
+    loop {
+        match crash::around("start/execs", runtime.end_former_execs()).await {
+            Ok(0) => return,
+            Ok(programs) => {
+                tracing::info!(programs, "ended programs whose callers had been cut off");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "programs of before are not ended yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}

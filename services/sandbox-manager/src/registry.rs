@@ -798,7 +798,11 @@ pub(crate) fn shutting_down() -> Failure {
         .retry_after(Duration::from_secs(2))
 }
 
-fn generation_conflict(id: &SandboxId, expected: Generation, actual: Generation) -> Failure {
+pub(crate) fn generation_conflict(
+    id: &SandboxId,
+    expected: Generation,
+    actual: Generation,
+) -> Failure {
     Failure::new(
         Reason::GenerationConflict,
         format!("sandbox {id} has generation {actual}, not {expected}"),

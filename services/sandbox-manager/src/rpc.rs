@@ -2,6 +2,7 @@
 
 mod catalog;
 pub(crate) mod deadline;
+mod exec;
 mod images;
 mod network;
 mod node;

@@ -40,10 +40,13 @@ fn code(reason: Reason) -> Code {
         | Reason::LeaseHeld
         | Reason::SubnetInUse
         | Reason::DisabledOnNode
+        | Reason::ExecNotStarted
+        | Reason::ContainerNotRunning
         | Reason::RuntimeRefused => Code::FailedPrecondition,
         Reason::AddressesExhausted
         | Reason::SubnetsExhausted
         | Reason::CatalogFull
+        | Reason::ExecLimit
         | Reason::StoreFull
         | Reason::DiskLow => Code::ResourceExhausted,
         Reason::RegistryUnreachable
@@ -128,8 +131,9 @@ mod tests {
                 "{name} is not in the contract"
             );
         }
-        let published = (1..)
-            .map_while(|number| ErrorReason::try_from(number).ok())
+        // Numbers are given out in blocks.
+        let published = (1..=1000)
+            .filter(|&number| ErrorReason::try_from(number).is_ok())
             .count();
         assert_eq!(published, Reason::ALL.len());
     }

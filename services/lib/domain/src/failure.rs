@@ -61,6 +61,9 @@ reasons! {
     SubnetInUse = "SUBNET_IN_USE",
     SubnetsExhausted = "SUBNETS_EXHAUSTED",
     DisabledOnNode = "DISABLED_ON_NODE",
+    ExecLimit = "EXEC_LIMIT",
+    ExecNotStarted = "EXEC_NOT_STARTED",
+    ContainerNotRunning = "CONTAINER_NOT_RUNNING",
 }
 
 impl Reason {

@@ -25,6 +25,10 @@ use crate::{
     RuntimeError, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
 };
 
+mod exec;
+
+pub use exec::programs_run_beside_what_runs;
+
 const PORT: u16 = 8080;
 const COMMAND: &str = "exec httpd -f -p 8080 -h /etc";
 /// The first process of its own pid namespace does not hear a SIGTERM that it has no handler for, so this passes.
@@ -61,6 +65,7 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     what_listens_is_shown(runtime, network, subject).await;
     what_is_impossible_is_refused(runtime, network, subject).await;
     denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
+    programs_run_beside_what_runs(runtime, network, subject).await;
 }
 
 pub async fn denials_are_counted_while_the_rules_know_a_sandbox<R: Runtime + Images, N: Network>(

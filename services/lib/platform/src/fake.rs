@@ -19,11 +19,13 @@ use berth_domain::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    ContainerReading, Denied, FencingSeen, ImageError, ImageInfo, Images, LayerProgress,
-    ListeningSocket, Network, NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen,
-    Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
-    Usage,
+    ContainerReading, Denied, ExecCommand, ExecError, ExecExit, ExecIo, FencingSeen, ImageError,
+    ImageInfo, Images, LayerProgress, ListeningSocket, Network, NetworkError, NetworkObject,
+    NetworkObjectKind, NetworkSeen, Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
+    RuntimeObjectKind, RuntimeSeen, Usage,
 };
+
+mod exec;
 
 const TERMINATED: u32 = 128 + 15;
 const KILLED: u32 = 128 + 9;
@@ -60,6 +62,10 @@ struct State {
     node_listens: Vec<ListeningSocket>,
     /// How many containers were made so far.
     made: u64,
+    /// Programs that run beside the containers' own.
+    execs: usize,
+    /// Programs that a former process left running.
+    former_execs: usize,
 }
 
 /// What there is of one sandbox.
@@ -651,6 +657,23 @@ impl Runtime for FakeNode {
                 RuntimeObjectKind::Mount => {}
             }
             Ok(())
+        })
+        .await
+    }
+
+    async fn exec(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        command: &ExecCommand,
+        io: ExecIo,
+    ) -> Result<ExecExit, ExecError> {
+        self.run_exec(id, role, command, io).await
+    }
+
+    async fn end_former_execs(&self) -> Result<usize, RuntimeError> {
+        self.change("end_former_execs", "", |state| {
+            Ok(std::mem::take(&mut state.former_execs))
         })
         .await
     }

@@ -15,15 +15,16 @@ use berth_store::{Change, Watch, WatchEnded};
 use futures::StreamExt as _;
 use prost::Message as _;
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     PAGE_MAX,
     deadline::patience,
-    denied_to_proto, expected, page_size, parse_id, refuse,
+    denied_to_proto, exec, expected, page_size, parse_id, refuse,
     watches::{resume, too_slow},
 };
 use crate::{
+    execs::Execs,
     failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     ready::OWN_SIGHTING,
     registry::{CreateTerms, Registry, not_found},
@@ -40,6 +41,7 @@ pub(crate) struct SandboxRpc<R, N> {
     pub(crate) place: Arc<Place>,
     /// Whether the configuration allows sandboxes in the network of the node.
     pub(crate) host_network: bool,
+    pub(crate) execs: Execs,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -47,7 +49,7 @@ impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
         berth_api::sandbox_to_proto(record, &self.place)
     }
 
-    async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
+    pub(super) async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
         let record = self
             .registry
             .store()
@@ -372,6 +374,15 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         Ok(Response::new(v1::RenewResponse {
             sandbox: Some(self.render(&record)),
         }))
+    }
+
+    type ExecStream = exec::Answers;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        exec::exec(self, request.into_inner()).await
     }
 }
 
