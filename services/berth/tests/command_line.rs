@@ -534,7 +534,8 @@ async fn exec_carries_input_and_output_and_ends_with_the_code_of_the_program() {
 async fn exec_of_a_program_that_is_not_there_ends_with_127() {
     let exec = Node::start().run(&["exec", "web", "--", "nope"]).await;
     assert_eq!((exec.code, exec.stdout.as_str()), (Some(127), ""));
-    assert!(exec.stderr.contains("EXEC_NOT_STARTED"), "{}", exec.stderr);
+    let told = "berth: the program was not started\nhint: check the program";
+    assert!(exec.stderr.contains(told), "{}", exec.stderr);
 }
 
 #[tokio::test]

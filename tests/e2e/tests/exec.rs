@@ -115,7 +115,7 @@ async fn what_a_program_says_and_how_it_ends_comes_back() -> anyhow::Result<()> 
     let status = refused(of(&["nope"])).await?;
     ensure!(reason(&status) == "EXEC_NOT_STARTED", "{status:?}");
     ensure!(status.message().contains("nope"), "{status:?}");
-    let status = refused(of(&["/etc/passwd"])).await?;
+    let status = refused(of(&["/etc/hosts"])).await?;
     let details = status.get_error_details();
     let why = details
         .error_info()
@@ -146,7 +146,7 @@ async fn megabytes_of_input_come_through_and_their_end_is_seen() -> anyhow::Resu
         .collect();
     let start = v1::ExecStart {
         stdin: true,
-        ..shell("web", "sha256sum; echo done")
+        ..shell("web", "busybox sha256sum; echo done")
     };
     let mut exec = Exec::start(&node, start.clone()).await?;
     for chunk in data.chunks(60_000) {
@@ -274,7 +274,7 @@ async fn a_slow_reader_makes_the_program_wait_and_grows_nothing() -> anyhow::Res
     };
     let written = "/tmp/written";
     let line = format!(
-        "i=0; while [ $i -lt 256 ]; do head -c 1048576 /dev/zero; i=$((i+1)); echo $i > {written}; done"
+        "i=0; while [ $i -lt 256 ]; do busybox head -c 1048576 /dev/zero; i=$((i+1)); echo $i > {written}; done"
     );
     let before = resident()?;
     let mut exec = Exec::start(&node, shell("web", &line)).await?;
@@ -321,7 +321,7 @@ async fn a_terminal_has_the_size_that_it_is_told() -> anyhow::Result<()> {
         terminal_size: Some(size(100, 40)),
         ..shell(
             "web",
-            "stty size; echo $TERM; read line; stty size; read line",
+            "busybox stty size; echo $TERM; read line; busybox stty size; read line",
         )
     };
     let mut exec = Exec::start(&node, start).await?;

@@ -60,7 +60,7 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
     let (input, sent) = mpsc::channel(WAITING);
     let (said, output) = mpsc::channel(WAITING);
     let (answers, taken) = mpsc::channel(WAITING);
-    let (wrong, faults) = oneshot::channel();
+    let (wrong, faults) = mpsc::channel(1);
     let (begun, begin) = oneshot::channel();
     let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
     registry.spawn(async move {
@@ -108,7 +108,7 @@ async fn forward(
     mut output: mpsc::Receiver<ExecOutput>,
     answers: &mpsc::Sender<Result<v1::ExecResponse, Status>>,
     begun: Begun,
-    mut faults: oneshot::Receiver<Failure>,
+    mut faults: mpsc::Receiver<Failure>,
     stopping: impl Future<Output = ()>,
 ) -> Result<Option<Begun>, Failure> {
     let mut begun = Some(begun);
@@ -118,7 +118,7 @@ async fn forward(
             word = output.recv() => word,
             () = answers.closed() => return Ok(None),
             () = &mut stopping => return Err(shutting_down()),
-            Ok(failure) = &mut faults => return Err(failure),
+            Some(failure) = faults.recv() => return Err(failure),
         };
         let said = match word {
             None => return Ok(begun),
@@ -137,7 +137,7 @@ async fn forward(
                 return Ok(None);
             },
             () = &mut stopping => return Err(shutting_down()),
-            Ok(failure) = &mut faults => return Err(failure),
+            Some(failure) = faults.recv() => return Err(failure),
         }
     }
 }
@@ -146,7 +146,7 @@ async fn forward(
 async fn take_input(
     mut requests: Streaming<v1::ExecRequest>,
     input: &mpsc::Sender<ExecInput>,
-    wrong: oneshot::Sender<Failure>,
+    wrong: mpsc::Sender<Failure>,
 ) {
     loop {
         // How a caller goes away is seen by what it is sent.
@@ -161,7 +161,7 @@ async fn take_input(
                 }
             }
             Err(failure) => {
-                let _ = wrong.send(failure);
+                let _ = wrong.send(failure).await;
                 return;
             }
         }
