@@ -20,7 +20,8 @@ const GLOBAL: &str = "Options of every command";
 #[derive(Debug, Parser)]
 #[command(name = "berth", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid field, 130 interrupted."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid field, 130 interrupted; \
+    of `exec`, that of the program."
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -98,6 +99,8 @@ pub(crate) enum Command {
     Cp(Copy),
     /// Listen here and carry connections to ports of a sandbox, also to those on its loopback
     PortForward(PortForward),
+    /// Run a program in a container that runs; its exit code is the command's
+    Exec(Exec),
     /// The images of the node
     #[command(subcommand)]
     Images(Images),
@@ -129,6 +132,11 @@ impl Command {
             self,
             Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_)
         )
+    }
+
+    /// Whether Ctrl-C is for a program that the command talks to.
+    pub(crate) fn hands_signals_on(&self) -> bool {
+        matches!(self, Self::Exec(_))
     }
 }
 
@@ -247,6 +255,34 @@ impl From<StatusArg> for v1::SandboxStatus {
 pub(crate) struct Id {
     /// Id of the sandbox
     pub(crate) id: String,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// Hand standard input on to the program
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Name of the container. Default: the only one
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// User to run as, as `www`, `33` or `www:staff`. Default: that of the container
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Folder to start in, absolute. Default: that of the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Environment variable, over the container's. Can be given again
+    #[arg(short, long = "env", value_name = "KEY=VALUE", value_parser = parse_pair)]
+    pub(crate) env: Vec<Pair>,
+    /// Id of the sandbox
+    pub(crate) id: String,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
 }
 
 /// Arguments of `rm`.

@@ -4,6 +4,7 @@
 mod catalog;
 mod copy;
 mod events;
+mod exec;
 mod forward;
 mod images;
 mod logs;
@@ -71,9 +72,10 @@ impl Session {
     }
 }
 
-/// Runs one command to its end.
-pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failure> {
-    match command {
+/// Runs one command to its end. The code is that of a program that it ran, else 0.
+pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failure> {
+    let done = match command {
+        Command::Exec(args) => return exec::run(session, args).await,
         Command::Create(args) => sandboxes::create(session, args).await,
         Command::Run(args) => sandboxes::run(session, args).await,
         Command::Ls(args) => sandboxes::list(session, args).await,
@@ -97,5 +99,6 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<(), Failu
             clap_complete::generate(shell, &mut Args::command(), "berth", &mut script);
             Ok(output::print(&String::from_utf8_lossy(&script))?)
         }
-    }
+    };
+    done.map(|()| 0)
 }

@@ -18,6 +18,9 @@ use crate::{output, proto_json::ReadError};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_USAGE: u8 = 2;
+/// As shells have it of programs that they cannot start.
+const EXIT_NOT_EXECUTABLE: u8 = 126;
+const EXIT_NOT_FOUND: u8 = 127;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +107,15 @@ fn reader_is_gone(failure: &Failure) -> bool {
 
 fn exit_code(failure: &Failure) -> u8 {
     match failure {
+        Failure::Call(status) if reason(status) == Some(ErrorReason::ExecNotStarted) => {
+            let details = status.get_error_details();
+            let why = details.error_info().and_then(|it| it.metadata.get("why"));
+            match why.map(String::as_str) {
+                Some("not_found") => EXIT_NOT_FOUND,
+                Some("not_executable") => EXIT_NOT_EXECUTABLE,
+                Some(_) | None => EXIT_FAILED,
+            }
+        }
         Failure::Call(status) if status.code() == Code::InvalidArgument => EXIT_USAGE,
         Failure::NotARequest { .. }
         | Failure::NotACatalog { .. }
@@ -318,6 +330,12 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::NetworkFailed => {
             "see what the node lacks with `berth node status`; the manager's log has the cause"
         }
+        ErrorReason::ExecLimit => {
+            "wait until others have ended, or raise the manager's `exec.per_sandbox` or `exec.per_node`"
+        }
+        ErrorReason::ExecNotStarted => {
+            "check the program, the folder and what the image has; no shell is involved unless you name one"
+        }
         ErrorReason::StoreFull => "make room on the file system of the manager's state directory",
         ErrorReason::RevisionUnknown => {
             "leave --from out to begin with the sandboxes as they stand"
@@ -388,7 +406,7 @@ fn hint(reason: ErrorReason) -> &'static str {
             "check that the program listens on 127.0.0.1, ::1 or all addresses; `berth get ID` shows its ports"
         }
         ErrorReason::ContainerNotRunning => {
-            "files are copied only while the container runs; `berth get ID` shows how it ended"
+            "programs run and files are copied only while the container runs; `berth get ID` shows how it ended"
         }
         ErrorReason::StreamsExhausted => "wait until some of what is open has ended",
     }

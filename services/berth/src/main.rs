@@ -7,6 +7,7 @@ mod errors;
 mod output;
 mod progress;
 mod proto_json;
+mod terminal;
 
 use std::process::ExitCode;
 
@@ -34,19 +35,20 @@ fn main() -> ExitCode {
 
 async fn run(Args { global, command }: Args) -> ExitCode {
     let goes_on = command.goes_on_alone();
+    let own_signals = command.hands_signals_on();
     let session = Session::new(global);
     tokio::select! {
         // In this order the handler is in place before the first word is printed.
         biased;
         // The node owns the work: dropping the call ends the wait only.
-        _ = tokio::signal::ctrl_c() => {
+        _ = tokio::signal::ctrl_c(), if !own_signals => {
             if goes_on {
                 output::complain("berth: interrupted; the node goes on with what was asked");
             }
             ExitCode::from(EXIT_INTERRUPTED)
         }
         ended = commands::run(&session, command) => match ended {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => ExitCode::from(code),
             Err(failure) => errors::report(&failure),
         },
     }

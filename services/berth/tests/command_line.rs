@@ -264,6 +264,48 @@ impl sandboxes::SandboxService for ScriptedManager {
         };
         Ok(Response::new(stream::iter(responses).boxed()))
     }
+
+    type ExecStream = Events<v1::ExecResponse>;
+
+    /// Says what it was asked to run and all input, and ends with the number that the program is called.
+    async fn exec(&self, request: Request<Streaming<v1::ExecRequest>>) -> Answer<Self::ExecStream> {
+        use v1::{exec_request::Action, exec_response::Event};
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|it| it.action);
+        let Some(Action::Start(start)) = first else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        let Ok(exit_code) = start.argv[0].parse() else {
+            let mut details = ErrorDetails::new();
+            let why = [("why".to_owned(), "not_found".to_owned())];
+            details.set_error_info("EXEC_NOT_STARTED", "berth.v1", why);
+            let message = "the program was not started";
+            return Err(Status::with_error_details(
+                Code::FailedPrecondition,
+                message,
+                details,
+            ));
+        };
+        let mut said = format!("{} {}\n", start.id, start.argv.join(" ")).into_bytes();
+        while let Some(message) = requests.message().await? {
+            match message.action {
+                Some(Action::Stdin(bytes)) => said.extend(bytes),
+                _ => break,
+            }
+        }
+        let ended = v1::ExecEnded {
+            exit_code,
+            ..Default::default()
+        };
+        let events = [
+            Event::Started(v1::ExecStarted::default()),
+            Event::Stdout(said),
+            Event::Stderr(b"not well\n".to_vec()),
+            Event::Ended(ended),
+        ];
+        let answers = events.map(|event| Ok(v1::ExecResponse { event: Some(event) }));
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
 }
 
 fn log_line(text: &str) -> v1::LogEntry {
@@ -536,6 +578,37 @@ async fn create_reads_standard_input() {
         (create.code, create.stdout.as_str()),
         (Some(0), "web 10.87.0.2\n")
     );
+}
+
+#[tokio::test]
+async fn exec_carries_input_and_output_and_ends_with_the_code_of_the_program() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let node = Node::start();
+    let mut child = node
+        .berth(&["exec", "-i", "-t", "web", "--", "7", "-x"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("berth");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(b"typed\n").await.expect("it reads");
+    drop(stdin);
+    let exec = ended(child.wait_with_output()).await;
+    assert_eq!(
+        (exec.code, exec.stdout.as_str()),
+        (Some(7), "web 7 -x\ntyped\n")
+    );
+    assert!(exec.stderr.contains("not well\n"), "{}", exec.stderr);
+    let no_terminal = "Unable to use a TTY - input is not a terminal or the right kind of file\n";
+    assert!(exec.stderr.contains(no_terminal), "{}", exec.stderr);
+}
+
+#[tokio::test]
+async fn exec_of_a_program_that_is_not_there_ends_with_127() {
+    let exec = Node::start().run(&["exec", "web", "--", "nope"]).await;
+    assert_eq!((exec.code, exec.stdout.as_str()), (Some(127), ""));
+    let told = "berth: the program was not started\nhint: check the program";
+    assert!(exec.stderr.contains(told), "{}", exec.stderr);
 }
 
 #[tokio::test]

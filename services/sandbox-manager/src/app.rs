@@ -21,7 +21,7 @@ use berth_api::{
 use berth_containerd::Containerd;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
-use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _};
+use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _, Runtime as _};
 use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -31,7 +31,9 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
-    crash, export,
+    crash,
+    execs::Execs,
+    export,
     lifecycle::LifecycleLog,
     log_writer,
     logs::LogReaders,
@@ -64,6 +66,7 @@ pub struct App {
     log_dir: PathBuf,
     /// Where logs are exported to, and the file that says what was.
     export: Option<(export::Settings, PathBuf)>,
+    execs: Execs,
     stop: CancellationToken,
 }
 
@@ -147,6 +150,7 @@ impl App {
             allow_host_network: config.network.allow_host_network,
             log_dir: config.log_dir,
             export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
+            execs: Execs::new(config.exec.per_sandbox, config.exec.per_node),
             stop,
         })
     }
@@ -167,6 +171,7 @@ impl App {
             allow_host_network,
             log_dir,
             export,
+            execs,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -192,6 +197,8 @@ impl App {
             let export = export::run(registry.clone(), logs.clone(), settings, node_id, file);
             registry.spawn(export);
         }
+        let former = end_former_execs(registry.node().runtime.clone(), stop.clone());
+        registry.spawn(former);
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -225,6 +232,7 @@ impl App {
             logs,
             copies: Streams::copies(),
             connections: Streams::connections(),
+            execs,
         };
         let served = Server::builder()
             .layer(DeadlineLayer)
@@ -373,6 +381,24 @@ async fn forget_former_imports(runtime: Arc<Containerd>, stop: CancellationToken
                 return;
             }
             Err(error) => tracing::warn!(%error, "what was cut off is not let go of yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Ends the programs that callers of a former process ran, however long containerd takes to answer.
+async fn end_former_execs(runtime: Arc<Containerd>, stop: CancellationToken) {
+    loop {
+        match crash::around("start/execs", runtime.end_former_execs()).await {
+            Ok(0) => return,
+            Ok(programs) => {
+                tracing::info!(programs, "ended programs whose callers had been cut off");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "programs of before are not ended yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => {}

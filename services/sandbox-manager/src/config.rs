@@ -28,6 +28,8 @@ const BRIDGE_NAME_MAX: usize = 15;
 const PARALLEL_CREATES_MAX: usize = 1024;
 /// Each is a network namespace with a link, whether it will be wanted or not.
 const SLOTS_MAX: usize = 256;
+/// Each holds three pipes, and up to 400 KiB of what is on its way.
+const EXECS_MAX: usize = 4096;
 /// containerd's limit for its identifiers.
 const IDENTIFIER_MAX: usize = 76;
 /// The longest domain name, and the longest of its labels.
@@ -97,6 +99,17 @@ pub struct Config {
     pub cgroup: Cgroup,
     pub network: Network,
     pub import: Import,
+    pub exec: Exec,
+}
+
+/// Programs that callers run beside the containers' own.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// At a time, in one sandbox.
+    pub per_sandbox: usize,
+    /// At a time, in all of them.
+    pub per_node: usize,
 }
 
 /// Archives on their way in. They are kept in `state_dir` meanwhile, beside the store.
@@ -225,6 +238,10 @@ impl Default for Config {
                 reserve_bytes: 256 << 20,
                 idle_timeout: Duration::from_secs(60),
             },
+            exec: Exec {
+                per_sandbox: 64,
+                per_node: 512,
+            },
         }
     }
 }
@@ -314,6 +331,15 @@ fn check(config: &Config) -> anyhow::Result<()> {
         config.parallel_creates <= PARALLEL_CREATES_MAX,
         "parallel_creates: must be at most {PARALLEL_CREATES_MAX}, or 0 for two per CPU"
     );
+    for (key, number) in [
+        ("exec.per_sandbox", config.exec.per_sandbox),
+        ("exec.per_node", config.exec.per_node),
+    ] {
+        ensure!(
+            (1..=EXECS_MAX).contains(&number),
+            "{key}: must be 1 to {EXECS_MAX}"
+        );
+    }
     ensure!(
         is_domain(&config.search_domain),
         "search_domain: {:?} must be a domain like `app.berth`",

@@ -3,7 +3,7 @@
 use std::{error::Error, time::Duration};
 
 use berth_domain::{ExitRecord, Failure, Reason, Role, Violation};
-use berth_platform::{ImageError, NetworkError, RuntimeError};
+use berth_platform::{ExecError, ImageError, NetworkError, RuntimeError};
 use berth_store::{
     AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, UnreserveError,
 };
@@ -27,6 +27,20 @@ pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
         RuntimeError::Node { source, .. } => {
             Failure::new(Reason::RuntimeRefused, format!("{message}: {source}"))
         }
+    }
+}
+
+pub(crate) fn exec_failure(error: ExecError) -> Failure {
+    let message = error.to_string();
+    match error {
+        ExecError::NotRunning { container } => {
+            Failure::new(Reason::ContainerNotRunning, message).with("container", container)
+        }
+        ExecError::User { problem } => Failure::invalid("start.user", problem),
+        ExecError::NotStarted { why, .. } => {
+            Failure::new(Reason::ExecNotStarted, message).with("why", why.as_str())
+        }
+        ExecError::Runtime(error) => runtime_failure(error),
     }
 }
 

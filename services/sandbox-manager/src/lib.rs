@@ -5,6 +5,7 @@ mod audit;
 mod claim;
 mod config;
 mod crash;
+mod execs;
 mod execute;
 mod export;
 mod failures;

@@ -4,6 +4,7 @@ mod access;
 mod catalog;
 mod copy;
 pub(crate) mod deadline;
+mod exec;
 mod forward;
 mod images;
 mod logs;

@@ -180,8 +180,8 @@ impl Hierarchy {
         Ok(self.processes(path)?.into_keys().collect())
     }
 
-    /// Each once, by number, although v1 lists it in every hierarchy.
-    fn processes(&self, path: &str) -> Result<BTreeMap<i32, Pid>, CgroupError> {
+    /// The processes in the cgroup and below it: each once, by number, although v1 lists it in every hierarchy.
+    pub fn processes(&self, path: &str) -> Result<BTreeMap<i32, Pid>, CgroupError> {
         let mut all = BTreeMap::new();
         for root in self.roots() {
             collect_processes(&root.join(path), &mut all)?;

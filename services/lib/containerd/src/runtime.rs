@@ -3,15 +3,19 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
 use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
 use berth_platform::{
-    ArchiveLimits, ContainerReading, ContainerRoot, ImageError, Runtime, RuntimeError,
-    RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder, Usage,
+    ArchiveLimits, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
+    ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
+    Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -21,7 +25,7 @@ use containerd_client::{
     },
     types::v1::Status as TaskStatus,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::Code;
 
 use crate::{
@@ -44,6 +48,7 @@ const FORMER_TASK: Duration = Duration::from_secs(10);
 const FORMER_TASK_RETRY: Duration = Duration::from_millis(20);
 const FACTS_TIMEOUT: Duration = Duration::from_secs(2);
 const HINTS: usize = 256;
+const STARTS_PER_CPU: usize = 4;
 
 /// One containerd as runtime and image store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,6 +68,9 @@ pub(crate) struct Inner {
     pub(crate) connected_at: SystemTime,
     /// Whether containerd has been told of our namespace.
     pub(crate) greeted: Mutex<bool>,
+    /// Programs that are started at the same time.
+    exec_starts: Semaphore,
+    execs: AtomicU64,
 }
 
 impl Containerd {
@@ -97,6 +105,10 @@ impl Containerd {
             },
             connected_at: SystemTime::now(),
             greeted: Mutex::new(false),
+            exec_starts: Semaphore::new(
+                STARTS_PER_CPU * std::thread::available_parallelism().map_or(1, usize::from),
+            ),
+            execs: AtomicU64::new(0),
             settings,
         })))
     }
@@ -127,6 +139,21 @@ impl Containerd {
 
     pub(crate) fn names(&self) -> &berth_domain::Names {
         &self.0.settings.names
+    }
+
+    pub(crate) fn exec_starts(&self) -> &Semaphore {
+        &self.0.exec_starts
+    }
+
+    /// What the ids of programs of this very process begin with.
+    pub(crate) fn exec_id_prefix(&self) -> String {
+        let since = self.0.connected_at.duration_since(SystemTime::UNIX_EPOCH);
+        format!("berth-{:x}-", since.unwrap_or_default().as_nanos())
+    }
+
+    pub(crate) fn next_exec_id(&self) -> String {
+        let number = self.0.execs.fetch_add(1, Ordering::Relaxed);
+        format!("{}{number}", self.exec_id_prefix())
     }
 
     pub(crate) fn places(&self, id: &SandboxId, role: &Role) -> Places {
@@ -675,6 +702,20 @@ impl Runtime for Containerd {
 
     async fn remove_object(&self, object: &RuntimeObject) -> Result<(), RuntimeError> {
         self.remove(object).await
+    }
+
+    async fn exec(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        command: &ExecCommand,
+        io: ExecIo,
+    ) -> Result<ExecExit, ExecError> {
+        self.run_exec(id, role, command, io).await
+    }
+
+    async fn end_former_execs(&self) -> Result<usize, RuntimeError> {
+        self.end_former().await
     }
 
     fn follow_exits(&self) -> mpsc::Receiver<Option<SandboxId>> {

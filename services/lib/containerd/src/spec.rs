@@ -307,8 +307,13 @@ fn environment(
         .into_iter()
         .chain(number)
         .chain(image);
+    merged(lines.chain(container.env.iter().cloned()))
+}
+
+/// Later lines win over earlier ones with the same key, and stand in their place.
+pub(crate) fn merged(lines: impl Iterator<Item = String>) -> Vec<String> {
     let mut all: Vec<String> = vec![];
-    for line in lines.chain(container.env.iter().cloned()) {
+    for line in lines {
         let key = line.split_once('=').map_or(line.as_str(), |(key, _)| key);
         let same = |it: &String| it.split_once('=').is_some_and(|(it, _)| it == key);
         match all.iter().position(same) {

@@ -71,6 +71,8 @@ reasons! {
     PortUnreachable = "PORT_UNREACHABLE",
     ContainerNotRunning = "CONTAINER_NOT_RUNNING",
     StreamsExhausted = "STREAMS_EXHAUSTED",
+    ExecLimit = "EXEC_LIMIT",
+    ExecNotStarted = "EXEC_NOT_STARTED",
 }
 
 impl Reason {

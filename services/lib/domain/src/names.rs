@@ -206,6 +206,11 @@ impl Names {
         self.files_dir().join(id.as_str())
     }
 
+    /// Folder of the pipes of programs that run beside the containers' own.
+    pub fn execs_dir(&self) -> PathBuf {
+        self.run_dir.join("exec")
+    }
+
     /// Folder with the output of one sandbox, a folder per container.
     pub fn logs(&self, id: &SandboxId) -> PathBuf {
         self.log_dir.join(id.as_str())

@@ -32,6 +32,10 @@ use crate::{
     RuntimeError, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
 };
 
+mod exec;
+
+pub use exec::programs_run_beside_what_runs;
+
 const PORT: u16 = 8080;
 const COMMAND: &str = "exec httpd -f -p 8080 -h /etc";
 /// The first process of its own pid namespace does not hear a SIGTERM that it has no handler for, so this passes.
@@ -71,6 +75,7 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
     the_root_of_what_runs_is_opened_and_its_end_is_told(runtime, network, subject).await;
     a_port_that_listens_is_connected_to_and_another_one_refuses(runtime, network, subject).await;
+    programs_run_beside_what_runs(runtime, network, subject).await;
 }
 
 pub async fn denials_are_counted_while_the_rules_know_a_sandbox<R: Runtime + Images, N: Network>(

@@ -24,11 +24,13 @@ use tokio::{
 };
 
 use crate::{
-    ConnectError, ContainerReading, ContainerRoot, Denied, FencingSeen, ImageError, ImageInfo,
-    Images, LayerProgress, ListeningSocket, Network, NetworkError, NetworkObject,
-    NetworkObjectKind, NetworkSeen, ProbeError, Progress, Runtime, RuntimeError, RuntimeFacts,
-    RuntimeObject, RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
+    ConnectError, ContainerReading, ContainerRoot, Denied, ExecCommand, ExecError, ExecExit,
+    ExecIo, FencingSeen, ImageError, ImageInfo, Images, LayerProgress, ListeningSocket, Network,
+    NetworkError, NetworkObject, NetworkObjectKind, NetworkSeen, ProbeError, Progress, Runtime,
+    RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
 };
+
+mod exec;
 
 const TERMINATED: u32 = 128 + 15;
 const KILLED: u32 = 128 + 9;
@@ -66,6 +68,10 @@ struct State {
     /// How many containers were made so far.
     made: u64,
     access: access::Access,
+    /// Programs that run beside the containers' own.
+    execs: usize,
+    /// Programs that a former process left running.
+    former_execs: usize,
 }
 
 /// What there is of one sandbox.
@@ -687,6 +693,23 @@ impl Runtime for FakeNode {
                 RuntimeObjectKind::Mount => {}
             }
             Ok(())
+        })
+        .await
+    }
+
+    async fn exec(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        command: &ExecCommand,
+        io: ExecIo,
+    ) -> Result<ExecExit, ExecError> {
+        self.run_exec(id, role, command, io).await
+    }
+
+    async fn end_former_execs(&self) -> Result<usize, RuntimeError> {
+        self.change("end_former_execs", "", |state| {
+            Ok(std::mem::take(&mut state.former_execs))
         })
         .await
     }

@@ -2,12 +2,17 @@
 
 #[cfg(feature = "fake")]
 pub mod contract;
+pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
 pub mod images;
 pub mod network;
 pub mod runtime;
 
+pub use exec::{
+    EXEC_CHUNK_BYTES, EXEC_WINDOW_BYTES, ExecCommand, ExecError, ExecExit, ExecInput, ExecIo,
+    ExecOutput, NotStarted, TerminalSize,
+};
 pub use images::{ArchiveLimits, ImageError, ImageInfo, Images, LayerProgress, Progress};
 pub use network::{
     ConnectError, Denied, FencingSeen, ForeignAccept, ListeningSocket, Network, NetworkError,

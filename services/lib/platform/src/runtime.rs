@@ -9,7 +9,7 @@ use std::{
 use berth_domain::{ContainerSeen, Extent, Generation, Role, Sandbox, SandboxId};
 use tokio::sync::mpsc;
 
-use crate::Source;
+use crate::{ExecCommand, ExecError, ExecExit, ExecIo, Source};
 
 pub trait Runtime: Send + Sync + 'static {
     /// What there is of one sandbox, found by its id alone.
@@ -115,6 +115,21 @@ pub trait Runtime: Send + Sync + 'static {
         &self,
         object: &RuntimeObject,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+
+    /// Runs a program in a container that runs, and returns when it has ended and nothing of it is left but what it has
+    /// started in the background. It goes on until then, so it must not be dropped: who has enough drops the other end of
+    /// the output, and the program is ended by SIGHUP and, 2 s later, SIGKILL, with all of its session.
+    fn exec(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        command: &ExecCommand,
+        io: ExecIo,
+    ) -> impl Future<Output = Result<ExecExit, ExecError>> + Send;
+
+    /// Ends the programs that `exec` of a former process has left running, and returns how many there were. Called once,
+    /// before any `exec`, and again after it has failed.
+    fn end_former_execs(&self) -> impl Future<Output = Result<usize, RuntimeError>> + Send;
 
     /// Starts to follow the ends of tasks. Each message is a hint to look at a sandbox again; `None` means that hints
     /// may have been lost and every sandbox wants a look. Called once.

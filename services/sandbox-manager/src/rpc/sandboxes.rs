@@ -22,13 +22,14 @@ use super::{
     access::Streams,
     copy::{copy_from, copy_to},
     deadline::patience,
-    denied_to_proto, expected,
+    denied_to_proto, exec, expected,
     forward::port_forward,
     logs::{self, LogStream},
     page_size, parse_id, refuse,
     watches::{resume, too_slow},
 };
 use crate::{
+    execs::Execs,
     failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     logs::LogReaders,
     registry::{CreateTerms, Meant, Registry, Word, not_found},
@@ -48,6 +49,7 @@ pub(crate) struct SandboxRpc<R, N> {
     pub(crate) logs: Arc<LogReaders>,
     pub(crate) copies: Streams,
     pub(crate) connections: Streams,
+    pub(crate) execs: Execs,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
@@ -55,7 +57,7 @@ impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {
         berth_api::sandbox_to_proto(record, &self.place)
     }
 
-    async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
+    pub(super) async fn record(&self, id: &SandboxId) -> Result<SandboxRecord, Status> {
         let record = self
             .registry
             .store()
@@ -421,6 +423,15 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         let messages = request.into_inner();
         let forwarded = port_forward(&self.registry, &self.connections, messages);
         Ok(Response::new(Box::pin(forwarded.await?)))
+    }
+
+    type ExecStream = exec::Answers;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<v1::ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        exec::exec(self, request.into_inner()).await
     }
 }
 

@@ -1933,27 +1933,33 @@ pub enum ErrorReason {
     /// `answer` (what came of the last try) and `waited_ms`.
     ProbeFailed = 43,
     /// RESOURCE_EXHAUSTED. As many callers read logs as can. The metadata has `limit`, and `of`: `sandbox` or `node`.
-    LogReadersExhausted = 47,
+    LogReadersExhausted = 44,
     /// DATA_LOSS. The disk does not give a log. The metadata has `container`.
-    LogUnreadable = 48,
+    LogUnreadable = 45,
     /// NOT_FOUND. The path does not exist in the container. The metadata has `path`.
-    PathNotFound = 55,
+    PathNotFound = 46,
     /// FAILED_PRECONDITION. What the path is, or where it lies, does not allow the copy: the file system is read-only, a
     /// directory is in the way, a link is not followed. The metadata has `path`, the message says what it is.
-    PathRefused = 56,
+    PathRefused = 47,
     /// INVALID_ARGUMENT. The archive of a copy is no tar archive, ends too early, or has an entry that is not made. The metadata
     /// has `entry`, the name of the entry.
-    TarInvalid = 57,
+    TarInvalid = 48,
     /// RESOURCE_EXHAUSTED. The file system that the copy goes to is full, or a quota on it is. The metadata has `path`.
-    NoSpace = 58,
+    NoSpace = 49,
     /// FAILED_PRECONDITION. Nothing accepts connections at the port, or the app broke the connection off. The metadata has
     /// `port`.
-    PortUnreachable = 59,
+    PortUnreachable = 50,
     /// FAILED_PRECONDITION. The container does not run, or has ended meanwhile. The metadata has `container`.
-    ContainerNotRunning = 67,
+    ContainerNotRunning = 51,
     /// RESOURCE_EXHAUSTED. As many copies or connections are open as can be. The metadata has `limit` and `what`, one of
     /// `copies` and `connections`.
-    StreamsExhausted = 68,
+    StreamsExhausted = 52,
+    /// RESOURCE_EXHAUSTED. As many programs run by Exec as the configuration allows. The metadata has `scope`, `sandbox` or
+    /// `node`, and `limit`.
+    ExecLimit = 53,
+    /// FAILED_PRECONDITION. The program was not started; the message has the words of the OCI runtime. The metadata has `why`:
+    /// `not_found`, `not_executable` or `other`.
+    ExecNotStarted = 54,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2015,6 +2021,8 @@ impl ErrorReason {
             Self::PortUnreachable => "ERROR_REASON_PORT_UNREACHABLE",
             Self::ContainerNotRunning => "ERROR_REASON_CONTAINER_NOT_RUNNING",
             Self::StreamsExhausted => "ERROR_REASON_STREAMS_EXHAUSTED",
+            Self::ExecLimit => "ERROR_REASON_EXEC_LIMIT",
+            Self::ExecNotStarted => "ERROR_REASON_EXEC_NOT_STARTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2073,9 +2081,163 @@ impl ErrorReason {
             "ERROR_REASON_PORT_UNREACHABLE" => Some(Self::PortUnreachable),
             "ERROR_REASON_CONTAINER_NOT_RUNNING" => Some(Self::ContainerNotRunning),
             "ERROR_REASON_STREAMS_EXHAUSTED" => Some(Self::StreamsExhausted),
+            "ERROR_REASON_EXEC_LIMIT" => Some(Self::ExecLimit),
+            "ERROR_REASON_EXEC_NOT_STARTED" => Some(Self::ExecNotStarted),
             _ => None,
         }
     }
+}
+/// One message of a caller of Exec. The first one is `start`, within 10 s, and there is no other `start`. The end of the
+/// stream of requests is as good as `stdin_end`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecRequest {
+    /// What the caller says.
+    #[prost(oneof = "exec_request::Action", tags = "1, 2, 3, 4, 5")]
+    pub action: ::core::option::Option<exec_request::Action>,
+}
+/// Nested message and enum types in `ExecRequest`.
+pub mod exec_request {
+    /// What the caller says.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Action {
+        /// Run this program. First message, required.
+        #[prost(message, tag = "1")]
+        Start(super::ExecStart),
+        /// The next bytes of standard input: at most 64 KiB, else INVALID_FIELD. What comes after `stdin_end`, and what comes
+        /// without `start.stdin`, is dropped.
+        #[prost(bytes, tag = "2")]
+        Stdin(::prost::alloc::vec::Vec<u8>),
+        /// There is no more standard input. With a terminal the program does not see it: there the byte 0x04 means the end.
+        #[prost(message, tag = "3")]
+        StdinEnd(super::StdinEnd),
+        /// The terminal has another size. Without a terminal it changes nothing.
+        #[prost(message, tag = "4")]
+        Resize(super::TerminalSize),
+        /// Send this signal.
+        #[prost(message, tag = "5")]
+        Signal(super::ExecSignal),
+    }
+}
+/// A program to run in a container that runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecStart {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the container. Default: the only one; in a sandbox of several it is required, INVALID_FIELD.
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// The program and its arguments; no shell is involved. A program without a slash is looked for in PATH. At most 1024
+    /// arguments. Required.
+    #[prost(string, repeated, tag = "3")]
+    pub argv: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Variables as `KEY=VALUE`, which win over those of the container. At most 1024. `argv` and `env` together have at most
+    /// 128 KiB.
+    #[prost(string, repeated, tag = "4")]
+    pub env: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Folder to start in: absolute, at most 4096 bytes. Default: that of the container.
+    #[prost(string, tag = "5")]
+    pub directory: ::prost::alloc::string::String,
+    /// Name or number of a user, and `:` with a group's where wanted, as an image's `USER`: names are those of the container's
+    /// `/etc/passwd` and `/etc/group`; another one is refused with INVALID_FIELD. At most 256 bytes. Default: that of the
+    /// container.
+    #[prost(string, tag = "6")]
+    pub user: ::prost::alloc::string::String,
+    /// Give the program a terminal. Its standard error is then part of standard output. Default: false.
+    #[prost(bool, tag = "7")]
+    pub tty: bool,
+    /// First size of the terminal. Default: 80 by 24.
+    #[prost(message, optional, tag = "8")]
+    pub terminal_size: ::core::option::Option<TerminalSize>,
+    /// Keep standard input open until `stdin_end`. Default: false, it is empty.
+    #[prost(bool, tag = "9")]
+    pub stdin: bool,
+    /// Generation that the caller means; another one is refused with GENERATION_CONFLICT. Default: 0, any.
+    #[prost(uint64, tag = "10")]
+    pub expected_generation: u64,
+}
+/// Standard input has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StdinEnd {}
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TerminalSize {
+    /// 1 to 4096; another one is refused with INVALID_FIELD.
+    #[prost(uint32, tag = "1")]
+    pub columns: u32,
+    /// 1 to 4096; another one is refused with INVALID_FIELD.
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+}
+/// A signal to the program and what it has started in its process group.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecSignal {
+    /// Number of the signal on Linux: 1 to 64, else INVALID_FIELD.
+    #[prost(uint32, tag = "1")]
+    pub number: u32,
+}
+/// One message of a program that runs. The first one is `started` and the last one is `ended`; without it the stream has
+/// failed, and its status says why.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecResponse {
+    /// What happened.
+    #[prost(oneof = "exec_response::Event", tags = "1, 2, 3, 4, 5")]
+    pub event: ::core::option::Option<exec_response::Event>,
+}
+/// Nested message and enum types in `ExecResponse`.
+pub mod exec_response {
+    /// What happened.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// The program runs.
+        #[prost(message, tag = "1")]
+        Started(super::ExecStarted),
+        /// The next bytes of standard output; with a terminal, of the terminal. At most 16 KiB.
+        #[prost(bytes, tag = "2")]
+        Stdout(::prost::alloc::vec::Vec<u8>),
+        /// The next bytes of standard error. At most 16 KiB.
+        #[prost(bytes, tag = "3")]
+        Stderr(::prost::alloc::vec::Vec<u8>),
+        /// More of standard input was taken.
+        #[prost(message, tag = "4")]
+        StdinTaken(super::StdinTaken),
+        /// The program has ended. Always the last message.
+        #[prost(message, tag = "5")]
+        Ended(super::ExecEnded),
+    }
+}
+/// The program runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecStarted {
+    /// Id of the process in containerd, unique on the node: for logs, and to look for it from below.
+    #[prost(string, tag = "1")]
+    pub exec_id: ::prost::alloc::string::String,
+}
+/// How much of standard input was written to the program, or dropped since it takes no more. A caller that has never more
+/// than 256 KiB sent and not taken has no signal and no resize waiting behind its input; more of it waits, and so does what
+/// comes after it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StdinTaken {
+    /// In bytes, since the start.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+}
+/// How the program ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExecEnded {
+    /// Exit code; 128 + signal where a signal ended it.
+    #[prost(uint32, tag = "1")]
+    pub exit_code: u32,
+    /// Signal that ended it, 0 where none did. Codes of 129 to 192 are taken for signals.
+    #[prost(uint32, tag = "2")]
+    pub signal: u32,
+    /// Not all output was sent: something that the program has started holds its output open, and was silent for 2 s, or held it
+    /// for 10 s, or wrote more than 4 MiB, after the end of the program. What the program wrote itself was sent.
+    #[prost(bool, tag = "3")]
+    pub output_cut: bool,
+    /// The container has ended, and the program with it.
+    #[prost(bool, tag = "4")]
+    pub container_ended: bool,
 }
 /// An image by one of its names.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4008,6 +4170,34 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "PortForward"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Runs a program in a container that runs. The last message says how it ended. A caller that goes away ends it: SIGHUP,
+        /// and SIGKILL 2 s later, to the program and all of its session; a manager that is killed has it ended when it is back.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// CONTAINER_NOT_RUNNING, EXEC_NOT_STARTED, EXEC_LIMIT, RUNTIME_UNREACHABLE, RUNTIME_REFUSED, SHUTTING_DOWN.
+        pub async fn exec(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::ExecRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExecResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/Exec",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "Exec"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4151,6 +4341,20 @@ pub mod sandbox_service_server {
             tonic::Response<Self::PortForwardStream>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Exec method.
+        type ExecStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExecResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Runs a program in a container that runs. The last message says how it ended. A caller that goes away ends it: SIGHUP,
+        /// and SIGKILL 2 s later, to the program and all of its session; a manager that is killed has it ended when it is back.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// CONTAINER_NOT_RUNNING, EXEC_NOT_STARTED, EXEC_LIMIT, RUNTIME_UNREACHABLE, RUNTIME_REFUSED, SHUTTING_DOWN.
+        async fn exec(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
     }
     /// Creates, ends and reports the sandboxes of this node.
     ///
@@ -4808,6 +5012,52 @@ pub mod sandbox_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PortForwardSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/Exec" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExecSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::StreamingService<super::ExecRequest>
+                    for ExecSvc<T> {
+                        type Response = super::ExecResponse;
+                        type ResponseStream = T::ExecStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::exec(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExecSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,310 @@
+//! Exec: what a caller sends goes to the program, what it says goes to the caller, its end is the last word. The program is
+//! carried by a task of the registry: a caller that goes away ends the program, not what ends it.
+
+use std::{pin::Pin, time::Duration};
+
+use berth_api::v1::{self, exec_request::Action, exec_response::Event};
+use berth_domain::{
+    ContainerName, Failure, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus,
+};
+use berth_platform::{
+    ExecCommand, ExecExit, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime, TerminalSize,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tonic::{Response, Status, Streaming};
+
+use super::{SandboxRpc, expected, parse_id, refuse};
+use crate::{
+    failures::exec_failure,
+    registry::{generation_conflict, shutting_down},
+};
+
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ExecResponse, Status>> + Send>>;
+
+/// How long a caller may take to say what to run.
+const START: Duration = Duration::from_secs(10);
+/// How many messages wait on each way, beside the one in hand.
+const WAITING: usize = 4;
+const STDIN_MAX: usize = 64 << 10;
+const WORDS_MAX: usize = 1024;
+/// As the kernel bounds one of them.
+const WORDS_BYTES_MAX: usize = 128 << 10;
+const PATH_MAX: usize = 4096;
+const USER_MAX: usize = 256;
+const SIDE_MAX: u32 = 4096;
+const SIZE_DEFAULT: TerminalSize = TerminalSize {
+    columns: 80,
+    rows: 24,
+};
+
+pub(super) async fn exec<R: Runtime + Images, N: Network>(
+    rpc: &SandboxRpc<R, N>,
+    mut requests: Streaming<v1::ExecRequest>,
+) -> Result<Response<Answers>, Status> {
+    let Ok(first) = tokio::time::timeout(START, requests.message()).await else {
+        let problem = format!("must come within {START:?}");
+        return Err(refuse(Failure::invalid("start", problem)));
+    };
+    let Some(Action::Start(start)) = first?.and_then(|it| it.action) else {
+        let problem = "must be the first message";
+        return Err(refuse(Failure::invalid("start", problem)));
+    };
+    let id = parse_id("start.id", &start.id)?;
+    let command = command(&start).map_err(refuse)?;
+    let record = rpc.record(&id).await?;
+    let role = role(&record, &start).map_err(refuse)?;
+    let place = rpc.execs.take(&id).map_err(refuse)?;
+
+    let registry = &rpc.registry;
+    let (input, sent) = mpsc::channel(WAITING);
+    let (said, output) = mpsc::channel(WAITING);
+    let (answers, taken) = mpsc::channel(WAITING);
+    let (wrong, faults) = mpsc::channel(1);
+    let (begun, begin) = oneshot::channel();
+    let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
+    registry.spawn(async move {
+        let _place = place;
+        let io = ExecIo {
+            input: sent,
+            output: said,
+        };
+        let running = async { runtime.exec(&id, &role, &command, io).await };
+        let forwarding = forward(output, &answers, begun, faults, stopping);
+        let (exit, outcome) = tokio::join!(running, forwarding);
+        let last = match (exit, outcome) {
+            (_, Err(failure)) => Err(refuse(failure)),
+            (Ok(exit), Ok(None)) => Ok(event(Event::Ended(ended(exit)))),
+            (Err(error), Ok(None)) => Err(refuse(exec_failure(error))),
+            (Err(error), Ok(Some(begun))) => {
+                let _ = begun.send(Err(exec_failure(error)));
+                return;
+            }
+            // A program that was never told of has not ended either.
+            (Ok(_), Ok(Some(_))) => return,
+        };
+        let _ = answers.send(last).await;
+    });
+    let stopping = registry.stopping();
+    registry.spawn(async move {
+        tokio::select! {
+            () = take_input(requests, &input, wrong) => {}
+            () = input.closed() => {}
+            () = stopping => {}
+        }
+    });
+    match begin.await {
+        Ok(Ok(())) => Ok(Response::new(Box::pin(ReceiverStream::new(taken)))),
+        Ok(Err(failure)) => Err(refuse(failure)),
+        Err(_) => Err(refuse(shutting_down())),
+    }
+}
+
+type Begun = oneshot::Sender<Result<(), Failure>>;
+
+/// Hands on what the program says until it says no more or nobody listens. Returns what has to be told in place of its end,
+/// or who still waits for its start.
+async fn forward(
+    mut output: mpsc::Receiver<ExecOutput>,
+    answers: &mpsc::Sender<Result<v1::ExecResponse, Status>>,
+    begun: Begun,
+    mut faults: mpsc::Receiver<Failure>,
+    stopping: impl Future<Output = ()>,
+) -> Result<Option<Begun>, Failure> {
+    let mut begun = Some(begun);
+    let mut stopping = std::pin::pin!(stopping);
+    loop {
+        let word = tokio::select! {
+            word = output.recv() => word,
+            () = answers.closed() => return Ok(None),
+            () = &mut stopping => return Err(shutting_down()),
+            Some(failure) = faults.recv() => return Err(failure),
+        };
+        let said = match word {
+            None => return Ok(begun),
+            Some(ExecOutput::Started { exec_id }) => {
+                if let Some(begun) = begun.take() {
+                    let _ = begun.send(Ok(()));
+                }
+                Event::Started(v1::ExecStarted { exec_id })
+            }
+            Some(ExecOutput::Stdout(bytes)) => Event::Stdout(bytes),
+            Some(ExecOutput::Stderr(bytes)) => Event::Stderr(bytes),
+            Some(ExecOutput::Taken(bytes)) => Event::StdinTaken(v1::StdinTaken { bytes }),
+        };
+        tokio::select! {
+            sent = answers.send(Ok(event(said))) => if sent.is_err() {
+                return Ok(None);
+            },
+            () = &mut stopping => return Err(shutting_down()),
+            Some(failure) = faults.recv() => return Err(failure),
+        }
+    }
+}
+
+/// Takes what the caller sends, until there is no more of it or something is wrong with it.
+async fn take_input(
+    mut requests: Streaming<v1::ExecRequest>,
+    input: &mpsc::Sender<ExecInput>,
+    wrong: mpsc::Sender<Failure>,
+) {
+    loop {
+        // How a caller goes away is seen by what it is sent.
+        let action = match requests.message().await {
+            Ok(Some(message)) => message.action,
+            Ok(None) | Err(_) => return,
+        };
+        match input_of(action) {
+            Ok(word) => {
+                if input.send(word).await.is_err() {
+                    return;
+                }
+            }
+            Err(failure) => {
+                let _ = wrong.send(failure).await;
+                return;
+            }
+        }
+    }
+}
+
+fn input_of(action: Option<Action>) -> Result<ExecInput, Failure> {
+    match action {
+        Some(Action::Stdin(bytes)) if bytes.len() > STDIN_MAX => {
+            let problem = format!("has {} bytes, must have at most {STDIN_MAX}", bytes.len());
+            Err(Failure::invalid("stdin", problem))
+        }
+        Some(Action::Stdin(bytes)) => Ok(ExecInput::Bytes(bytes)),
+        Some(Action::StdinEnd(v1::StdinEnd {})) => Ok(ExecInput::End),
+        Some(Action::Resize(it)) => size("resize", it).map(ExecInput::Resize),
+        Some(Action::Signal(v1::ExecSignal { number })) if (1..=64).contains(&number) => {
+            Ok(ExecInput::Signal(number))
+        }
+        Some(Action::Signal(_)) => Err(Failure::invalid("signal.number", "must be 1 to 64")),
+        Some(Action::Start(_)) => Err(Failure::invalid("start", "must be the first message only")),
+        None => Err(Failure::invalid("action", "must be given")),
+    }
+}
+
+/// The container that is meant, of a sandbox that has not ended.
+fn role(record: &SandboxRecord, start: &v1::ExecStart) -> Result<Role, Failure> {
+    let id = &record.id;
+    if let Some(expected) = expected(start.expected_generation)
+        && expected != record.generation
+    {
+        return Err(generation_conflict(id, expected, record.generation));
+    }
+    let ended = matches!(record.status, SandboxStatus::Stopped | SandboxStatus::Dead);
+    if ended || record.ending.is_some() {
+        let message = format!("sandbox {id} has ended or is ending");
+        return Err(Failure::new(Reason::SandboxEnding, message));
+    }
+    let containers: Vec<_> = record.spec.containers.iter().map(|it| &it.name).collect();
+    choose(id, &containers, &start.container)
+}
+
+fn choose(id: &SandboxId, containers: &[&ContainerName], wanted: &str) -> Result<Role, Failure> {
+    let names = || {
+        let names: Vec<_> = containers.iter().map(|it| it.as_str()).collect();
+        names.join(", ")
+    };
+    match (wanted, containers) {
+        ("", [only]) => Ok(Role::App((*only).clone())),
+        ("", _) => {
+            let problem = format!("must be one of {}", names());
+            Err(Failure::invalid("start.container", problem))
+        }
+        (name, all) => match all.iter().find(|it| it.as_str() == name) {
+            Some(it) => Ok(Role::App((*it).clone())),
+            None => {
+                let message = format!("sandbox {id} has no container {name}: it has {}", names());
+                Err(Failure::new(Reason::ContainerNotFound, message))
+            }
+        },
+    }
+}
+
+fn command(start: &v1::ExecStart) -> Result<ExecCommand, Failure> {
+    let invalid = |field: &str, problem: String| Err(Failure::invalid(field, problem));
+    for (field, words) in [("start.argv", &start.argv), ("start.env", &start.env)] {
+        if words.len() > WORDS_MAX {
+            return invalid(field, format!("must have at most {WORDS_MAX} entries"));
+        }
+        if words.iter().any(|it| it.contains('\0')) {
+            return invalid(field, "must not have the byte 0 in it".to_owned());
+        }
+    }
+    let bytes: usize = start
+        .argv
+        .iter()
+        .chain(&start.env)
+        .map(|it| it.len() + 1)
+        .sum();
+    if bytes > WORDS_BYTES_MAX {
+        let problem = format!("has with `env` {bytes} bytes, must have at most {WORDS_BYTES_MAX}");
+        return invalid("start.argv", problem);
+    }
+    if start.argv.first().is_none_or(String::is_empty) {
+        return invalid("start.argv", "must begin with a program".to_owned());
+    }
+    let pair = |line: &String| line.split_once('=').is_some_and(|(key, _)| !key.is_empty());
+    if let Some(at) = start.env.iter().position(|it| !pair(it)) {
+        return invalid(
+            &format!("start.env[{at}]"),
+            "must be `KEY=VALUE`".to_owned(),
+        );
+    }
+    let directory = &start.directory;
+    let is_path = directory.starts_with('/') && !directory.contains('\0');
+    if !directory.is_empty() && !(is_path && directory.len() <= PATH_MAX) {
+        let problem = format!("must be an absolute path of at most {PATH_MAX} bytes");
+        return invalid("start.directory", problem);
+    }
+    if start.user.len() > USER_MAX || start.user.contains('\0') {
+        let problem = format!("must be a user of at most {USER_MAX} bytes");
+        return invalid("start.user", problem);
+    }
+    let terminal = match (start.tty, start.terminal_size) {
+        (false, _) => None,
+        (true, None) => Some(SIZE_DEFAULT),
+        (true, Some(it)) => Some(size("start.terminal_size", it)?),
+    };
+    Ok(ExecCommand {
+        argv: start.argv.clone(),
+        env: start.env.clone(),
+        directory: directory.clone(),
+        user: start.user.clone(),
+        terminal,
+        stdin: start.stdin,
+    })
+}
+
+fn size(field: &str, it: v1::TerminalSize) -> Result<TerminalSize, Failure> {
+    let side = |name: &str, number: u32| {
+        let fits = (1..=SIDE_MAX).contains(&number);
+        let number = u16::try_from(number).ok().filter(|_| fits);
+        let problem = format!("must be 1 to {SIDE_MAX}");
+        number.ok_or_else(|| Failure::invalid(format!("{field}.{name}"), problem))
+    };
+    Ok(TerminalSize {
+        columns: side("columns", it.columns)?,
+        rows: side("rows", it.rows)?,
+    })
+}
+
+fn ended(exit: ExecExit) -> v1::ExecEnded {
+    let signal = (129..=192).contains(&exit.code).then(|| exit.code - 128);
+    v1::ExecEnded {
+        exit_code: exit.code,
+        signal: signal.unwrap_or(0),
+        output_cut: exit.output_cut,
+        container_ended: exit.container_ended,
+    }
+}
+
+fn event(event: Event) -> v1::ExecResponse {
+    v1::ExecResponse { event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests;

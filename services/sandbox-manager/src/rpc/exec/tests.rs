@@ -1,0 +1,110 @@
+//! What is refused before anything runs. What runs is asked of the contract and of the end-to-end tests.
+
+use super::*;
+
+fn start() -> v1::ExecStart {
+    v1::ExecStart {
+        id: "web".into(),
+        argv: vec!["ls".into()],
+        ..v1::ExecStart::default()
+    }
+}
+
+#[test]
+fn what_breaks_a_rule_is_refused_by_its_field() {
+    type Change = fn(&mut v1::ExecStart);
+    let size = |columns, rows| Some(v1::TerminalSize { columns, rows });
+    let mut wide = start();
+    (wide.tty, wide.terminal_size) = (true, size(4097, 24));
+    let cases: [(&str, Change); 10] = [
+        ("start.argv", |it| it.argv.clear()),
+        ("start.argv", |it| it.argv = vec![String::new()]),
+        ("start.argv", |it| it.argv = vec!["a\0b".into()]),
+        ("start.argv", |it| it.argv = vec!["x".into(); 1025]),
+        ("start.argv", |it| it.argv.push("x".repeat(128 << 10))),
+        ("start.env[1]", |it| {
+            it.env = vec!["A=1".into(), "=2".into()]
+        }),
+        ("start.directory", |it| it.directory = "tmp".into()),
+        ("start.directory", |it| {
+            it.directory = format!("/{}", "x".repeat(4096))
+        }),
+        ("start.user", |it| it.user = "x".repeat(257)),
+        ("start.terminal_size.rows", |it| {
+            it.tty = true;
+            it.terminal_size = Some(v1::TerminalSize {
+                columns: 80,
+                rows: 0,
+            });
+        }),
+    ];
+    for (field, change) in cases {
+        let mut it = start();
+        change(&mut it);
+        let failure = command(&it).unwrap_err();
+        assert_eq!(failure.violations[0].field, field);
+    }
+    let failure = command(&wide).unwrap_err();
+    assert_eq!(failure.violations[0].field, "start.terminal_size.columns");
+}
+
+#[test]
+fn a_terminal_has_a_size_and_what_is_none_has_not() {
+    let mut it = start();
+    it.terminal_size = Some(v1::TerminalSize {
+        columns: 0,
+        rows: 0,
+    });
+    assert_eq!(command(&it).unwrap().terminal, None);
+    it.tty = true;
+    it.terminal_size = None;
+    assert_eq!(command(&it).unwrap().terminal, Some(SIZE_DEFAULT));
+}
+
+#[test]
+fn input_that_breaks_a_rule_is_refused_by_its_field() {
+    let stdin = |length| Some(Action::Stdin(vec![0; length]));
+    let signal = |number| Some(Action::Signal(v1::ExecSignal { number }));
+    let size = v1::TerminalSize {
+        columns: 1,
+        rows: 1,
+    };
+    let cases = [
+        (stdin(STDIN_MAX), None),
+        (stdin(STDIN_MAX + 1), Some("stdin")),
+        (signal(0), Some("signal.number")),
+        (signal(2), None),
+        (signal(65), Some("signal.number")),
+        (Some(Action::Resize(size)), None),
+        (
+            Some(Action::Resize(v1::TerminalSize::default())),
+            Some("resize.columns"),
+        ),
+        (Some(Action::Start(start())), Some("start")),
+        (Some(Action::StdinEnd(v1::StdinEnd {})), None),
+        (None, Some("action")),
+    ];
+    for (action, expected) in cases {
+        let outcome = input_of(action.clone());
+        let field = outcome.err().map(|it| it.violations[0].field.clone());
+        assert_eq!(field.as_deref(), expected, "{action:?}");
+    }
+}
+
+#[test]
+fn the_only_container_goes_without_saying_and_one_of_several_does_not() {
+    let id = SandboxId::parse("web").unwrap();
+    let name = |text| ContainerName::parse(text).unwrap();
+    let (app, db) = (name("app"), name("db"));
+    let chosen = choose(&id, &[&app], "").unwrap();
+    assert_eq!(chosen, Role::App(app.clone()));
+    assert_eq!(
+        choose(&id, &[&app, &db], "db").unwrap(),
+        Role::App(db.clone())
+    );
+    let failure = choose(&id, &[&app, &db], "").unwrap_err();
+    assert_eq!(failure.violations[0].field, "start.container");
+    assert!(failure.message.contains("app, db"), "{failure}");
+    let failure = choose(&id, &[&app], "db").unwrap_err();
+    assert_eq!(failure.reason, Reason::ContainerNotFound);
+}
