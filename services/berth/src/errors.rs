@@ -427,8 +427,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_hint_of_its_own() {
-        let reasons: Vec<_> = (0..1000)
-            .filter_map(|it| ErrorReason::try_from(it).ok())
+        let reasons: Vec<_> = (0..)
+            .map_while(|it| ErrorReason::try_from(it).ok())
             .collect();
         assert!(reasons.contains(&ErrorReason::Internal), "{reasons:?}");
         let mut hints = BTreeSet::new();
