@@ -287,24 +287,27 @@ impl sandboxes::SandboxService for ScriptedManager {
             ));
         };
         let mut said = format!("{} {}\n", start.id, start.argv.join(" ")).into_bytes();
-        while let Some(message) = requests.message().await? {
-            match message.action {
-                Some(Action::Stdin(bytes)) => said.extend(bytes),
-                _ => break,
+        let answer = |event| Ok(v1::ExecResponse { event: Some(event) });
+        let started = stream::iter([answer(Event::Started(v1::ExecStarted::default()))]);
+        let rest = stream::once(async move {
+            while let Ok(Some(message)) = requests.message().await {
+                match message.action {
+                    Some(Action::Stdin(bytes)) => said.extend(bytes),
+                    _ => break,
+                }
             }
-        }
-        let ended = v1::ExecEnded {
-            exit_code,
-            ..Default::default()
-        };
-        let events = [
-            Event::Started(v1::ExecStarted::default()),
-            Event::Stdout(said),
-            Event::Stderr(b"not well\n".to_vec()),
-            Event::Ended(ended),
-        ];
-        let answers = events.map(|event| Ok(v1::ExecResponse { event: Some(event) }));
-        Ok(Response::new(stream::iter(answers).boxed()))
+            let ended = v1::ExecEnded {
+                exit_code,
+                ..Default::default()
+            };
+            let events = [
+                Event::Stdout(said),
+                Event::Stderr(b"not well\n".to_vec()),
+                Event::Ended(ended),
+            ];
+            stream::iter(events.map(answer))
+        });
+        Ok(Response::new(started.chain(rest.flatten()).boxed()))
     }
 }
 

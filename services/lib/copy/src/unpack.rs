@@ -16,9 +16,9 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, chownat,
-        fchmod, fchown, futimens, linkat, mkdirat, openat, renameat, renameat_with, statat,
-        symlinkat, unlinkat, utimensat,
+        AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags, Timespec,
+        Timestamps, Uid, chownat, fchmod, fchown, futimens, linkat, mkdirat, openat, renameat,
+        renameat_with, statat, statx, symlinkat, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -33,6 +33,12 @@ use crate::{
 const BUFFER: usize = 128 << 10;
 /// Of one name of an archive, in bytes: as long as the kernel takes a path.
 const PATH_MAX: usize = 4096;
+
+/// Whether something is mounted at a name, as whoever reaches the directory by its descriptor sees it.
+fn is_mount(parent: BorrowedFd<'_>, name: &[u8]) -> bool {
+    let found = statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty());
+    found.is_ok_and(|it| it.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
 
 /// Where an archive goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -436,6 +442,10 @@ impl Unpacking {
     fn put_in_place(&self, temporary: Temporary<'_>, at: &Place) -> Result<(), CopyError> {
         let (from, to) = (temporary.name.as_slice(), at.name.as_slice());
         let parent = &at.parent;
+        // The kernel keeps only mounts of its caller's own namespace from being replaced, and takes those of the container away.
+        if is_mount(parent.as_fd(), to) {
+            return Err(CopyError::of("naming", &at.path)(Errno::BUSY));
+        }
         let renamed = match self.options.overwrite {
             true => renameat(parent, from, parent, to),
             false => renameat_with(parent, from, parent, to, RenameFlags::NOREPLACE),

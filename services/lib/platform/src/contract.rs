@@ -54,28 +54,62 @@ pub struct Subject {
 
 /// Asks for every property.
 pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, subject: &Subject) {
-    an_image_that_is_there_is_listed(runtime, subject).await;
-    an_image_that_is_not_there_cannot_be_removed(runtime).await;
-    a_file_that_is_no_archive_is_refused(runtime).await;
-    the_steps_in_order_bring_a_sandbox_up_and_each_can_be_repeated(runtime, network, subject).await;
-    what_is_not_there_is_removed_with_success(runtime, network).await;
-    what_is_not_known_is_seen_empty(runtime, network).await;
-    everything_made_is_listed_with_its_sandbox(runtime, network, subject).await;
-    what_the_instance_needs_is_there_and_is_not_removed(network).await;
-    a_task_that_is_asked_to_end_ends_and_stays_until_it_is_removed(runtime, network, subject).await;
-    this_very_object_is_removed_and_no_other(runtime, network, subject).await;
-    a_stopped_task_has_ended_and_its_end_is_hinted_at(runtime, network, subject).await;
-    deleting_a_task_kills_what_runs(runtime, network, subject).await;
-    a_container_without_its_image_leaves_nothing(runtime, network, subject).await;
-    a_container_of_another_generation_is_refused(runtime, network, subject).await;
-    what_runs_has_usage(runtime, network, subject).await;
-    what_listens_is_shown(runtime, network, subject).await;
-    node_ports_are_led_where_a_sandbox_has_a_link(runtime, network, subject).await;
-    what_is_impossible_is_refused(runtime, network, subject).await;
-    denials_are_counted_while_the_rules_know_a_sandbox(runtime, network, subject).await;
-    the_root_of_what_runs_is_opened_and_its_end_is_told(runtime, network, subject).await;
-    a_port_that_listens_is_connected_to_and_another_one_refuses(runtime, network, subject).await;
-    programs_run_beside_what_runs(runtime, network, subject).await;
+    // Each on the heap: all of them in one state machine would not fit on a thread's stack.
+    Box::pin(an_image_that_is_there_is_listed(runtime, subject)).await;
+    Box::pin(an_image_that_is_not_there_cannot_be_removed(runtime)).await;
+    Box::pin(a_file_that_is_no_archive_is_refused(runtime)).await;
+    Box::pin(
+        the_steps_in_order_bring_a_sandbox_up_and_each_can_be_repeated(runtime, network, subject),
+    )
+    .await;
+    Box::pin(what_is_not_there_is_removed_with_success(runtime, network)).await;
+    Box::pin(what_is_not_known_is_seen_empty(runtime, network)).await;
+    Box::pin(everything_made_is_listed_with_its_sandbox(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(what_the_instance_needs_is_there_and_is_not_removed(network)).await;
+    Box::pin(
+        a_task_that_is_asked_to_end_ends_and_stays_until_it_is_removed(runtime, network, subject),
+    )
+    .await;
+    Box::pin(this_very_object_is_removed_and_no_other(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(a_stopped_task_has_ended_and_its_end_is_hinted_at(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(deleting_a_task_kills_what_runs(runtime, network, subject)).await;
+    Box::pin(a_container_without_its_image_leaves_nothing(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(a_container_of_another_generation_is_refused(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(what_runs_has_usage(runtime, network, subject)).await;
+    Box::pin(what_listens_is_shown(runtime, network, subject)).await;
+    Box::pin(node_ports_are_led_where_a_sandbox_has_a_link(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(what_is_impossible_is_refused(runtime, network, subject)).await;
+    Box::pin(denials_are_counted_while_the_rules_know_a_sandbox(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(the_root_of_what_runs_is_opened_and_its_end_is_told(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(a_port_that_listens_is_connected_to_and_another_one_refuses(
+        runtime, network, subject,
+    ))
+    .await;
+    Box::pin(programs_run_beside_what_runs(runtime, network, subject)).await;
 }
 
 pub async fn denials_are_counted_while_the_rules_know_a_sandbox<R: Runtime + Images, N: Network>(
