@@ -74,9 +74,22 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Prints a line for people to standard error. A reader that has gone away is no failure.
+/// Prints a line for people to standard error. A reader that has gone away is no failure. Names in it may be a container's
+/// own, so what a terminal would act on is written out.
 pub(crate) fn complain(line: &str) {
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let _ = writeln!(io::stderr().lock(), "{}", without_controls(line));
+}
+
+fn without_controls(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    for it in line.chars() {
+        match it {
+            '\n' | '\t' => shown.push(it),
+            it if it.is_control() => shown.extend(it.escape_default()),
+            it => shown.push(it),
+        }
+    }
+    shown
 }
 
 /// Lays rows out in columns below their titles.

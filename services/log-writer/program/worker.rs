@@ -51,6 +51,8 @@ struct Worker<'a> {
     line: &'a UnixStream,
     birth: Birth,
     held: [Held; 2],
+    /// The stream that comes first in a batch.
+    first: usize,
     /// The disk has failed and is not tried before.
     retry_at: Option<Instant>,
     /// The disk has failed when all was to be over.
@@ -84,6 +86,7 @@ pub(crate) fn work(
         line,
         birth,
         held: [Held::default(); 2],
+        first: 1,
         retry_at: None,
         gave_up: false,
         view: Vec::with_capacity(RING),
@@ -182,7 +185,9 @@ impl Worker<'_> {
             self.birth = Birth::First;
             self.record(progress, Kind::System, 0, REPLACED);
         }
-        for stream in 0..2 {
+        // In turn: a flood on one of them may fill the batch.
+        self.first = 1 - self.first;
+        for stream in [self.first, 1 - self.first] {
             self.gather_stream(stream, progress, now);
         }
     }

@@ -170,7 +170,8 @@ impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
             Step::StartTask(role) => runtime.start_task(id, role).await.map_err(runtime_failure),
             Step::AwaitReady => {
                 let view = self.view.subscribe();
-                match await_ready(&self.shared.node, sandbox, self.exits, view).await {
+                let (node, tracker) = (&self.shared.node, &self.shared.tracker);
+                match await_ready(node, tracker, sandbox, self.exits, view).await {
                     Ok(ports) => {
                         self.note(|found| found.ports = ports);
                         Ok(())

@@ -7,6 +7,7 @@ mod settings;
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -118,8 +119,14 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
     /// Sends a batch of each sandbox that has something new. Returns whether one of them has more.
     async fn pass(&mut self) -> bool {
         let log_dir = self.readers.log_dir().to_owned();
-        let Ok(seen) = self.readers.read(move || look(&log_dir)).await else {
-            return false;
+        let seen = match self.readers.read(move || look(&log_dir)).await {
+            Ok(Ok(seen)) => seen,
+            // What cannot be read is not gone.
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the folder of logs cannot be read; nothing is exported");
+                return false;
+            }
+            Err(_) => return false,
         };
         let there = |id: &SandboxId| seen.iter().any(|it| it.id == *id);
         self.open.retain(|id, _| there(id));
@@ -252,18 +259,24 @@ fn is_final(status: &Status) -> bool {
     status.code() == Code::InvalidArgument
 }
 
-fn look(log_dir: &Path) -> Vec<Seen> {
-    let of = |name: String| {
-        let id = SandboxId::parse(&name).ok()?;
+fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {
+    let mut seen = vec![];
+    for name in names(log_dir)? {
+        let Ok(id) = SandboxId::parse(&name) else {
+            continue;
+        };
         let folder = log_dir.join(&name);
-        Some(Seen {
-            names: names(&folder).ok()?,
-            files: files(&folder),
-            id,
-        })
-    };
-    let folders = names(log_dir).unwrap_or_default();
-    folders.into_iter().filter_map(of).collect()
+        match names(&folder) {
+            Ok(names) => seen.push(Seen {
+                names,
+                files: files(&folder),
+                id,
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(seen)
 }
 
 fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {

@@ -1,23 +1,30 @@
 //! The readiness probes of one sandbox, asked again and again while somebody waits for what they say.
 
+mod program;
+
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use berth_domain::{ContainerName, Probe, Sandbox, probe::Readiness};
-use berth_platform::Network;
+use berth_domain::{ContainerName, Probe, ProbeCheck, Sandbox, probe::Readiness};
+use berth_platform::{Images, Network, Runtime};
 use futures::{StreamExt as _, stream::FuturesUnordered};
+use tokio_util::task::TaskTracker;
 
-use crate::ready::Failing;
+use crate::{node::Node, ready::Failing};
 
-type Try = Pin<Box<dyn Future<Output = (usize, Result<(), String>)> + Send>>;
+/// What came of a try; `None` where the app could not be asked, which says nothing of it.
+type Answer = Option<Result<(), String>>;
+type Try = Pin<Box<dyn Future<Output = (usize, Answer)> + Send>>;
 
 /// As many tries under way as there are probes: the next one of each begins when the one before it is over. Nothing is asked
 /// while nobody waits in `changed`.
-pub(crate) struct Probing<N> {
-    network: Arc<N>,
+pub(crate) struct Probing<R, N> {
+    node: Node<R, N>,
+    /// Of what has to be seen to its end, whoever waits.
+    tracker: TaskTracker,
     sandbox: Arc<Sandbox>,
     rounds: Vec<Round>,
     /// Never locked: whoever holds this may be shared between threads, and a future may not.
@@ -30,10 +37,11 @@ struct Round {
     readiness: Readiness,
 }
 
-impl<N: Network> Probing<N> {
+impl<R: Runtime + Images, N: Network> Probing<R, N> {
     /// Begins with all of them `ready` or not; the first try of each comes after `first`.
     pub(crate) fn new(
-        network: &Arc<N>,
+        node: &Node<R, N>,
+        tracker: &TaskTracker,
         sandbox: &Sandbox,
         ready: bool,
         first: impl Fn(&Probe) -> Duration,
@@ -44,7 +52,8 @@ impl<N: Network> Probing<N> {
             readiness: Readiness::new(ready),
         };
         let mut it = Self {
-            network: network.clone(),
+            node: node.clone(),
+            tracker: tracker.clone(),
             sandbox: Arc::new(sandbox.clone()),
             rounds: sandbox.spec.probes().map(round).collect(),
             under_way: Mutex::default(),
@@ -79,10 +88,10 @@ impl<N: Network> Probing<N> {
             else {
                 continue;
             };
-            if let Err(answer) = &answer {
+            if let Some(Err(answer)) = &answer {
                 tracing::debug!(sandbox = %self.sandbox.id, %container, answer, "a probe failed");
             }
-            let changed = readiness.note(probe, answer);
+            let changed = answer.is_some_and(|it| readiness.note(probe, it));
             let pause = readiness.pause(probe);
             self.ask(place, pause);
             if changed {
@@ -101,14 +110,23 @@ impl<N: Network> Probing<N> {
         let Some(round) = self.rounds.get(place) else {
             return;
         };
-        let (network, sandbox) = (self.network.clone(), self.sandbox.clone());
+        let (node, tracker) = (self.node.clone(), self.tracker.clone());
+        let (sandbox, container) = (self.sandbox.clone(), round.container.clone());
         let Probe { check, timeout, .. } = round.probe.clone();
         self.under_way().push(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            let asked = network.probe(&sandbox, &check);
-            let answer = match tokio::time::timeout(timeout, asked).await {
-                Ok(answer) => answer.map_err(|it| it.to_string()),
-                Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
+            let answer = match check {
+                ProbeCheck::Exec { command } => {
+                    let id = sandbox.id.clone();
+                    program::ask(node.runtime, &tracker, id, container, command, timeout).await
+                }
+                ProbeCheck::HttpGet { .. } | ProbeCheck::TcpConnect { .. } => {
+                    let asked = node.network.probe(&sandbox, &check);
+                    Some(match tokio::time::timeout(timeout, asked).await {
+                        Ok(answer) => answer.map_err(|it| it.to_string()),
+                        Err(_) => Err(format!("no answer within {} ms", timeout.as_millis())),
+                    })
+                }
             };
             (place, answer)
         }));

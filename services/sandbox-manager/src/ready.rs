@@ -16,6 +16,7 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use tokio::sync::{Notify, watch};
+use tokio_util::task::TaskTracker;
 
 pub(crate) use self::words::{Failing, standing};
 use self::{
@@ -59,6 +60,7 @@ impl From<Failure> for ReadyError {
 /// Waits until `sandbox` is ready and returns what was seen of its ports.
 pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
     node: &Node<R, N>,
+    tracker: &TaskTracker,
     sandbox: &Sandbox,
     exits: &Notify,
     view: watch::Receiver<View>,
@@ -71,7 +73,7 @@ pub(crate) async fn await_ready<R: Runtime + Images, N: Network>(
             vec![]
         }
     };
-    await_probes(node, sandbox, exits, begun).await?;
+    await_probes(node, tracker, sandbox, exits, begun).await?;
     Ok(seen)
 }
 
@@ -167,6 +169,7 @@ async fn holders<R: Runtime + Images, N: Network>(node: &Node<R, N>, id: &Sandbo
 
 async fn await_probes<R: Runtime + Images, N: Network>(
     node: &Node<R, N>,
+    tracker: &TaskTracker,
     sandbox: &Sandbox,
     exits: &Notify,
     begun: Instant,
@@ -176,7 +179,7 @@ async fn await_probes<R: Runtime + Images, N: Network>(
         return Ok(());
     };
     let passed = begun.elapsed();
-    let mut probing = Probing::new(&node.network, sandbox, false, |it| {
+    let mut probing = Probing::new(node, tracker, sandbox, false, |it| {
         it.initial_delay.saturating_sub(passed)
     });
     let begun = Instant::now();

@@ -61,7 +61,7 @@ pub(crate) struct Shared<R, N> {
     images: RwLock<()>,
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
-    tracker: TaskTracker,
+    pub(crate) tracker: TaskTracker,
     /// Other addresses are given next than before, and no record says so.
     addresses: Notify,
 }

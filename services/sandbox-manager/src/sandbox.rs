@@ -113,7 +113,7 @@ pub(crate) struct SandboxTask<R, N> {
     /// What the kernel had killed for memory by then, in containers that went on.
     pub(crate) former_kills: FormerKills,
     /// While it is RUNNING or NOT_READY.
-    pub(crate) probing: Option<Probing<N>>,
+    pub(crate) probing: Option<Probing<R, N>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -387,8 +387,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 let ending = record.ending.is_some();
                 self.show(&record);
                 self.looked_at = Some(Instant::now());
-                let (network, sandbox) = (&self.shared.node.network, record.sandbox());
-                self.probing = Some(Probing::new(network, &sandbox, true, |it| it.period));
+                let (node, tracker) = (&self.shared.node, &self.shared.tracker);
+                let sandbox = record.sandbox();
+                self.probing = Some(Probing::new(node, tracker, &sandbox, true, |it| it.period));
                 Ok(if ending { Next::Again } else { rest(&record) })
             }
             Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(Next::Again),
@@ -658,7 +659,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         let probing = self.probing.get_or_insert_with(|| {
             let was_ready = record.status == Status::Running;
             let at_once = |_: &_| Duration::ZERO;
-            Probing::new(&node.network, &record.sandbox(), was_ready, at_once)
+            let tracker = &self.shared.tracker;
+            Probing::new(node, tracker, &record.sandbox(), was_ready, at_once)
         });
         let failing = probing.failing();
         let (status, reason, message) = standing(&seen, &failing);
@@ -750,7 +752,7 @@ fn rest(record: &SandboxRecord) -> Next {
 }
 
 /// When a probe says something new.
-async fn changed<N: Network>(probing: Option<&mut Probing<N>>) {
+async fn changed<R: Runtime + Images, N: Network>(probing: Option<&mut Probing<R, N>>) {
     match probing {
         Some(it) => it.changed().await,
         None => std::future::pending().await,

@@ -142,7 +142,7 @@ async fn what_a_program_says_and_how_it_ends_comes_back() -> anyhow::Result<()> 
 async fn megabytes_of_input_come_through_and_their_end_is_seen() -> anyhow::Result<()> {
     let node = node().await?;
     let data: Vec<u8> = (0..8_000_000_u32)
-        .map(|it| (it * 2_654_435_761) as u8)
+        .map(|it| it.wrapping_mul(2_654_435_761) as u8)
         .collect();
     let start = v1::ExecStart {
         stdin: true,

@@ -12,7 +12,7 @@ use berth_api::v1::{self, Protocol};
 use berth_e2e::{
     TestNode,
     hosts::{Apart, Host, received},
-    node::{eventually, succeed},
+    node::{eventually, obtained, succeed},
     specs::{idle, web},
 };
 
@@ -56,7 +56,7 @@ impl Scene {
         let toml = format!("network.reachable_from = [\"{client}/32\"]\n{toml}");
         let apart = Apart::start(host, &toml).await?;
         near.serve(SERVED, "client")?;
-        let front = make(&apart.node).await?;
+        let front = make(&apart).await?;
         Ok(Self {
             apart,
             near,
@@ -191,8 +191,10 @@ impl Scene {
     }
 }
 
-/// A sandbox with a node port by TCP and by UDP, and one that only asks.
-async fn make(node: &TestNode) -> anyhow::Result<Ipv4Addr> {
+/// A sandbox with a node port by TCP and by UDP, and one that only asks. Whoever needs an app behind the port by UDP is that
+/// himself; until it is RUNNING, this is.
+async fn make(apart: &Apart) -> anyhow::Result<Ipv4Addr> {
+    let node = &apart.node;
     node.create("back", idle()).await?;
     let mut front = web("front", WEB.into());
     let ports = &mut front.containers[0].ports;
@@ -203,7 +205,14 @@ async fn make(node: &TestNode) -> anyhow::Result<Ipv4Addr> {
         node_port: NODE_PORT.into(),
         ..v1::Port::default()
     });
-    node.create("front", front).await?;
+    node.accept("front", front).await?;
+    let bound = || async { apart.inside("front").udp(ECHO) };
+    let _app = obtained("its network", SOON, bound).await?;
+    let runs = || async {
+        let found = node.get("front").await;
+        found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
+    };
+    eventually("front is RUNNING", SOON, runs).await?;
     address(node, "front").await
 }
 
@@ -458,7 +467,7 @@ async fn a_node_port_is_there_with_running_and_gone_with_delete() -> anyhow::Res
         node.delete("front").await?;
         ensure!(scene.far.fetch(by_host).is_none(), "round {round}: deleted");
         node.delete("back").await?;
-        make(node).await?;
+        make(&scene.apart).await?;
     }
     scene.apart.finish()
 }

@@ -63,7 +63,7 @@ pub(super) async fn run(session: &Session, args: Exec) -> Result<u8, Failure> {
     let request = session.request(ReceiverStream::new(receiver));
     let answers = tokio::select! {
         answers = client.exec(request) => answers?.into_inner(),
-        code = signals.to_end() => return Ok(code),
+        code = signals.before_it_began() => return Ok(code),
     };
     let raw = (tty && interactive && has_terminal)
         .then(Raw::enter)
@@ -171,7 +171,7 @@ impl Signals {
     }
 
     /// Returns the exit code of this command when a signal ends it before the program has begun.
-    async fn to_end(&mut self) -> u8 {
+    async fn before_it_began(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 128 + 2,
             _ = self.terminate.recv() => 128 + SIGTERM,

@@ -209,6 +209,7 @@ fn probe_to_proto(it: &Probe) -> v1::Probe {
         ProbeCheck::TcpConnect { port } => {
             Check::TcpConnect(v1::TcpConnectProbe { port: port.into() })
         }
+        ProbeCheck::Exec { command } => Check::Exec(v1::ExecProbe { command }),
     };
     v1::Probe {
         check: Some(check),

@@ -120,7 +120,7 @@ impl Containerd {
             move || fifos::list(&all)
         });
         let listed = listed.await.map_err(|it| node("listing programs", it))?;
-        let mut ended = 0;
+        let (mut ended, mut failed) = (0, None);
         for name in listed {
             let Some((container, exec_id)) = fifos::parse(&name) else {
                 continue;
@@ -137,13 +137,21 @@ impl Containerd {
                 exec_id: exec_id.to_owned(),
                 folder: all.join(&name),
             };
-            if let Some(leader) = self.pid_of(&exec).await? {
-                self.signal_session(&exec, leader, Signal::KILL).await?;
+            // One whose shim hangs keeps no other alive.
+            match self.end_one(&exec).await {
+                Ok(()) => ended += 1,
+                Err(error) => failed = failed.or(Some(error)),
             }
-            self.try_remove(&exec).await?;
-            ended += 1;
         }
-        Ok(ended)
+        failed.map_or(Ok(ended), Err)
+    }
+
+    async fn end_one(&self, exec: &Exec) -> Result<(), RuntimeError> {
+        if let Some(leader) = self.pid_of(exec).await? {
+            self.signal_session(exec, leader, Signal::KILL).await?;
+        }
+        self.try_remove(exec).await?;
+        Ok(())
     }
 
     /// The process as the OCI runtime is told it.

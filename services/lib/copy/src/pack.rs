@@ -26,6 +26,8 @@ use crate::{
 const DEPTH_MAX: usize = 256;
 /// Files with several names whose first name is remembered; further ones are written again as files of their own.
 const LINKS_MAX: usize = 64 << 10;
+/// Of their names together, in bytes.
+const LINK_NAMES_MAX: usize = 4 << 20;
 /// What the kernel makes up: reading all of it never ends well.
 const MADE_UP: [i64; 4] = [
     0x9fa0,      // proc
@@ -47,6 +49,7 @@ pub fn pack(
     let mut packing = Packing {
         builder: Builder::new(Sink { sink, cut: false }),
         first_names: HashMap::new(),
+        first_names_bytes: 0,
         totals: Totals::default(),
     };
     if let Err(error) = packing.write_tree(found, path, top) {
@@ -92,6 +95,7 @@ struct Packing<W: Write> {
     builder: Builder<Sink<W>>,
     /// By device and inode.
     first_names: HashMap<(u64, u64), PathBuf>,
+    first_names_bytes: usize,
     totals: Totals,
 }
 
@@ -236,7 +240,9 @@ impl<W: Write> Packing<W> {
             return Err(CopyError::refused(path, "became shorter while it was read"));
         }
         self.totals.bytes += size;
-        if status.st_nlink > 1 && self.first_names.len() < LINKS_MAX {
+        let names = self.first_names_bytes + name.as_os_str().len();
+        if status.st_nlink > 1 && self.first_names.len() < LINKS_MAX && names <= LINK_NAMES_MAX {
+            self.first_names_bytes = names;
             self.first_names.insert(identity, name);
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Whatever an archive holds, and however the tree changes under it, nothing outside of its destination is touched.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     fs::{self, File},
     os::{fd::AsFd as _, unix::fs::symlink},
@@ -61,12 +63,11 @@ fn archive(entries: &[(String, EntryType, String)]) -> Vec<u8> {
         header.set_entry_type(*kind);
         header.set_mode(0o777);
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        let content: &[u8] = match kind {
-            EntryType::Regular => b"overwritten",
-            _ => {
-                header.as_old_mut().linkname[..text.len()].copy_from_slice(text.as_bytes());
-                b""
-            }
+        let content: &[u8] = if *kind == EntryType::Regular {
+            b"overwritten"
+        } else {
+            header.as_old_mut().linkname[..text.len()].copy_from_slice(text.as_bytes());
+            b""
         };
         header.set_size(content.len() as u64);
         header.set_cksum();

@@ -1,5 +1,7 @@
 //! Trees out of one root and into another: what arrives, under which name, and what is left when it does not.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{
     fs::{self, File},
     io::{self, Read as _},
@@ -47,12 +49,11 @@ fn archive(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
         header.set_mode(0o644);
         // As it is, which the setter of the crate would refuse.
         header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        let content = match kind {
-            EntryType::Regular => *text,
-            _ => {
-                header.set_link_name_literal(text).unwrap();
-                ""
-            }
+        let content = if *kind == EntryType::Regular {
+            *text
+        } else {
+            header.set_link_name_literal(text).unwrap();
+            ""
         };
         header.set_size(content.len() as u64);
         header.set_cksum();
@@ -142,7 +143,8 @@ fn a_tree_arrives_as_it_was() {
 fn an_entry_gets_the_name_that_cp_would_give_it() {
     let tree = || archive(&[("top/", EntryType::Directory, ""), ("top/x", EntryType::Regular, "new")]);
     let content = || archive(&[("./", EntryType::Directory, ""), ("./x", EntryType::Regular, "new")]);
-    let cases: [(&str, Options, Vec<u8>, Result<&[&str], &str>); 16] = [
+    type Case<'a> = (&'a str, Options, Vec<u8>, Result<&'a [&'a str], &'a str>);
+    let cases: [Case<'_>; 16] = [
         ("/dir",        AS,   file("a"), Ok(&["dir/", "dir/a: new", "file: old"])),
         ("/dir/",       AS,   file("a"), Ok(&["dir/", "dir/a: new", "file: old"])),
         ("/file",       AS,   file("a"), Ok(&["dir/", "file: new"])),
@@ -203,7 +205,8 @@ fn what_is_there_is_replaced_only_where_that_is_wanted_and_never_a_directory() {
 #[rustfmt::skip]
 fn no_entry_leads_out_of_its_destination() {
     use EntryType::{Directory, Link, Regular, Symlink};
-    let cases: [(&[(&str, EntryType, &str)], &str); 12] = [
+    type Case<'a> = (&'a [(&'a str, EntryType, &'a str)], &'a str);
+    let cases: [Case<'_>; 12] = [
         (&[("../out", Regular, "evil")],                                            "`..`"),
         (&[("a/../../out", Regular, "evil")],                                       "`..`"),
         (&[("l", Symlink, "/"), ("l/out", Regular, "evil")],                        "a symbolic link"),

@@ -30,6 +30,10 @@ pub enum ProbeCheck {
     TcpConnect {
         port: u16,
     },
+    /// A program in the container, with its arguments.
+    Exec {
+        command: Vec<String>,
+    },
 }
 
 impl fmt::Display for ProbeCheck {
@@ -37,6 +41,10 @@ impl fmt::Display for ProbeCheck {
         match self {
             Self::HttpGet { port, path, .. } => write!(f, "GET {path} on port {port}"),
             Self::TcpConnect { port } => write!(f, "a connection to port {port}"),
+            Self::Exec { command } => {
+                let program = command.first().map_or("", String::as_str);
+                write!(f, "the program {program}")
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::reader::{Entry, Position, Read, Reader};
+use crate::reader::{Content, Entry, Position, Read, Reader};
 
 #[derive(Debug)]
 pub struct Merged {
@@ -21,7 +21,7 @@ struct Log {
     name: String,
     reader: Reader,
     head: Option<Entry>,
-    /// Where the reader was before it read the head.
+    /// Where a reader goes on that is to read the head.
     before: Option<Position>,
     /// How many bytes lie behind its end; `None` while the end was not seen.
     ended: Option<u64>,
@@ -95,7 +95,18 @@ impl Log {
         }
         self.before = self.reader.position();
         match self.reader.read()? {
-            Read::Entry(entry) => self.head = Some(entry),
+            Read::Entry(entry) => {
+                // A reader since a time has passed over what is older.
+                if let (Some(position), false) =
+                    (self.reader.position(), entry.content == Content::Replaced)
+                {
+                    self.before = Some(Position {
+                        next: entry.sequence,
+                        ..position
+                    });
+                }
+                self.head = Some(entry);
+            }
             Read::End { unread_bytes } => self.ended = Some(unread_bytes),
         }
         Ok(())

@@ -20,6 +20,7 @@ pub(crate) async fn ask(address: IpAddr, check: &ProbeCheck) -> Result<(), Probe
     match check {
         ProbeCheck::TcpConnect { port } => connect(address, *port).await.map(drop),
         ProbeCheck::HttpGet { port, path, host } => get(address, *port, path, host).await,
+        ProbeCheck::Exec { .. } => Err(ProbeError::of_program()),
     }
 }
 

@@ -363,6 +363,7 @@ fn rules(frame: &Frame) -> String {
          \t}}\n\
          \tchain input {{\n\
          \t\ttype filter hook input priority filter; policy accept;\n\
+         \t\tiifgroup {group} ct state invalid goto dropped\n\
          \t\tiifgroup {group} jump to_node\n\
          \t}}\n\
          \tchain to_node {{\n\
@@ -376,6 +377,7 @@ fn rules(frame: &Frame) -> String {
          \tchain forward {{\n\
          \t\ttype filter hook forward priority filter; policy accept;\n\
          {known}\
+         \t\tiifgroup {group} ct state invalid goto dropped\n\
          \t\tiifgroup != {group} ct state related accept\n\
          \t\tct state related ct reply ip saddr {subnet} accept\n\
          \t\tip daddr {subnet} iifgroup {group} oifgroup != {group} goto denied\n\
@@ -599,6 +601,12 @@ mod tests {
         };
         let text = render(&both, [], &BTreeMap::new());
         assert!(!text.contains("ipv6 drop"));
+        // Refused, it would end the connection whose window it has missed.
+        let unplaced = format!(
+            "iifgroup {} ct state invalid goto dropped\n",
+            group(&frame.instance)
+        );
+        assert_eq!(text.matches(&unplaced).count(), 2, "{text}");
         for chain in ["from_sandbox", "to_node", "answer", "outward", "inward"] {
             let leads = format!("\tchain {chain} {{\n\t\tmeta nfproto ipv6 goto {chain}6\n");
             assert!(text.contains(&leads), "{chain} in {text}");

@@ -921,7 +921,10 @@ impl Network for FakeNode {
 
     async fn probe(&self, sandbox: &Sandbox, check: &ProbeCheck) -> Result<(), ProbeError> {
         self.call("probe", sandbox.id.as_str(), |state| {
-            let (ProbeCheck::HttpGet { port, .. } | ProbeCheck::TcpConnect { port }) = check;
+            let port = match check {
+                ProbeCheck::HttpGet { port, .. } | ProbeCheck::TcpConnect { port } => port,
+                ProbeCheck::Exec { .. } => return Err(ProbeError::of_program()),
+            };
             let held = state.sandboxes.get(&sandbox.id);
             let sockets = held.map(|it| it.sockets(&state.listens));
             let reached = |it: &ListeningSocket| {

@@ -60,6 +60,7 @@ pub trait Network: Send + Sync + 'static {
         sandbox: &Sandbox,
         check: &ProbeCheck,
     ) -> impl Future<Output = Result<(), ProbeError>> + Send;
+
     /// Connects to a TCP port on the loopback of the sandbox, 127.0.0.1 before ::1. Where that is the loopback of the node,
     /// only ports on which processes of the sandbox listen are reached. The namespaces must be open.
     fn connect(
@@ -195,6 +196,13 @@ pub enum NetworkObjectKind {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ProbeError(pub String);
+
+impl ProbeError {
+    /// What no network answers.
+    pub fn of_program() -> Self {
+        Self("a program is not asked over the network".to_owned())
+    }
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

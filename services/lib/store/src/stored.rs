@@ -175,6 +175,9 @@ enum StoredCheck {
     TcpConnect {
         port: u16,
     },
+    Exec {
+        command: Vec<String>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -435,6 +438,7 @@ impl From<&Probe> for StoredProbe {
                     StoredCheck::HttpGet { port, path, host }
                 }
                 ProbeCheck::TcpConnect { port } => StoredCheck::TcpConnect { port },
+                ProbeCheck::Exec { command } => StoredCheck::Exec { command },
             },
             initial_delay: it.initial_delay,
             period: it.period,
@@ -453,6 +457,7 @@ impl From<StoredProbe> for Probe {
                     ProbeCheck::HttpGet { port, path, host }
                 }
                 StoredCheck::TcpConnect { port } => ProbeCheck::TcpConnect { port },
+                StoredCheck::Exec { command } => ProbeCheck::Exec { command },
             },
             initial_delay: it.initial_delay,
             period: it.period,

@@ -8,7 +8,10 @@ use std::{
     fs,
     io::Write as _,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -74,6 +77,34 @@ fn lines_of_both_streams_are_tagged_and_numbered_as_one() {
     ];
     assert_eq!(seen, expected);
     assert!(entries.is_sorted_by_key(|it| it.time_ns));
+}
+
+#[test]
+fn a_flood_on_one_stream_keeps_nothing_of_the_other_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::start(dir.path(), 1 << 30);
+    let mut flooded = writer.out.try_clone().unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let flood = std::thread::spawn({
+        let over = over.clone();
+        move || {
+            while !over.load(Ordering::Relaxed) {
+                flooded.write_all(&[b'y', b'\n'].repeat(4096)).unwrap();
+            }
+        }
+    });
+    // More than waits on its way.
+    let expected = lines(0..20_000);
+    writer.err.write_all(&expected).unwrap();
+    writer.until_read(|it| it.iter().any(|it| it.text.ends_with(b"19999")));
+    over.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    writer.end();
+    let entries = writer::read(dir.path());
+    assert_continuous(&entries);
+    assert_eq!(gaps(&entries), []);
+    let errors = entries.iter().filter(|it| it.kind == Kind::Stderr);
+    assert_eq!(errors.count(), 20_000);
 }
 
 #[test]

@@ -125,7 +125,7 @@ pub(crate) async fn next<T>(
     }
 }
 
-/// Refuses a message that is no bytes, too many, or `start` again.
+/// Refuses a message without bytes and one with too many.
 pub(crate) fn check_bytes(field: &str, bytes: &[u8]) -> Result<(), Status> {
     if (1..=CHUNK_MAX).contains(&bytes.len()) {
         return Ok(());

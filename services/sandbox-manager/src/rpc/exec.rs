@@ -63,6 +63,7 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
     let (wrong, faults) = mpsc::channel(1);
     let (begun, begin) = oneshot::channel();
     let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
+    let stopped = registry.stopping();
     registry.spawn(async move {
         let _place = place;
         let io = ExecIo {
@@ -83,7 +84,13 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
             // A program that was never told of has not ended either.
             (Ok(_), Ok(Some(_))) => return,
         };
-        let _ = answers.send(last).await;
+        // A caller that does not read holds up no stop.
+        tokio::select! {
+            room = answers.reserve() => if let Ok(room) = room {
+                room.send(last);
+            },
+            () = stopped => drop(answers.try_send(last)),
+        }
     });
     let stopping = registry.stopping();
     registry.spawn(async move {
@@ -256,7 +263,8 @@ fn command(start: &v1::ExecStart) -> Result<ExecCommand, Failure> {
     }
     let directory = &start.directory;
     let is_path = directory.starts_with('/') && !directory.contains('\0');
-    if !directory.is_empty() && !(is_path && directory.len() <= PATH_MAX) {
+    let fits = directory.is_empty() || is_path && directory.len() <= PATH_MAX;
+    if !fits {
         let problem = format!("must be an absolute path of at most {PATH_MAX} bytes");
         return invalid("start.directory", problem);
     }

@@ -254,7 +254,7 @@ pub mod probe {
         /// A connection.
         #[prost(message, tag = "2")]
         TcpConnect(super::TcpConnectProbe),
-        /// A program in the container. Refused with UNSUPPORTED_FIELD.
+        /// A program in the container.
         #[prost(message, tag = "3")]
         Exec(super::ExecProbe),
     }
@@ -280,10 +280,11 @@ pub struct TcpConnectProbe {
     #[prost(uint32, tag = "1")]
     pub port: u32,
 }
-/// Runs a program in the container; the exit code 0 is a success. Not supported by this version.
+/// Runs a program in the container, as Exec does; the exit code 0 is a success. One that takes longer than `timeout` is ended
+/// by SIGHUP and, 2 s later, SIGKILL, and the next try waits for its end.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExecProbe {
-    /// The program and its arguments. 1 to 64, at most 4096 bytes each.
+    /// The program and its arguments, without a shell. 1 to 64, at most 4096 bytes each. Required.
     #[prost(string, repeated, tag = "1")]
     pub command: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -3004,7 +3005,7 @@ pub struct LogLine {
     /// Where it was written.
     #[prost(enumeration = "LogStream", tag = "1")]
     pub stream: i32,
-    /// Its bytes, without the end of the line and blanks before it. Not always UTF-8. At most 1 MiB.
+    /// Its bytes, without the end of the line and tabs and carriage returns before it. Not always UTF-8. At most 1 MiB.
     #[prost(bytes = "vec", tag = "2")]
     pub text: ::prost::alloc::vec::Vec<u8>,
     /// The line was longer, and the rest of it is lost.

@@ -58,10 +58,7 @@ impl Check {
                 let port = self.probed_port(&of("tcp_connect.port"), it.port);
                 port.map(|port| ProbeCheck::TcpConnect { port })
             }
-            Some(Asked::Exec(it)) => {
-                self.exec(&of("exec"), &it);
-                None
-            }
+            Some(Asked::Exec(it)) => Some(self.exec(&of("exec"), it)),
             None => {
                 self.wrong(field, "must have one of http_get, tcp_connect, exec");
                 None
@@ -103,7 +100,7 @@ impl Check {
         })
     }
 
-    fn exec(&mut self, field: &str, it: &v1::ExecProbe) {
+    fn exec(&mut self, field: &str, it: v1::ExecProbe) -> ProbeCheck {
         let command = format!("{field}.command");
         if it.command.first().is_none_or(String::is_empty) {
             self.wrong(&command, "must begin with a program");
@@ -112,7 +109,9 @@ impl Check {
         for (at, argument) in it.command.iter().enumerate() {
             self.text(&format!("{command}[{at}]"), argument, ARGUMENT_MAX);
         }
-        self.unsupported(field.to_owned(), true);
+        ProbeCheck::Exec {
+            command: it.command,
+        }
     }
 
     fn probed_port(&mut self, field: &str, number: u32) -> Option<u16> {
@@ -140,6 +139,10 @@ mod tests {
         }
     }
 
+    fn subnet() -> ipnet::Ipv4Net {
+        "10.1.0.0/24".parse().unwrap()
+    }
+
     fn read(probe: v1::Probe) -> Result<Option<Probe>, Failure> {
         let request = v1::CreateRequest {
             id: "web".into(),
@@ -154,8 +157,8 @@ mod tests {
             }),
             ..v1::CreateRequest::default()
         };
-        let created = create_from_proto(request, "10.1.0.0/24".parse().unwrap())?;
-        Ok(created.spec.containers[0].readiness_probe.clone())
+        let created = create_from_proto(request, subnet());
+        created.map(|it| it.spec.containers[0].readiness_probe.clone())
     }
 
     #[test]
@@ -219,8 +222,6 @@ mod tests {
             assert_eq!(fields, [format!("spec.containers[0].readiness_probe{field}")], "{failure}");
         }
         read(with(|it| it.success_threshold = 2)).unwrap();
-        let failure = read(exec(&["true"])).unwrap_err();
-        assert_eq!(failure.reason, Reason::UnsupportedField);
-        assert_eq!(failure.violations[0].field, "spec.containers[0].readiness_probe.exec");
+        read(exec(&["true", ""])).unwrap();
     }
 }
