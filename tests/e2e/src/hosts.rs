@@ -146,9 +146,13 @@ impl Place {
         succeed(self.command("sh -euc").arg(lines))
     }
 
-    /// What a web server answers; `None` when no connection comes about within a second.
+    /// What a web server answers; `None` when no connection comes about within a second, and no answer over it within three.
     pub fn fetch(&self, to: SocketAddr) -> Option<String> {
-        let mut nc = self.command(&format!("busybox nc -w 1 {} {}", to.ip(), to.port()));
+        let mut nc = self.command(&format!(
+            "timeout 3 busybox nc -w 1 {} {}",
+            to.ip(),
+            to.port()
+        ));
         let nc = nc.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut nc = nc.stderr(Stdio::null()).spawn().ok()?;
         // Nobody reads it where there is no connection.

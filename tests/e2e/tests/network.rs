@@ -99,9 +99,9 @@ fn ip(line: &str) -> anyhow::Result<String> {
     succeed(Command::new("ip").args(line.split_whitespace()))
 }
 
-/// A line that connects, and waits a second at most.
+/// A line that connects: it waits a second for that, and three for all.
 fn connect(to: SocketAddr) -> String {
-    format!("busybox nc -w 1 {} {}", to.ip(), to.port())
+    format!("timeout 3 busybox nc -w 1 {} {}", to.ip(), to.port())
 }
 
 const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
