@@ -332,17 +332,21 @@ impl NetnsNetwork {
 
     async fn objects(&self) -> Result<Vec<NetworkObject>, NetnsError> {
         let names = self.settings.names.clone();
+        // A slot is nobody's yet, and the process that made it knows it: one that was there before these looks, or is behind
+        // them.
+        let mut slots = self.slots.addresses();
         let links = self.links.all().await?;
-        // A slot is nobody's yet, and the process that made it knows it.
-        let links = links.into_iter().filter(|it| !self.slots.has_link(it));
-        let mut objects: Vec<_> = links.filter_map(|link| self.of_link(link)).collect();
-        let slots = self.slots.clone();
-        let pinned = blocking(move || {
-            let pinned = pinned(&names)?.into_iter();
-            let others = pinned.filter(|it| !slots.has_namespaces(&names, Path::new(&it.name)));
-            Ok(others.collect::<Vec<_>>())
+        let pinned = blocking({
+            let names = names.clone();
+            move || pinned(&names)
         });
-        objects.extend(pinned.await?);
+        let pinned = pinned.await?;
+        slots.extend(self.slots.addresses());
+        let is_slots = |link: &Link| slots.iter().any(|it| Names::slot_link(*it) == link.name);
+        let links = links.into_iter().filter(|it| !is_slots(it));
+        let mut objects: Vec<_> = links.filter_map(|link| self.of_link(link)).collect();
+        let is_slot = |path: &str| slots.iter().any(|it| names.slot(*it) == Path::new(path));
+        objects.extend(pinned.into_iter().filter(|it| !is_slot(&it.name)));
         let rules = self.fenced(|fence| {
             let table = fence.stands()?.then(|| fence.name().to_owned());
             Ok((table, fence.list()?))

@@ -7,7 +7,6 @@ use std::{
     io::ErrorKind,
     net::Ipv4Addr,
     os::fd::AsFd as _,
-    path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -30,7 +29,7 @@ pub(crate) struct Slots {
 
 #[derive(Debug, Default)]
 struct Held {
-    /// By the address that each is for. `None`: it is being made.
+    /// By the address that each is for. `None`: it is being made, or removed.
     slots: BTreeMap<Ipv4Addr, Option<Slot>>,
     /// Of sandboxes whose namespaces came from a slot, and whose link is not theirs yet.
     taken: BTreeMap<SandboxId, Slot>,
@@ -63,14 +62,17 @@ impl Slots {
         let _one = self.preparing.lock().await;
         let unwanted: Vec<_> = {
             let mut held = self.held();
-            let slots = std::mem::take(&mut held.slots);
-            let (kept, unwanted): (BTreeMap<_, _>, _) =
-                slots.into_iter().partition(|(it, _)| wanted.contains(it));
-            held.slots = kept;
-            unwanted.into_keys().collect()
+            let slots = held.slots.iter_mut();
+            let unwanted = slots.filter(|(it, _)| !wanted.contains(it));
+            // Nobody takes it any more, and it is known while it is there.
+            let dismissed = unwanted.map(|(address, slot)| {
+                *slot = None;
+                *address
+            });
+            dismissed.collect()
         };
         for address in unwanted {
-            remove(place, address).await?;
+            self.dismiss(place, address).await?;
         }
         for &address in wanted {
             if self.held().slots.contains_key(&address) {
@@ -83,13 +85,18 @@ impl Slots {
                     self.held().slots.insert(address, Some(slot));
                 }
                 Err(error) => {
-                    self.held().slots.remove(&address);
-                    remove(place, address).await?;
+                    self.dismiss(place, address).await?;
                     return Err(error);
                 }
             }
         }
         Ok(())
+    }
+
+    async fn dismiss(&self, place: &Place<'_>, address: Ipv4Addr) -> Result<(), NetnsError> {
+        let removed = remove(place, address).await;
+        self.held().slots.remove(&address);
+        removed
     }
 
     /// Gives the namespaces of a slot to a sandbox that has its address. Returns whether there was one. Blocks.
@@ -119,18 +126,11 @@ impl Slots {
         self.held().taken.remove(id).map(|it| it.link)
     }
 
-    /// Whether these pinned namespaces are those of a slot.
-    pub(crate) fn has_namespaces(&self, names: &Names, path: &Path) -> bool {
-        let held = self.held();
-        held.slots.keys().any(|it| names.slot(*it) == path)
-    }
-
-    /// Whether this link is that of a slot.
-    pub(crate) fn has_link(&self, link: &Link) -> bool {
+    /// The addresses of slots that are there, or whose link is.
+    pub(crate) fn addresses(&self) -> BTreeSet<Ipv4Addr> {
         let held = self.held();
         let taken = held.taken.values().map(|it| it.address);
-        let mut addresses = held.slots.keys().copied().chain(taken);
-        addresses.any(|it| Names::slot_link(it) == link.name)
+        held.slots.keys().copied().chain(taken).collect()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
