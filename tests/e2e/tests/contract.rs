@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use berth_containerd::{Containerd, PauseRootfs};
 use berth_domain::{
     ImageRef, InstanceId, Names,
@@ -176,8 +176,23 @@ impl Drop for Neighbour {
     }
 }
 
-#[tokio::test]
-async fn the_real_node_keeps_the_contract_of_the_fake() -> anyhow::Result<()> {
+/// The suite is one future, and a debug build needs more for it than the thread of a test has.
+const STACK_BYTES: usize = 16 << 20;
+
+#[test]
+fn the_real_node_keeps_the_contract_of_the_fake() -> anyhow::Result<()> {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(keeps_the_contract())
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+    let ended = thread.spawn(run)?.join();
+    ended.map_err(|_| anyhow!("a property does not hold"))?
+}
+
+async fn keeps_the_contract() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
     let neighbour = Neighbour::of(&node)?;
     let leftovers = Leftovers::of(&neighbour.home, &neighbour.namespace())?;
