@@ -31,13 +31,12 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
-    crash,
-    execs::Execs,
-    export,
+    crash, export,
     lifecycle::LifecycleLog,
     log_writer,
     logs::LogReaders,
     node::Node,
+    places::Places,
     registry::{Limits, Registry},
     rpc::{
         About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc, Streams,
@@ -66,7 +65,7 @@ pub struct App {
     log_dir: PathBuf,
     /// Where logs are exported to, and the file that says what was.
     export: Option<(export::Settings, PathBuf)>,
-    execs: Execs,
+    execs: Places,
     stop: CancellationToken,
 }
 
@@ -150,7 +149,7 @@ impl App {
             allow_host_network: config.network.allow_host_network,
             log_dir: config.log_dir,
             export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
-            execs: Execs::new(config.exec.per_sandbox, config.exec.per_node),
+            execs: Places::new(config.exec.per_sandbox, config.exec.per_node),
             stop,
         })
     }

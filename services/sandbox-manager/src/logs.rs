@@ -16,7 +16,11 @@ use berth_logs::format::parse_segment_name;
 use berth_platform::{Images, Network, Runtime};
 use tokio::sync::{Semaphore, watch};
 
-use crate::{failures::internal, registry::Registry};
+use crate::{
+    failures::internal,
+    places::{Full, Place, Places},
+    registry::Registry,
+};
 
 #[cfg(test)]
 pub(crate) mod written;
@@ -37,7 +41,7 @@ const LAST_BEATS: Duration = Duration::from_millis(10);
 pub(crate) struct LogReaders {
     log_dir: PathBuf,
     reads: Semaphore,
-    places: Mutex<BTreeMap<SandboxId, usize>>,
+    places: Places,
     beats: Mutex<BTreeMap<SandboxId, watch::Receiver<Beat>>>,
 }
 
@@ -66,30 +70,12 @@ impl Beat {
     }
 }
 
-/// The place of one reader.
-pub(crate) struct ReaderPlace {
-    readers: Arc<LogReaders>,
-    id: SandboxId,
-}
-
-impl Drop for ReaderPlace {
-    fn drop(&mut self) {
-        let mut places = lock(&self.readers.places);
-        if let Some(count) = places.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                places.remove(&self.id);
-            }
-        }
-    }
-}
-
 impl LogReaders {
     pub(crate) fn new(log_dir: PathBuf) -> Arc<Self> {
         Arc::new(Self {
             log_dir,
             reads: Semaphore::new(READS_AT_ONCE),
-            places: Mutex::default(),
+            places: Places::new(READERS_PER_SANDBOX, READERS),
             beats: Mutex::default(),
         })
     }
@@ -104,23 +90,12 @@ impl LogReaders {
         self.log_dir.join(id.as_str())
     }
 
-    pub(crate) fn enter(self: &Arc<Self>, id: &SandboxId) -> Result<ReaderPlace, Failure> {
-        let mut places = lock(&self.places);
-        let refused = |of: &str, limit: usize| {
+    /// The place of one more reader.
+    pub(crate) fn enter(&self, id: &SandboxId) -> Result<Place, Failure> {
+        self.places.take(id).map_err(|Full { of, limit }| {
             let message = format!("{limit} callers read the logs of this {of} already");
             let failure = Failure::new(Reason::LogReadersExhausted, message);
-            Err(failure.with("of", of).with("limit", limit))
-        };
-        if places.get(id).is_some_and(|it| *it >= READERS_PER_SANDBOX) {
-            return refused("sandbox", READERS_PER_SANDBOX);
-        }
-        if places.values().sum::<usize>() >= READERS {
-            return refused("node", READERS);
-        }
-        *places.entry(id.clone()).or_default() += 1;
-        Ok(ReaderPlace {
-            readers: self.clone(),
-            id: id.clone(),
+            failure.with("of", of).with("limit", limit)
         })
     }
 
@@ -253,7 +228,7 @@ mod tests {
         }
         assert_eq!(enter(&id("c")).err().unwrap(), "node");
         places.clear();
-        assert!(lock(&readers.places).is_empty());
+        assert!(readers.places.is_empty());
     }
 
     #[test]

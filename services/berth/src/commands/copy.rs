@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Write},
     os::{fd::AsFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
 };
@@ -12,7 +12,7 @@ use berth_api::v1::{
     self, CopyTarget, copy_from_response::Part as FromPart, copy_to_request::Part as ToPart,
     sandbox_service_client::SandboxServiceClient,
 };
-use berth_copy::{CopyError, Options, Owner, Target, Totals, pack, unpack};
+use berth_copy::{Chunk, CopyError, Incoming, Options, Owner, Target, Totals, pack, unpack};
 use tokio::{
     io::AsyncReadExt as _,
     sync::mpsc,
@@ -175,11 +175,14 @@ async fn download(
     let mut client = SandboxServiceClient::new(session.connect().await?);
     let request = session.request(request);
     let mut parts = client.copy_from(request).await?.into_inner();
-    let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    let (chunks, mut receiver) = mpsc::channel(CHUNKS_AHEAD);
     let work = match is_stream(to) {
         true => spawn_blocking(move || {
             let mut stdout = io::stdout().lock();
-            io::copy(&mut Incoming::new(receiver), &mut stdout)?;
+            io::copy(
+                &mut Incoming::new(move || receiver.blocking_recv()),
+                &mut stdout,
+            )?;
             stdout.flush()?;
             Ok(())
         }),
@@ -194,7 +197,7 @@ async fn download(
                 overwrite: !args.keep_existing,
             };
             spawn_blocking(move || {
-                let archive = Incoming::new(receiver);
+                let archive = Incoming::new(move || receiver.blocking_recv());
                 let unpacked = root().and_then(|it| unpack(it.as_fd(), &path, options, archive));
                 unpacked.map(drop).map_err(Failure::Copy)
             })
@@ -229,46 +232,6 @@ async fn download(
         skipped: done.skipped,
         ..Totals::default()
     })
-}
-
-enum Chunk {
-    Bytes(Vec<u8>),
-    End,
-}
-
-struct Incoming {
-    chunks: mpsc::Receiver<Chunk>,
-    bytes: Vec<u8>,
-    read: usize,
-    ended: bool,
-}
-
-impl Incoming {
-    fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
-        Self {
-            chunks,
-            bytes: vec![],
-            read: 0,
-            ended: false,
-        }
-    }
-}
-
-impl Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.read == self.bytes.len() && !self.ended {
-            match self.chunks.blocking_recv() {
-                Some(Chunk::Bytes(bytes)) => (self.bytes, self.read) = (bytes, 0),
-                Some(Chunk::End) => self.ended = true,
-                None => return Err(io::ErrorKind::ConnectionAborted.into()),
-            }
-        }
-        let rest = &self.bytes[self.read..];
-        let read = rest.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&rest[..read]);
-        self.read += read;
-        Ok(read)
-    }
 }
 
 fn joined<T>(ended: Result<T, JoinError>) -> Result<T, Failure> {

@@ -3,12 +3,14 @@
 //! it; memory is bounded by the depth of the tree. Blocking.
 
 mod error;
+mod incoming;
 mod pack;
 mod reader;
 mod root;
 mod unpack;
 
 pub use error::CopyError;
+pub use incoming::{Chunk, Incoming};
 pub use pack::pack;
 pub use unpack::{Options, Owner, Target, unpack};
 

@@ -1,10 +1,6 @@
 //! What the calls that reach into a sandbox share: which container is meant, how many of them are open, and what ends them.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use berth_domain::{Failure, Generation, Reason, Role, SandboxId, SandboxRecord};
 use berth_platform::{ContainerRoot, Images, Network, Runtime};
@@ -15,6 +11,7 @@ use tonic::{Code, Status};
 use super::refuse;
 use crate::{
     failures::{internal, runtime_failure, store_failure},
+    places::{Full, Place, Places},
     registry::{Registry, generation_conflict, not_found, shutting_down},
 };
 
@@ -28,9 +25,7 @@ const FIRST_MESSAGE: Duration = Duration::from_secs(30);
 pub(crate) struct Streams {
     /// As messages and metadata say it.
     what: &'static str,
-    per_sandbox: usize,
-    in_all: usize,
-    open: Arc<Mutex<BTreeMap<SandboxId, usize>>>,
+    places: Places,
 }
 
 impl Streams {
@@ -47,53 +42,22 @@ impl Streams {
     fn new(what: &'static str, per_sandbox: usize, in_all: usize) -> Self {
         Self {
             what,
-            per_sandbox,
-            in_all,
-            open: Arc::default(),
+            places: Places::new(per_sandbox, in_all),
         }
     }
 
-    /// Counts one more until the ticket is dropped.
-    pub(crate) fn enter(&self, id: &SandboxId) -> Result<Ticket, Failure> {
-        let mut open = self.lock();
-        let of_sandbox = open.get(id).copied().unwrap_or_default();
-        let (limit, whose) = if of_sandbox >= self.per_sandbox {
-            (self.per_sandbox, format!("sandbox {id}"))
-        } else if open.values().sum::<usize>() >= self.in_all {
-            (self.in_all, "this node".to_owned())
-        } else {
-            open.insert(id.clone(), of_sandbox + 1);
-            drop(open);
-            return Ok(Ticket {
-                streams: self.clone(),
-                id: id.clone(),
-            });
-        };
-        let what = self.what;
-        let message = format!("{whose} has {limit} {what} open already, and cannot have more");
-        let failure = Failure::new(Reason::StreamsExhausted, message);
-        Err(failure.with("limit", limit).with("what", what))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<SandboxId, usize>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One call that is open.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    streams: Streams,
-    id: SandboxId,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut open = self.streams.lock();
-        match open.get_mut(&self.id) {
-            Some(count) if *count > 1 => *count -= 1,
-            Some(_) | None => drop(open.remove(&self.id)),
-        }
+    /// Counts one more until the place is dropped.
+    pub(crate) fn enter(&self, id: &SandboxId) -> Result<Place, Failure> {
+        self.places.take(id).map_err(|Full { of, limit }| {
+            let whose = match of {
+                "sandbox" => format!("sandbox {id}"),
+                _ => "this node".to_owned(),
+            };
+            let what = self.what;
+            let message = format!("{whose} has {limit} {what} open already, and cannot have more");
+            let failure = Failure::new(Reason::StreamsExhausted, message);
+            failure.with("limit", limit).with("what", what)
+        })
     }
 }
 
@@ -252,6 +216,6 @@ mod tests {
         drop(first);
         streams.enter(&id("a")).unwrap();
         drop(third);
-        assert_eq!(streams.lock().len(), 1, "nothing is kept of who has none");
+        streams.enter(&id("c")).unwrap();
     }
 }

@@ -1,7 +1,7 @@
 //! `CopyTo` and `CopyFrom`: between a caller's stream and a thread that works on the root of a container.
 
 use std::{
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Write},
     os::fd::AsFd as _,
     path::PathBuf,
     time::Duration,
@@ -10,7 +10,7 @@ use std::{
 use berth_api::v1::{
     self, CopyTarget, copy_from_response::Part as FromPart, copy_to_request::Part as ToPart,
 };
-use berth_copy::{CopyError, Options, Owner, Target, Totals, pack, unpack};
+use berth_copy::{Chunk, CopyError, Incoming, Options, Owner, Target, Totals, pack, unpack};
 use berth_domain::{Failure, Reason};
 use berth_platform::{ContainerRoot, Images, Network, Runtime};
 use tokio::{sync::mpsc, task::JoinError};
@@ -69,10 +69,15 @@ pub(crate) async fn copy_to<R: Runtime + Images, N: Network>(
         },
         overwrite: !start.keep_existing,
     };
-    let (chunks, incoming) = mpsc::channel(CHUNKS_AHEAD);
+    let (chunks, mut incoming) = mpsc::channel(CHUNKS_AHEAD);
     let mut work = tokio::task::spawn_blocking(move || {
         let _ticket = ticket;
-        unpack(dir.as_fd(), &path, options, Incoming::new(incoming))
+        unpack(
+            dir.as_fd(),
+            &path,
+            options,
+            Incoming::new(move || incoming.blocking_recv()),
+        )
     });
     let status = {
         let feeding = feed(&mut messages, chunks);
@@ -125,47 +130,6 @@ async fn feed(
     }
     let _ = chunks.send(Chunk::End).await;
     Ok(())
-}
-
-enum Chunk {
-    Bytes(Vec<u8>),
-    End,
-}
-
-/// An archive that arrives. One whose sender is gone before its end has broken off.
-struct Incoming {
-    chunks: mpsc::Receiver<Chunk>,
-    bytes: Vec<u8>,
-    read: usize,
-    ended: bool,
-}
-
-impl Incoming {
-    fn new(chunks: mpsc::Receiver<Chunk>) -> Self {
-        Self {
-            chunks,
-            bytes: vec![],
-            read: 0,
-            ended: false,
-        }
-    }
-}
-
-impl Read for Incoming {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.read == self.bytes.len() && !self.ended {
-            match self.chunks.blocking_recv() {
-                Some(Chunk::Bytes(bytes)) => (self.bytes, self.read) = (bytes, 0),
-                Some(Chunk::End) => self.ended = true,
-                None => return Err(io::ErrorKind::ConnectionAborted.into()),
-            }
-        }
-        let rest = &self.bytes[self.read..];
-        let read = rest.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&rest[..read]);
-        self.read += read;
-        Ok(read)
-    }
 }
 
 pub(crate) async fn copy_from<R: Runtime + Images, N: Network>(

@@ -4,9 +4,7 @@
 use std::{pin::Pin, time::Duration};
 
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
-use berth_domain::{
-    ContainerName, Failure, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus,
-};
+use berth_domain::{Failure, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus};
 use berth_platform::{
     ExecCommand, ExecExit, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime, TerminalSize,
 };
@@ -14,11 +12,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status, Streaming};
 
-use super::{SandboxRpc, expected, parse_id, refuse};
-use crate::{
-    failures::exec_failure,
-    registry::{generation_conflict, shutting_down},
+use super::{
+    SandboxRpc,
+    access::{container_of, record_of},
+    expected, parse_id, refuse,
 };
+use crate::{failures::exec_failure, places::Full, registry::shutting_down};
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::ExecResponse, Status>> + Send>>;
 
@@ -52,9 +51,10 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
     };
     let id = parse_id("start.id", &start.id)?;
     let command = command(&start).map_err(refuse)?;
-    let record = rpc.record(&id).await?;
-    let role = role(&record, &start).map_err(refuse)?;
-    let place = rpc.execs.take(&id).map_err(refuse)?;
+    let expected = expected(start.expected_generation);
+    let record = record_of(&rpc.registry, &id, expected).await;
+    let role = record.and_then(|it| role(&it, &start)).map_err(refuse)?;
+    let place = rpc.execs.take(&id).map_err(|it| refuse(full(&id, it)))?;
 
     let registry = &rpc.registry;
     let (input, sent) = mpsc::channel(WAITING);
@@ -195,40 +195,22 @@ fn input_of(action: Option<Action>) -> Result<ExecInput, Failure> {
 
 /// The container that is meant, of a sandbox that has not ended.
 fn role(record: &SandboxRecord, start: &v1::ExecStart) -> Result<Role, Failure> {
-    let id = &record.id;
-    if let Some(expected) = expected(start.expected_generation)
-        && expected != record.generation
-    {
-        return Err(generation_conflict(id, expected, record.generation));
-    }
     let ended = matches!(record.status, SandboxStatus::Stopped | SandboxStatus::Dead);
     if ended || record.ending.is_some() {
-        let message = format!("sandbox {id} has ended or is ending");
+        let message = format!("sandbox {} has ended or is ending", record.id);
         return Err(Failure::new(Reason::SandboxEnding, message));
     }
-    let containers: Vec<_> = record.spec.containers.iter().map(|it| &it.name).collect();
-    choose(id, &containers, &start.container)
+    container_of(record, "start.container", &start.container)
 }
 
-fn choose(id: &SandboxId, containers: &[&ContainerName], wanted: &str) -> Result<Role, Failure> {
-    let names = || {
-        let names: Vec<_> = containers.iter().map(|it| it.as_str()).collect();
-        names.join(", ")
+fn full(id: &SandboxId, Full { of, limit }: Full) -> Failure {
+    let whose = match of {
+        "sandbox" => format!("sandbox {id}"),
+        _ => "this node".to_owned(),
     };
-    match (wanted, containers) {
-        ("", [only]) => Ok(Role::App((*only).clone())),
-        ("", _) => {
-            let problem = format!("must be one of {}", names());
-            Err(Failure::invalid("start.container", problem))
-        }
-        (name, all) => match all.iter().find(|it| it.as_str() == name) {
-            Some(it) => Ok(Role::App((*it).clone())),
-            None => {
-                let message = format!("sandbox {id} has no container {name}: it has {}", names());
-                Err(Failure::new(Reason::ContainerNotFound, message))
-            }
-        },
-    }
+    let message = format!("{whose} runs {limit} programs, and may run no more");
+    let failure = Failure::new(Reason::ExecLimit, message);
+    failure.with("scope", of).with("limit", limit)
 }
 
 fn command(start: &v1::ExecStart) -> Result<ExecCommand, Failure> {

@@ -21,7 +21,8 @@ use tonic::Status;
 use super::{parse_id, refuse};
 use crate::{
     failures::{internal, store_failure},
-    logs::{Beat, LogReaders, ReaderPlace, SYSTEM, writing},
+    logs::{Beat, LogReaders, SYSTEM, writing},
+    places::Place,
     registry::{Registry, not_found, shutting_down},
 };
 
@@ -201,7 +202,7 @@ struct Reading<R, N> {
     beat: Option<watch::Receiver<Beat>>,
     /// Whether the caller knows that this is the end for now.
     told_end: bool,
-    _place: ReaderPlace,
+    _place: Place,
 }
 
 /// What a look at the disk has brought.

@@ -29,9 +29,9 @@ use super::{
     watches::{resume, too_slow},
 };
 use crate::{
-    execs::Execs,
     failures::{host_network_disabled, network_failure, runtime_failure, store_failure},
     logs::LogReaders,
+    places::Places,
     registry::{CreateTerms, Meant, Registry, Word, not_found},
     sandbox::Doing,
 };
@@ -49,7 +49,7 @@ pub(crate) struct SandboxRpc<R, N> {
     pub(crate) logs: Arc<LogReaders>,
     pub(crate) copies: Streams,
     pub(crate) connections: Streams,
-    pub(crate) execs: Execs,
+    pub(crate) execs: Places,
 }
 
 impl<R: Runtime + Images, N: Network> SandboxRpc<R, N> {

@@ -1,6 +1,7 @@
 //! Copies through a channel in place of a connection, onto the fake node.
 
 use std::fs;
+use std::io::Read as _;
 
 use futures::StreamExt as _;
 use tonic::Code;

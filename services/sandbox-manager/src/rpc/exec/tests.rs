@@ -1,5 +1,7 @@
 //! What is refused before anything runs. What runs is asked of the contract and of the end-to-end tests.
 
+use berth_domain::ContainerName;
+
 use super::*;
 
 fn start() -> v1::ExecStart {
@@ -93,18 +95,55 @@ fn input_that_breaks_a_rule_is_refused_by_its_field() {
 
 #[test]
 fn the_only_container_goes_without_saying_and_one_of_several_does_not() {
-    let id = SandboxId::parse("web").unwrap();
     let name = |text| ContainerName::parse(text).unwrap();
     let (app, db) = (name("app"), name("db"));
-    let chosen = choose(&id, &[&app], "").unwrap();
-    assert_eq!(chosen, Role::App(app.clone()));
-    assert_eq!(
-        choose(&id, &[&app, &db], "db").unwrap(),
-        Role::App(db.clone())
-    );
-    let failure = choose(&id, &[&app, &db], "").unwrap_err();
+    let choose = |containers: &[&ContainerName], wanted: &str| {
+        let start = v1::ExecStart {
+            container: wanted.to_owned(),
+            ..v1::ExecStart::default()
+        };
+        role(&record(containers), &start)
+    };
+    assert_eq!(choose(&[&app], "").unwrap(), Role::App(app.clone()));
+    let chosen = choose(&[&app, &db], "db").unwrap();
+    assert_eq!(chosen, Role::App(db.clone()));
+    let failure = choose(&[&app, &db], "").unwrap_err();
     assert_eq!(failure.violations[0].field, "start.container");
     assert!(failure.message.contains("app, db"), "{failure}");
-    let failure = choose(&id, &[&app], "db").unwrap_err();
+    let failure = choose(&[&app], "db").unwrap_err();
     assert_eq!(failure.reason, Reason::ContainerNotFound);
+}
+
+fn record(names: &[&ContainerName]) -> SandboxRecord {
+    let subject = berth_platform::contract::Subject {
+        image: berth_domain::ImageRef::parse("app").unwrap(),
+        addresses: vec![],
+    };
+    let sandbox = subject.sandbox("web");
+    let mut spec = berth_domain::SandboxSpec::clone(&sandbox.spec);
+    let model = spec.containers.remove(0);
+    spec.containers = names
+        .iter()
+        .map(|&name| berth_domain::Container {
+            name: name.clone(),
+            ..model.clone()
+        })
+        .collect();
+    let (generation, now) = (sandbox.generation, std::time::SystemTime::UNIX_EPOCH);
+    SandboxRecord::new(sandbox.id, generation, spec.into(), vec![], now)
+}
+
+#[test]
+fn who_may_run_no_more_programs_is_told_whose_limit_it_is() {
+    let id = SandboxId::parse("web").unwrap();
+    for (of, words) in [
+        ("sandbox", "sandbox web runs 7"),
+        ("node", "this node runs 7"),
+    ] {
+        let failure = full(&id, Full { of, limit: 7 });
+        assert_eq!(failure.reason, Reason::ExecLimit);
+        assert_eq!(failure.metadata["scope"], of);
+        assert_eq!(failure.metadata["limit"], "7");
+        assert!(failure.message.starts_with(words), "{failure}");
+    }
 }

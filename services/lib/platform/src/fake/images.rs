@@ -1,0 +1,73 @@
+//! The images of the fake node.
+
+use std::path::Path;
+
+use berth_domain::ImageRef;
+
+use super::{FakeNode, read_archive};
+use crate::{ImageError, ImageInfo, Images, Progress};
+
+impl Images for FakeNode {
+    async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        self.change("ensure", image, |state| {
+            match state.images.get(&image.to_string()) {
+                Some(info) => Ok(info.clone()),
+                None => state.pull(image, progress),
+            }
+        })
+        .await
+    }
+
+    async fn pull(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+        self.change("pull", image, |state| state.pull(image, progress))
+            .await
+    }
+
+    /// An archive is a text with the name of an image per line.
+    async fn import(
+        &self,
+        archive: &Path,
+        name: Option<&ImageRef>,
+        pin: bool,
+    ) -> Result<Vec<ImageInfo>, ImageError> {
+        let bytes = tokio::fs::read(archive).await;
+        self.change("import", archive.display(), |state| {
+            let bytes = bytes.map_err(|source| ImageError::Node {
+                operation: "import",
+                source: source.into(),
+            })?;
+            let images = read_archive(&bytes, name)?;
+            Ok(images
+                .iter()
+                .map(|image| state.keep_image(image, pin))
+                .collect())
+        })
+        .await
+    }
+
+    async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {
+        self.call("list_images", "", |state| {
+            Ok(state.images.values().cloned().collect())
+        })
+        .await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<(), ImageError> {
+        self.change("remove_image", image, |state| {
+            let image = image.to_string();
+            match state.images.remove(&image) {
+                Some(_) => Ok(()),
+                None => Err(ImageError::NotFound {
+                    image,
+                    source: None,
+                }),
+            }
+        })
+        .await
+    }
+
+    /// Nothing stays of a name that is removed.
+    async fn collect(&self) -> Result<(), ImageError> {
+        self.change("collect", "", |_| Ok(())).await
+    }
+}
