@@ -54,6 +54,15 @@ async fn the_tour_of_the_readme_works_from_the_command_line() -> anyhow::Result<
             .is_some_and(|it| it != "0"),
         "{stats:#}"
     );
+    let name = node.berth(&["exec", "web", "--", "/bin/busybox", "hostname"])?;
+    ensure!(name == "web\n", "{name}");
+    let hosts = node.berth(&["cp", "web:/etc/hosts", "-"])?;
+    ensure!(
+        hosts.starts_with("hosts\0") && hosts.contains("localhost"),
+        "{hosts}"
+    );
+    let logs = node.berth(&["logs", "web"])?;
+    ensure!(logs.contains("running"), "{logs}");
     let list = json(&node, &["ls", "-o", "json"])?;
     ensure!(
         list["sandboxes"].as_array().is_some_and(|it| it.len() == 1),
