@@ -75,8 +75,10 @@ pub(crate) enum Verdict {
     /// Or refuse with an answer.
     Drop,
     Return,
-    /// Another chain decides.
-    Chain(String),
+    /// Another chain decides, and what it leaves open is decided by what comes next here.
+    Jump(String),
+    /// Another chain decides, and what it leaves open is decided as if this one had ended.
+    Goto(String),
 }
 
 /// Family, table and chain.
@@ -181,14 +183,13 @@ fn own_comment(mut rest: &[u8]) -> Option<String> {
 fn verdict(immediate: &[u8]) -> Option<Verdict> {
     let verdict = attribute(attribute(immediate, 2)?, 2)?;
     let code = i32::from_be_bytes(*attribute(verdict, 1)?.first_chunk()?);
+    let chain = || Some(attribute(verdict, 2).and_then(read_text)?.to_owned());
     match code {
         DROP => Some(Verdict::Drop),
         ACCEPT => Some(Verdict::Accept),
         RETURN => Some(Verdict::Return),
-        JUMP | GOTO => {
-            let chain = attribute(verdict, 2).and_then(read_text)?;
-            Some(Verdict::Chain(chain.to_owned()))
-        }
+        JUMP => chain().map(Verdict::Jump),
+        GOTO => chain().map(Verdict::Goto),
         _ => None,
     }
 }
@@ -229,13 +230,14 @@ mod tests {
         let meta = expression("lookup", &[]);
         let comment = expression("match", &[text(1, "comment"), plain(2, &[0; 4]), plain(3, b"mine\0\0\0\0")].concat());
         type Case<'a> = (&'a [Vec<u8>], Option<Verdict>, bool);
-        let cases: [Case<'_>; 8] = [
+        let cases: [Case<'_>; 9] = [
             (&[immediate(0, "")], Some(Verdict::Drop), true),
             (&[counter.clone(), target("REJECT")], Some(Verdict::Drop), true),
             (&[expression("log", &[]), expression("reject", &[])], Some(Verdict::Drop), true),
             (&[meta.clone(), immediate(0, "")], Some(Verdict::Drop), false),
             (&[target("MARK")], None, false),
-            (&[immediate(-3, "X")], Some(Verdict::Chain("X".into())), true),
+            (&[immediate(-3, "X")], Some(Verdict::Jump("X".into())), true),
+            (&[immediate(-4, "X")], Some(Verdict::Goto("X".into())), true),
             (&[immediate(-5, "")], Some(Verdict::Return), true),
             (&[meta, immediate(1, "")], Some(Verdict::Accept), false),
         ];

@@ -67,22 +67,24 @@ pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judge
         if concerns && chain.forwards {
             let of_iptables = *layer != Layer::Inet && table == TABLE && name == FORWARD;
             let place = passage.place(chains, *layer).filter(|_| of_iptables);
-            let accepts = |sides: &[Side]| {
+            // What no rule decides is as it says `otherwise`.
+            let passes = |sides: &[Side], otherwise: bool| {
                 let mut packets = sides.iter().flat_map(|it| passage.packets(*layer, *it));
-                packets.all(|it| decides(chains, (*layer, table), chain, it, 0) == Some(true))
+                packets
+                    .all(|it| decides(chains, (*layer, table), chain, it, 0).unwrap_or(otherwise))
             };
             let both = [Side::From, Side::To];
             let sentence = match place {
                 Some(_) if passage.places => None,
-                Some(place) => (!accepts(&both)).then(|| passage.sentence(*layer, table, place)),
-                None if table == FIREWALLD => (!accepts(&[Side::From])).then(|| {
+                Some(place) => {
+                    (!passes(&both, false)).then(|| passage.sentence(*layer, table, place))
+                }
+                None if table == FIREWALLD => (!passes(&[Side::From], false)).then(|| {
                     let subnets = passage.subnets_of(*layer);
                     format!("firewalld filters what is forwarded: a zone that accepts has to have {subnets} as source")
                 }),
-                None => {
-                    let hinders = drops(chain) && !accepts(&both);
-                    hinders.then(|| passage.sentence(*layer, table, name))
-                }
+                None => (!passes(&both, !chain.drops))
+                    .then(|| passage.sentence(*layer, table, name)),
             };
             judgement.obstacles.extend(sentence);
         }
@@ -104,21 +106,26 @@ fn decides(
     packets: Packets<'_>,
     depth: usize,
 ) -> Option<bool> {
+    let chain_of = |name: &String| {
+        let next = chains.get(&(layer, table.to_owned(), name.clone()));
+        next.filter(|_| depth < DEPTH_MAX)
+    };
+    let leads = |it: &Chain| decides(chains, (layer, table), it, packets, depth + 1);
     let meant = |it: &&Rule| it.asked.iter().all(|asked| packets.are(asked));
     for rule in chain.rules.iter().filter(meant) {
         match &rule.verdict {
             Some(Verdict::Accept) => return Some(true),
             Some(Verdict::Drop) => return Some(false),
             Some(Verdict::Return) => return None,
-            Some(Verdict::Chain(name)) if depth < DEPTH_MAX => {
-                let next = chains.get(&(layer, table.to_owned(), name.clone()));
-                let decided =
-                    next.and_then(|it| decides(chains, (layer, table), it, packets, depth + 1));
+            Some(Verdict::Jump(name)) => {
+                let decided = chain_of(name).and_then(leads);
                 if decided.is_some() {
                     return decided;
                 }
             }
-            Some(Verdict::Chain(_)) | None => {}
+            // Nothing behind it can make good what is not known to let pass.
+            Some(Verdict::Goto(name)) => return chain_of(name).map_or(Some(false), leads),
+            None => {}
         }
     }
     None
@@ -139,7 +146,7 @@ impl Passage {
     fn place(&self, chains: &BTreeMap<Place, Chain>, layer: Layer) -> Option<&'static str> {
         let of = |name: &str| chains.get(&(layer, TABLE.to_owned(), name.to_owned()));
         let forward = of(FORWARD).filter(|it| it.forwards && self.concerns(layer))?;
-        let leads = |it: &Rule| it.verdict == Some(Verdict::Chain(DOCKER_USER.to_owned()));
+        let leads = |it: &Rule| it.verdict == Some(Verdict::Jump(DOCKER_USER.to_owned()));
         if of(DOCKER_USER).is_some() && forward.rules.iter().any(leads) {
             return Some(DOCKER_USER);
         }
@@ -291,7 +298,7 @@ mod tests {
     }
 
     fn to_docker() -> Rule {
-        always(Verdict::Chain(DOCKER_USER.into()))
+        always(Verdict::Jump(DOCKER_USER.into()))
     }
 
     const FROM: &str = "iifname \"bt*\" ip saddr 10.1.0.0/16 counter accept comment \"Berth, instance a1: from 10.1.0.0/16\"\n";
@@ -419,7 +426,12 @@ mod tests {
         ];
         let one = |layer, table: &str, drops| vec![(at(layer, table, "forward"), base(drops, vec![]))];
         type Case<'a> = (&'a Passage, Vec<(Place, Chain)>, Option<&'a str>);
-        let cases: [Case<'_>; 8] = [
+        let one_rule = |rule| vec![(at(Layer::Inet, "mine", "forward"), base(false, vec![rule]))];
+        let itself = |kind: fn(String) -> Verdict| always(kind("forward".into()));
+        let cases: [Case<'_>; 11] = [
+            (&passage(), one_rule(always(Verdict::Drop)), Some("chain forward of table inet mine")),
+            (&passage(), one_rule(itself(Verdict::Jump)), None),
+            (&passage(), one_rule(itself(Verdict::Goto)), Some("chain forward of table inet mine")),
             (&passage(), one(Layer::Inet, "mine", true), Some("chain forward of table inet mine")),
             (&passage(), one(Layer::V4, "mine", true), Some("chain forward of table ip mine")),
             (&passage(), one(Layer::Inet, "mine", false), None),
@@ -486,6 +498,34 @@ mod tests {
     }
 
     #[test]
+    #[rustfmt::skip]
+    fn a_chain_that_was_gone_to_gives_nothing_back_to_where_it_was_gone_from() {
+        let decided = |rules: Vec<Rule>, zone: Option<Rule>| {
+            let place = |name| at(Layer::Inet, FIREWALLD, name);
+            let zone = zone.map(|it| (place("filter_FWD"), Chain { rules: vec![it], ..Chain::default() }));
+            let of = Packets { side: Side::From, links: "bt", subnet: "10.1.0.0/16".parse().unwrap() };
+            decides(&zone.into_iter().collect(), (Layer::Inet, FIREWALLD), &base(true, rules), of, 0)
+        };
+        let (jump, goto) = (Verdict::Jump("filter_FWD".into()), Verdict::Goto("filter_FWD".into()));
+        let open = || Some(always(Verdict::Return));
+        let behind = |first: &Verdict, second| vec![always(first.clone()), always(second)];
+        let cases: [(&Verdict, Verdict, Option<Rule>, Option<bool>); 7] = [
+            (&jump, Verdict::Drop, open(), Some(false)),
+            (&jump, Verdict::Accept, None, Some(true)),
+            (&goto, Verdict::Drop, open(), None),
+            (&goto, Verdict::Accept, open(), None),
+            (&goto, Verdict::Drop, Some(always(Verdict::Accept)), Some(true)),
+            (&goto, Verdict::Accept, Some(always(Verdict::Drop)), Some(false)),
+            // Nobody has read what is in it.
+            (&goto, Verdict::Accept, None, Some(false)),
+        ];
+        for (first, second, zone, expected) in cases {
+            let found = decided(behind(first, second.clone()), zone.clone());
+            assert_eq!(found, expected, "{first:?}, then {second:?}, with {zone:?}");
+        }
+    }
+
+    #[test]
     fn a_zone_of_firewalld_that_accepts_the_subnet_is_no_obstacle() {
         let zone = |net: &str, verdict| {
             let net = net.parse().unwrap();
@@ -494,9 +534,9 @@ mod tests {
                     side: Side::From,
                     net,
                 }],
-                ..always(Verdict::Chain("filter_FWD_inner".into()))
+                ..always(Verdict::Jump("filter_FWD_inner".into()))
             };
-            let to_zones = always(Verdict::Chain("filter_FORWARD_ZONES".into()));
+            let to_zones = always(Verdict::Jump("filter_FORWARD_ZONES".into()));
             let chain = |rules| Chain {
                 rules,
                 ..Chain::default()
@@ -521,7 +561,7 @@ mod tests {
             "filter_FWD_inner"
         )));
         // One that leads to itself is left at some point.
-        let circle = base(true, vec![always(Verdict::Chain("forward".into()))]);
+        let circle = base(true, vec![always(Verdict::Jump("forward".into()))]);
         let place = at(Layer::Inet, "mine", "forward");
         assert_eq!(
             judge(&[(place, circle)].into(), &passage()).obstacles.len(),
