@@ -23,17 +23,21 @@ fn check_in(settings: &Path, subnet: Ipv6Net) -> Result<(), NetnsError> {
     }
 }
 
-/// Has the node hand on what is meant for others.
-pub(crate) fn forward() -> Result<bool, NetnsError> {
-    forward_in(Path::new(SETTINGS))
+/// Has the node hand on what is meant for others. `before` goes before that, where it does not.
+pub(crate) fn forward(before: impl FnOnce() -> Result<(), NetnsError>) -> Result<(), NetnsError> {
+    forward_in(Path::new(SETTINGS), before)
 }
 
-fn forward_in(settings: &Path) -> Result<bool, NetnsError> {
+fn forward_in(
+    settings: &Path,
+    before: impl FnOnce() -> Result<(), NetnsError>,
+) -> Result<(), NetnsError> {
     let conf = settings.join("conf");
     let forwarding = conf.join("all/forwarding");
     if reads(&forwarding, "1") {
-        return Ok(false);
+        return Ok(());
     }
+    before()?;
     // A node that forwards takes itself for a router, and forgets what it has learned from those on its links, unless it is
     // told that it still depends on them.
     let links = fs::read_dir(&conf).map_err(NetnsError::file("listing", &conf))?;
@@ -51,8 +55,7 @@ fn forward_in(settings: &Path) -> Result<bool, NetnsError> {
             }
         }
     }
-    fs::write(&forwarding, "1").map_err(NetnsError::file("writing", forwarding))?;
-    Ok(true)
+    fs::write(&forwarding, "1").map_err(NetnsError::file("writing", forwarding))
 }
 
 fn reads(path: &Path, value: &str) -> bool {
@@ -104,12 +107,16 @@ mod tests {
     fn a_node_that_begins_to_forward_goes_on_listening_to_its_routers() {
         let dir = settings();
         let forwarding = dir.path().join("conf/all/forwarding");
-        forward_in(dir.path()).unwrap();
+        forward_in(dir.path(), || {
+            assert!(reads(&forwarding, "0"), "it is noted first");
+            Ok(())
+        })
+        .unwrap();
         assert!(reads(&forwarding, "1"));
         assert_eq!(accepts(dir.path()), ["1", "1", "2", "0"]);
         // One that has forwarded before is as its owner wants it.
         fs::write(dir.path().join("conf/eth0/accept_ra"), "1").unwrap();
-        forward_in(dir.path()).unwrap();
+        forward_in(dir.path(), || panic!("it is a router")).unwrap();
         assert_eq!(accepts(dir.path()), ["1", "1", "1", "0"]);
     }
 

@@ -22,6 +22,8 @@ use crate::{
     rules6::NEXT_HOP,
 };
 
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
+
 /// What leads to one sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Way {
@@ -44,15 +46,24 @@ pub(crate) async fn keep_bridge(links: &Links, settings: &Settings) -> Result<()
     });
     if address6.is_some() {
         ipv6::set_up_bridge(&settings.bridge)?;
-        if ipv6::forward()? {
-            note_switched(settings, "IPv6")?;
-        }
+        ipv6::forward(|| note_switched(settings, "IPv6"))?;
     }
     links.keep_address6(bridge.index, address6).await?;
-    if blocking(|| set("/proc/sys/net/ipv4/ip_forward", "1")).await? {
-        note_switched(settings, "IPv4")?;
+    let noted = settings.clone();
+    blocking(move || forward(Path::new(IP_FORWARD), || note_switched(&noted, "IPv4"))).await
+}
+
+/// Has the node hand on what is meant for others. `before` goes before that: a process that ends in between has said too much
+/// and not too little.
+fn forward(
+    setting: &Path,
+    before: impl FnOnce() -> Result<(), NetnsError>,
+) -> Result<(), NetnsError> {
+    if reads(setting, "1") {
+        return Ok(());
     }
-    Ok(())
+    before()?;
+    set(setting, "1")
 }
 
 /// The families for which this instance has made the node a router, since its last boot.
@@ -66,7 +77,7 @@ pub(crate) fn switched_on(settings: &Settings) -> Vec<&'static str> {
 /// What no later manager could tell from what the node's owner has set.
 fn note_switched(settings: &Settings, family: &str) -> Result<(), NetnsError> {
     let path = note_of(settings, family);
-    tracing::warn!(family, "the node did not route, and does now");
+    tracing::warn!(family, "the node does not route, and is made to");
     fs::write(&path, "").map_err(NetnsError::file("writing", path))
 }
 
@@ -180,12 +191,42 @@ fn set_up_link(link: &str, has_node_ports: bool) -> Result<(), NetnsError> {
     Ok(())
 }
 
-/// Returns whether it was another one.
-fn set(path: impl AsRef<Path>, value: &str) -> Result<bool, NetnsError> {
+fn set(path: impl AsRef<Path>, value: &str) -> Result<(), NetnsError> {
     let path = path.as_ref();
-    let is_so = fs::read_to_string(path).is_ok_and(|it| it.trim() == value);
-    if !is_so {
-        fs::write(path, value).map_err(NetnsError::file("writing", path))?;
+    match reads(path, value) {
+        true => Ok(()),
+        false => fs::write(path, value).map_err(NetnsError::file("writing", path)),
     }
-    Ok(!is_so)
+}
+
+fn reads(path: &Path, value: &str) -> bool {
+    fs::read_to_string(path).is_ok_and(|it| it.trim() == value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_node_was_no_router_is_noted_before_it_is_one_and_only_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let setting = dir.path().join("ip_forward");
+        fs::write(&setting, "0\n").unwrap();
+        let mut noted = false;
+        forward(&setting, || {
+            assert!(reads(&setting, "0"));
+            noted = true;
+            Ok(())
+        })
+        .unwrap();
+        assert!(noted && reads(&setting, "1"));
+        forward(&setting, || panic!("it is a router")).unwrap();
+
+        fs::write(&setting, "0").unwrap();
+        let full = NetnsError::Foreign {
+            what: "full".into(),
+        };
+        forward(&setting, || Err(full)).unwrap_err();
+        assert!(reads(&setting, "0"), "what cannot be noted is not done");
+    }
 }
