@@ -335,6 +335,27 @@ async fn a_firewall_that_comes_later_is_met_within_seconds() -> anyhow::Result<(
 }
 
 #[tokio::test]
+async fn a_firewall_of_iptables_legacy_is_told_with_what_it_takes() -> anyhow::Result<()> {
+    let scene = Scene::start("", "").await?;
+    let host = &scene.apart.host;
+    ensure!(scene.complaints().await?.is_empty());
+    host.run("iptables-legacy -P FORWARD DROP")?;
+    let told = || async { scene.complaints().await.is_ok_and(|it| it.len() == 1) };
+    eventually("it is told", SOON, told).await?;
+    ensure!(scene.probe("behind a firewall that drops").is_err());
+    let complaints = scene.complaints().await?;
+    let commands: Vec<_> = complaints[0].split('`').skip(1).step_by(2).collect();
+    ensure!(commands.len() == 2, "{complaints:?}");
+    for command in commands {
+        host.run(command)?;
+    }
+    scene.probe("behind a firewall that accepts")?;
+    let quiet = || async { scene.complaints().await.is_ok_and(|it| it.is_empty()) };
+    eventually("nothing is left to be told", SOON, quiet).await?;
+    scene.apart.finish()
+}
+
+#[tokio::test]
 async fn a_firewall_of_others_is_left_alone_where_the_configuration_says_so() -> anyhow::Result<()>
 {
     let scene = Scene::start(DOCKER, "network.foreign_accept = false").await?;

@@ -24,14 +24,14 @@ impl Abilities {
         answers: true,
     };
 
-    /// What each needs, in a table of its own to ask the kernel with.
+    /// What each needs, in a table of its own to ask the kernel with, which no instance has: their names have no underscore.
     pub(crate) const COUNTS: &str = "\
-        table inet berth-probe {\n\
+        table inet berth_probe {\n\
         \tset connections { type ifname; flags dynamic; }\n\
         \tchain forward { add @connections { iifname ct count over 1 } drop; }\n\
         }\n";
     pub(crate) const ANSWERS: &str = "\
-        table inet berth-probe {\n\
+        table inet berth_probe {\n\
         \tchain prerouting {\n\
         \t\ttype filter hook prerouting priority raw; policy accept;\n\
         \t\tmeta l4proto tcp reject with tcp reset\n\

@@ -22,6 +22,11 @@ pub enum NetnsError {
         operation: &'static str,
         source: io::Error,
     },
+    #[error("running {program}")]
+    Program {
+        program: &'static str,
+        source: io::Error,
+    },
     /// Something of this name exists and is not ours to change.
     #[error("{what}")]
     Foreign { what: String },
@@ -31,8 +36,12 @@ pub enum NetnsError {
         setting: &'static str,
         problem: String,
     },
-    #[error("nft refused the table: {message}")]
-    Table { message: String },
+    /// A program for tables of rules has said no.
+    #[error("{program} refused: {message}")]
+    Refused {
+        program: &'static str,
+        message: String,
+    },
     #[error(
         "network.subnet6 is {subnet}, but this kernel has no IPv6: it was started with ipv6.disable=1, or is built without"
     )]
@@ -56,11 +65,8 @@ impl NetnsError {
         move |source| Self::Kernel { operation, source }
     }
 
-    pub(crate) fn executing(source: io::Error) -> Self {
-        Self::Kernel {
-            operation: "running nft",
-            source,
-        }
+    pub(crate) fn executing(program: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Program { program, source }
     }
 
     pub(crate) fn kernel(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
@@ -76,9 +82,11 @@ impl From<NetnsError> for NetworkError {
         let operation = error.to_string();
         let source = match error {
             NetnsError::Netlink { source, .. } => source.into(),
-            NetnsError::File { source, .. } | NetnsError::Kernel { source, .. } => source.into(),
+            NetnsError::File { source, .. }
+            | NetnsError::Kernel { source, .. }
+            | NetnsError::Program { source, .. } => source.into(),
             NetnsError::Foreign { what } => what.into(),
-            NetnsError::Table { message } => message.into(),
+            NetnsError::Refused { message, .. } => message.into(),
             NetnsError::NoIpv6 { .. } => "no IPv6".into(),
             NetnsError::Misconfigured { problem, .. } => problem.into(),
         };

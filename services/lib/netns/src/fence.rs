@@ -16,7 +16,7 @@ use crate::{
     element::{Element, Family, bytes},
     error::NetnsError,
     foreign::{self, Judgement, Passage},
-    named,
+    legacy, named,
     nfnetlink::{Held, Nfnetlink, Shape},
     rules::{self, DENIALS, Fenced, Frame, Labels, SPOOFS},
     rules6::{self, DENIALS6},
@@ -43,6 +43,8 @@ pub(crate) struct Fence {
     passage: Passage,
     /// What others do to the packets of sandboxes, as of the last look. Apart, so that nobody who asks waits for `nft`.
     others: Mutex<Judgement>,
+    /// What firewalls of iptables-legacy do to them, a sentence each, as of the last look.
+    legacy: Mutex<Vec<String>>,
     state: Mutex<State>,
 }
 
@@ -99,6 +101,7 @@ impl Fence {
             name,
             passage,
             others: Mutex::default(),
+            legacy: Mutex::default(),
             state: Mutex::new(State {
                 socket,
                 wanted: BTreeMap::new(),
@@ -111,6 +114,7 @@ impl Fence {
         if let Err(error) = fence.look_at_others() {
             tracing::warn!(%error, "the tables of others");
         }
+        fence.look_at_legacy();
         Ok(Fencing::Stands(Box::new(fence)))
     }
 
@@ -133,11 +137,22 @@ impl Fence {
             ));
         }
         degraded.extend(self.others().obstacles);
+        degraded.extend(self.legacy().iter().cloned());
         degraded
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The kernel tells nobody when such a firewall changes.
+    pub(crate) fn look_at_legacy(&self) {
+        let obstacles = legacy::obstacles(&self.passage.subnets);
+        *self.legacy() = obstacles;
+    }
+
+    fn legacy(&self) -> MutexGuard<'_, Vec<String>> {
+        self.legacy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -394,7 +409,7 @@ impl Fence {
         let elements = state.wanted.values().flat_map(|it| &it.elements);
         let text = rules::render(&self.frame, elements, &counted) + &self.opened(state);
         if let Rules::Unsupported { message } = table::install(&text)? {
-            return Err(NetnsError::Table { message });
+            return Err(table::refused(message));
         }
         let State { socket, whole, .. } = state;
         let standing = self.standing(socket);

@@ -12,6 +12,7 @@ mod error;
 mod fence;
 mod foreign;
 mod ipv6;
+mod legacy;
 mod links;
 mod named;
 mod namespaces;

@@ -41,7 +41,7 @@ use crate::{
 
 /// Rules that somebody took away are back after this.
 const LOOK_AT_RULES: Duration = Duration::from_secs(1);
-/// Each so many looks, also what else leads to sandboxes is looked at.
+/// Each so many looks, also what else leads to sandboxes is looked at, and what may stand in the way without a word.
 const LOOK_AT_WAYS: u64 = 5;
 const EVERYWHERE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0);
 /// Of an address that is good for one link.
@@ -138,10 +138,17 @@ impl NetnsNetwork {
     /// taken them away. Ends never.
     pub async fn keep(&self) {
         for look in 0_u64.. {
-            if look.is_multiple_of(LOOK_AT_WAYS)
-                && let Err(error) = self.keep_ways().await
-            {
-                warn(error, "the ways to sandboxes cannot be kept");
+            if look.is_multiple_of(LOOK_AT_WAYS) {
+                if let Err(error) = self.keep_ways().await {
+                    warn(error, "the ways to sandboxes cannot be kept");
+                }
+                let looked = self.fenced(|fence| {
+                    fence.look_at_legacy();
+                    Ok(())
+                });
+                if let Err(error) = looked.await {
+                    warn(error, "firewalls of iptables-legacy");
+                }
             }
             match self.fenced(Fence::look).await {
                 Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),

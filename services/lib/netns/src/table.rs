@@ -5,6 +5,8 @@ use std::{io::Write as _, process::Stdio};
 
 use crate::{admit::Abilities, error::NetnsError, rules};
 
+const NFT: &str = "nft";
+
 /// Whether sandboxes are fenced off, and reach beyond the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Rules {
@@ -36,7 +38,7 @@ fn abilities_with(
 ) -> Result<Abilities, NetnsError> {
     let can = |text: &str| match nft(&["--check", "-f", "-"], text) {
         Ok(()) => Ok(true),
-        Err(NetnsError::Table { .. }) => Ok(false),
+        Err(NetnsError::Refused { .. }) => Ok(false),
         Err(other) => Err(other),
     };
     if can(&[Abilities::COUNTS, Abilities::ANSWERS].concat())? {
@@ -63,10 +65,11 @@ fn install_with(
         Ok(()) => return Ok(Rules::Installed),
         Err(error) => error,
     };
-    let NetnsError::Table { message } = &refused else {
+    let NetnsError::Refused { message, .. } = &refused else {
         return Err(refused);
     };
-    let plainest = "table ip berth-probe {\n\
+    // No instance's table has this name.
+    let plainest = "table ip berth_probe {\n\
                     \tchain postrouting {\n\
                     \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
                     \t\tmasquerade\n\
@@ -74,7 +77,7 @@ fn install_with(
                     }\n";
     match nft(&["--check", "-f", "-"], plainest) {
         Ok(()) => Err(refused),
-        Err(NetnsError::Table { .. }) => Ok(Rules::Unsupported {
+        Err(NetnsError::Refused { .. }) => Ok(Rules::Unsupported {
             message: message.lines().next().unwrap_or_default().to_owned(),
         }),
         Err(other) => Err(other),
@@ -82,27 +85,34 @@ fn install_with(
 }
 
 fn nft(arguments: &[&str], text: &str) -> Result<(), NetnsError> {
-    let failed = NetnsError::executing;
-    let mut command = program();
+    let failed = NetnsError::executing(NFT);
+    let mut command = program(NFT);
     command
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
-    let mut nft = command.spawn().map_err(failed)?;
+    let mut nft = command.spawn().map_err(&failed)?;
     if let Some(mut input) = nft.stdin.take() {
-        input.write_all(text.as_bytes()).map_err(failed)?;
+        input.write_all(text.as_bytes()).map_err(&failed)?;
     }
-    let output = nft.wait_with_output().map_err(failed)?;
+    let output = nft.wait_with_output().map_err(&failed)?;
     if output.status.success() {
         return Ok(());
     }
-    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(NetnsError::Table { message })
+    let message = String::from_utf8_lossy(&output.stderr);
+    Err(refused(message.trim().to_owned()))
 }
 
-fn program() -> std::process::Command {
-    let mut command = std::process::Command::new("nft");
+/// As `nft` has said it.
+pub(crate) fn refused(message: String) -> NetnsError {
+    let program = NFT;
+    NetnsError::Refused { program, message }
+}
+
+/// A program of the system, to be given its arguments.
+pub(crate) fn program(name: &str) -> std::process::Command {
+    let mut command = std::process::Command::new(name);
     // Services are often started without the folders of system programs.
     let path = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
@@ -120,7 +130,7 @@ mod tests {
         let nft = |_: &[&str], text: &str| {
             if text.contains(lacks) {
                 let message = format!("no {lacks}\n^^");
-                return Err(NetnsError::Table { message });
+                return Err(refused(message));
             }
             Ok(())
         };
@@ -137,16 +147,14 @@ mod tests {
             assert_eq!(seen, Rules::Unsupported { message });
         }
         let refused = install_without("ip saddr").unwrap_err();
-        assert!(matches!(refused, NetnsError::Table { .. }), "{refused}");
+        assert!(matches!(refused, NetnsError::Refused { .. }), "{refused}");
     }
 
     #[test]
     fn what_a_kernel_lacks_is_found_one_by_one() {
         let lacking = |lacks: &'static str| {
             let nft = move |_: &[&str], text: &str| match text.contains(lacks) {
-                true => Err(NetnsError::Table {
-                    message: lacks.to_owned(),
-                }),
+                true => Err(refused(lacks.to_owned())),
                 false => Ok(()),
             };
             abilities_with(nft).unwrap()
@@ -168,12 +176,10 @@ mod tests {
     #[test]
     fn without_the_program_nothing_is_said_of_the_kernel() {
         let nft = |_: &[&str], _: &str| {
-            Err(NetnsError::Kernel {
-                operation: "running nft",
-                source: std::io::ErrorKind::NotFound.into(),
-            })
+            let missing = std::io::ErrorKind::NotFound.into();
+            Err(NetnsError::executing(NFT)(missing))
         };
         let failed = install_with(nft, TEXT).unwrap_err();
-        assert!(matches!(failed, NetnsError::Kernel { .. }), "{failed}");
+        assert!(matches!(failed, NetnsError::Program { .. }), "{failed}");
     }
 }
