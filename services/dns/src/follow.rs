@@ -9,7 +9,11 @@ use berth_api::{
         sandbox_service_client::SandboxServiceClient, watch_catalog_response, watch_response,
     },
 };
-use berth_domain::{Generation, SandboxId, catalog::Object, ipam::Subnets};
+use berth_domain::{
+    Generation, SandboxId,
+    catalog::{Object, Placed},
+    ipam::Subnets,
+};
 use tokio::sync::watch;
 use tonic::{Code, Status, transport::Channel};
 
@@ -49,8 +53,12 @@ pub(crate) async fn follow(
     knowledge: &Knowledge,
     streams: &watch::Sender<Streams>,
 ) -> Subnets {
-    let sandboxes_follow = |follow| streams.send_modify(|it| it.sandboxes = follow);
-    let catalog_follows = |follows| streams.send_modify(|it| it.catalog = follows);
+    let sandboxes_follow = |follow| {
+        streams.send_if_modified(|it| std::mem::replace(&mut it.sandboxes, follow) != follow);
+    };
+    let catalog_follows = |follows| {
+        streams.send_if_modified(|it| std::mem::replace(&mut it.catalog, follows) != follows);
+    };
     let sandboxes = again("sandboxes", sandboxes_follow, || async {
         // It changes with a restart of the manager only, and with that the stream breaks off.
         let status = current_status(manager).await?;
@@ -158,32 +166,34 @@ async fn sandboxes(
     };
     let stream = client.watch(request).await;
     let mut stream = anew(stream, knowledge, |it| it.sandboxes_revision = 0)?.into_inner();
-    follows(true);
     let mut standing = (from_revision == 0).then(Vec::new);
     loop {
+        // Before all that stands is here, what is known is what was known.
+        follows(standing.is_none());
         let message = anew(stream.message().await, knowledge, |it| {
             it.sandboxes_revision = 0;
         })?;
         let Some(v1::WatchResponse { revision, event }) = message else {
             return Ok(());
         };
-        let fact = match (event, &mut standing) {
-            (Some(watch_response::Event::Synced(_)), standing) => {
-                standing.take().map(Fact::Sandboxes)
-            }
-            (Some(watch_response::Event::Sandbox(it)), Some(standing)) => {
-                standing.extend(placed_from_proto(it));
-                None
-            }
-            (Some(watch_response::Event::Sandbox(it)), None) => {
-                placed_from_proto(it).map(Fact::Sandbox)
-            }
-            (Some(watch_response::Event::Removed(it)), _) => SandboxId::parse(&it.id)
-                .ok()
-                .map(|id| Fact::SandboxGone(id, Generation(it.generation))),
-            (None, _) => None,
-        };
+        let fact = event.and_then(|it| of_sandboxes(it, &mut standing));
         learn(knowledge, fact, revision);
+    }
+}
+
+/// What a word of the manager says. What stands comes one by one, and is known when it is whole: then there is no `standing`.
+fn of_sandboxes(event: watch_response::Event, standing: &mut Option<Vec<Placed>>) -> Option<Fact> {
+    match (event, standing) {
+        (watch_response::Event::Synced(_), standing) => standing.take().map(Fact::Sandboxes),
+        (watch_response::Event::Sandbox(it), Some(standing)) => {
+            standing.extend(placed_from_proto(it));
+            None
+        }
+        (watch_response::Event::Sandbox(it), None) => placed_from_proto(it).map(Fact::Sandbox),
+        (watch_response::Event::Removed(it), _) => {
+            let id = SandboxId::parse(&it.id).ok()?;
+            Some(Fact::SandboxGone(id, Generation(it.generation)))
+        }
     }
 }
 
@@ -197,34 +207,39 @@ async fn catalog(
     let request = v1::WatchCatalogRequest { from_revision };
     let stream = client.watch_catalog(request).await;
     let mut stream = anew(stream, knowledge, |it| it.catalog_revision = 0)?.into_inner();
-    follows(true);
     let mut standing: Option<Vec<Object>> = (from_revision == 0).then(Vec::new);
     loop {
+        follows(standing.is_none());
         let message = anew(stream.message().await, knowledge, |it| {
             it.catalog_revision = 0;
         })?;
         let Some(v1::WatchCatalogResponse { revision, event }) = message else {
             return Ok(());
         };
-        let fact = match (event, &mut standing) {
-            (Some(watch_catalog_response::Event::Synced(_)), standing) => {
-                standing.take().map(Fact::Entries)
-            }
-            (Some(watch_catalog_response::Event::Entry(it)), standing) => {
-                match (object_from_proto(Some(it)).ok().filter(names), standing) {
-                    (Some(object), Some(standing)) => {
-                        standing.push(object);
-                        None
-                    }
-                    (object, _) => object.map(Fact::Entry),
-                }
-            }
-            (Some(watch_catalog_response::Event::Removed(it)), _) => {
-                key_from_proto(it.kind, it.id).ok().map(Fact::EntryGone)
-            }
-            (None, _) => None,
-        };
+        let fact = event.and_then(|it| of_catalog(it, &mut standing));
         learn(knowledge, fact, revision);
+    }
+}
+
+fn of_catalog(
+    event: watch_catalog_response::Event,
+    standing: &mut Option<Vec<Object>>,
+) -> Option<Fact> {
+    match (event, standing) {
+        (watch_catalog_response::Event::Synced(_), standing) => standing.take().map(Fact::Entries),
+        (watch_catalog_response::Event::Entry(it), standing) => {
+            let object = object_from_proto(Some(it)).ok().filter(names)?;
+            match standing {
+                Some(standing) => {
+                    standing.push(object);
+                    None
+                }
+                None => Some(Fact::Entry(object)),
+            }
+        }
+        (watch_catalog_response::Event::Removed(it), _) => {
+            key_from_proto(it.kind, it.id).ok().map(Fact::EntryGone)
+        }
     }
 }
 
@@ -260,4 +275,53 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_is_known_when_it_is_whole_and_not_before() {
+        let sandbox = |id: &str| {
+            watch_response::Event::Sandbox(v1::Sandbox {
+                id: id.into(),
+                generation: 1,
+                status: v1::SandboxStatus::Running.into(),
+                spec: Some(v1::SandboxSpec::default()),
+                ..v1::Sandbox::default()
+            })
+        };
+        let mut standing = Some(vec![]);
+        for id in ["a", "b"] {
+            assert!(of_sandboxes(sandbox(id), &mut standing).is_none());
+            assert!(standing.is_some(), "more may come");
+        }
+        let synced = watch_response::Event::Synced(v1::WatchSynced {});
+        let Some(Fact::Sandboxes(all)) = of_sandboxes(synced, &mut standing) else {
+            panic!("it is whole");
+        };
+        assert_eq!(all.len(), 2);
+        assert!(standing.is_none());
+        let later = of_sandboxes(sandbox("c"), &mut standing);
+        assert!(matches!(later, Some(Fact::Sandbox(_))), "{later:?}");
+
+        let app = |id: &str| {
+            let object = v1::entry::Object::App(v1::App {
+                id: id.into(),
+                name: String::new(),
+            });
+            watch_catalog_response::Event::Entry(v1::Entry {
+                revision: 1,
+                object: Some(object),
+            })
+        };
+        let mut standing = Some(vec![]);
+        assert!(of_catalog(app("a"), &mut standing).is_none());
+        assert!(standing.is_some(), "more may come");
+        let synced = watch_catalog_response::Event::Synced(v1::CatalogSynced {});
+        let whole = of_catalog(synced, &mut standing);
+        assert!(matches!(whole, Some(Fact::Entries(it)) if it.len() == 1));
+        assert!(standing.is_none());
+    }
 }
