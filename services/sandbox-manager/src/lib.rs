@@ -26,6 +26,7 @@ mod slots;
 mod spool;
 mod store_command;
 mod sweep;
+mod taken_ports;
 
 pub use app::{App, is_misconfigured, uninstall};
 pub use berth_store::StoreError;

@@ -490,6 +490,17 @@ async fn a_node_port_has_one_owner() -> anyhow::Result<()> {
     ensure!(info.metadata["owner"] == "first", "{info:?}");
     ensure!(info.metadata["node_port"] == port.to_string(), "{info:?}");
     ensure!(node.get("second").await.is_err(), "nothing half made");
+    // One that comes later is in nobody's way, and is told of.
+    let told = async || {
+        let degraded = node.status().await?.degraded;
+        let named = format!("port {port}/tcp of the node is that of sandbox first");
+        anyhow::Ok(degraded.iter().any(|it| it.contains(&named)))
+    };
+    ensure!(!told().await?);
+    let later = TcpListener::bind(("0.0.0.0", port))?;
+    ensure!(told().await?);
+    drop(later);
+    ensure!(!told().await?);
 
     // The manager knows it also when it was away.
     node.kill_manager()?;

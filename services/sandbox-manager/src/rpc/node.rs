@@ -21,6 +21,7 @@ use crate::{
     failures::store_failure,
     fix::{Fixed, Outcome, fix},
     registry::{Registry, shutting_down},
+    taken_ports,
 };
 
 /// As the manager's texts for people are.
@@ -96,7 +97,13 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             since: None,
             attempts: 0,
         }));
-        let degraded = self.registry.node().network.degraded();
+        let network = &self.registry.node().network;
+        // What cannot be looked at says nothing of the rest.
+        let taken = taken_ports::told(&**network, &records).await;
+        let taken = taken.unwrap_or_else(|error| {
+            tracing::warn!(%error, cause = %error.source, "who listens on ports of the node");
+            vec![]
+        });
         let uptime = started.elapsed();
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
@@ -121,7 +128,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 subnet6: subnets.v6.map(|it| it.to_string()).unwrap_or_default(),
             }),
             sandboxes,
-            degraded: [degraded, facts.degraded].concat(),
+            degraded: [network.degraded(), taken, facts.degraded].concat(),
             revision,
             capacity: Some(capacity(&records, leases)),
             draining: drain.is_some(),
