@@ -12,13 +12,13 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::{
     TestNode,
-    node::{NAMESPACE_FILE, succeed, sweep},
+    node::{NAMESPACE_FILE, eventually, succeed, sweep},
 };
 
 const NAMESPACES: &str = "/run/netns";
@@ -26,6 +26,7 @@ const NAMESPACES: &str = "/run/netns";
 const PREFIX: &str = "berth-e2e-";
 /// How long a packet that is dropped is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(20);
 static MADE: AtomicUsize = AtomicUsize::new(0);
 
 /// Where programs can be run and sockets opened: a host, or the pinned namespace of a sandbox.
@@ -59,6 +60,41 @@ impl Apart {
     /// The network of a sandbox, with the rights of the node.
     pub fn inside(&self, id: &str) -> Place {
         Place(self.node.home().join("run/ns").join(id).join("net"))
+    }
+
+    /// Takes all rules from a node that looks away: as when a firewall of others is loaded, away with all, and its own
+    /// instead, which tracks and translates.
+    pub fn lose_rules(&self) -> anyhow::Result<()> {
+        const OTHERS: &str = "
+            nft -f - <<'END'
+            flush ruleset
+            table inet others {
+                chain forward { type filter hook forward priority 10; ct state established counter; }
+                chain out { type nat hook postrouting priority srcnat; oifname \"cable*\" masquerade; }
+            }
+END";
+        self.signal_manager("-STOP")?;
+        self.host.shell(OTHERS)?;
+        ensure!(!self.has_rules(), "they are gone");
+        Ok(())
+    }
+
+    /// Has the node look again, and waits until its rules are back.
+    pub async fn regain_rules(&self) -> anyhow::Result<()> {
+        self.signal_manager("-CONT")?;
+        let stand = || async { self.has_rules() };
+        eventually("the rules are back", SOON, stand).await
+    }
+
+    fn signal_manager(&self, signal: &str) -> anyhow::Result<()> {
+        let pid = self.node.manager_pid()?.to_string();
+        succeed(Command::new("kill").args([signal, &pid]))?;
+        Ok(())
+    }
+
+    fn has_rules(&self) -> bool {
+        let tables = self.host.run("nft list tables");
+        tables.is_ok_and(|it| it.contains("table inet berth-"))
     }
 
     pub fn finish(self) -> anyhow::Result<()> {

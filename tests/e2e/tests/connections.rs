@@ -4,7 +4,6 @@
 use std::{
     io::ErrorKind,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
-    process::Command,
     time::Duration,
 };
 
@@ -12,7 +11,7 @@ use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, EgressMode, NetworkPolicy};
 use berth_e2e::{
     hosts::{Apart, Host, Place, comes_back, received},
-    node::{eventually, succeed},
+    node::eventually,
     specs::{idle, web},
 };
 
@@ -23,16 +22,6 @@ const MAX: usize = 8;
 /// Of the other host, and the node's end.
 const OTHER: &str = "fd00:7::2";
 const END: &str = "fd00:7::1";
-
-/// As a firewall of others is loaded: away with all, and its own instead, which tracks and translates.
-const RELOAD: &str = "
-    nft -f - <<'END'
-    flush ruleset
-    table inet others {
-        chain forward { type filter hook forward priority 10; ct state established counter; }
-        chain out { type nat hook postrouting priority srcnat; oifname cable1 masquerade; }
-    }
-END";
 
 struct Scene {
     apart: Apart,
@@ -94,17 +83,6 @@ impl Scene {
         let mut sandboxes = self.apart.node.sandboxes();
         let snapshot = sandboxes.snapshot(request).await?.into_inner();
         Ok(snapshot.denied.context("it counts")?.packets)
-    }
-
-    fn signal_manager(&self, signal: &str) -> anyhow::Result<()> {
-        let pid = self.apart.node.manager_pid()?.to_string();
-        succeed(Command::new("kill").args([signal, &pid]))?;
-        Ok(())
-    }
-
-    fn has_rules(&self) -> bool {
-        let rules = self.apart.host.run("nft list tables");
-        rules.is_ok_and(|it| it.contains("table inet berth-"))
     }
 }
 
@@ -212,9 +190,7 @@ async fn what_was_opened_without_rules_goes_on_only_where_they_would_have_admitt
     ensure!(comes_back(&held, "before"));
     let server = scene.other.udp(9000)?;
 
-    scene.signal_manager("-STOP")?;
-    scene.apart.host.shell(RELOAD)?;
-    ensure!(!scene.has_rules());
+    scene.apart.lose_rules()?;
     // Nobody denies it now.
     let denied = [closed.connect(scene.v4)?, closed.connect(scene.v6)?];
     let allowed = [front.connect(scene.v4)?, front.connect(scene.v6)?];
@@ -229,9 +205,7 @@ async fn what_was_opened_without_rules_goes_on_only_where_they_would_have_admitt
     server.send_to(b"soon", asking)?;
     ensure!(received(&asks).is_some());
 
-    scene.signal_manager("-CONT")?;
-    let stand = || async { scene.has_rules() };
-    eventually("the rules are back", SOON, stand).await?;
+    scene.apart.regain_rules().await?;
     ensure!(
         comes_back(&held, "behind"),
         "what was admitted before goes on"
@@ -256,8 +230,8 @@ async fn what_was_opened_without_rules_goes_on_only_where_they_would_have_admitt
     let reads = hears_of(&direct);
     ensure!(!reads, "what comes from beyond goes on");
 
-    scene.apart.host.shell(RELOAD)?;
-    eventually("the rules are back", SOON, stand).await?;
+    scene.apart.lose_rules()?;
+    scene.apart.regain_rules().await?;
     ensure!(comes_back(&held, "again"));
     ensure!(allowed.iter().all(|it| comes_back(it, "again")));
     scene.apart.finish()

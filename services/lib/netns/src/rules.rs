@@ -284,6 +284,11 @@ fn rules(frame: &Frame) -> String {
     // No node port takes the name server from the sandboxes.
     let own_names = format!("ip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 accept");
     let floor = FLOOR.join(", ");
+    // About a connection that leads to its sender. One that is about those of others, which it would end or narrow, is denied.
+    let own_error = "ct state related iifname . ether saddr . ct reply ip saddr @sources accept";
+    let strange_error = format!(
+        "iifgroup {group} ct state related iifname . ether saddr . ct original ip saddr != @sources goto denied"
+    );
     let translate = "fib daddr type local meta l4proto { tcp, udp } \
                      dnat ip addr . port to meta l4proto . th dport map @node_ports";
     let mut lists = String::new();
@@ -369,7 +374,7 @@ fn rules(frame: &Frame) -> String {
          \tchain to_node {{\n\
          {}\
          \t\tct state established ct direction reply accept\n\
-         \t\tct state related ct reply ip saddr {subnet} accept\n\
+         \t\t{own_error}\n\
          \t\tip daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 goto admit\n\
          \t\tip daddr {gateway} icmp type echo-request goto admit\n\
          \t\tgoto denied\n\
@@ -379,7 +384,8 @@ fn rules(frame: &Frame) -> String {
          {known}\
          \t\tiifgroup {group} ct state invalid goto dropped\n\
          \t\tiifgroup != {group} ct state related accept\n\
-         \t\tct state related ct reply ip saddr {subnet} accept\n\
+         \t\t{own_error}\n\
+         \t\t{strange_error}\n\
          \t\tip daddr {subnet} iifgroup {group} oifgroup != {group} goto denied\n\
          \t\tip daddr {subnet} oifgroup != {group} drop\n\
          {}\

@@ -193,6 +193,10 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
         true => String::new(),
         false => format!("\t\tip6 saddr {{ {} }} goto admit\n", reachable.join(", ")),
     };
+    let own_error = "ct state related iifname . ether saddr . ct reply ip6 saddr @sources6 accept";
+    let strange_error = format!(
+        "iifgroup {group} ct state related iifname . ether saddr . ct original ip6 saddr != @sources6 goto denied6"
+    );
     let discovery = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255";
     // What has an address of everywhere is known everywhere.
     let masquerade = match ipam::is_unique_local(*subnet) {
@@ -223,7 +227,7 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
          \t}}\n\
          \tchain to_node6 {{\n\
          \t\tct state established ct direction reply accept\n\
-         \t\tct state related ct reply ip6 saddr {subnet} accept\n\
+         \t\t{own_error}\n\
          \t\t{discovery} accept\n\
          \t\tip6 daddr {gateway} meta l4proto {{ tcp, udp }} th dport 53 goto admit\n\
          \t\tip6 daddr {gateway} icmpv6 type echo-request goto admit\n\
@@ -257,7 +261,8 @@ pub(crate) fn text(frame: &Frame6, group: u32, reachable_from: &[IpNet]) -> Text
         from_sandbox: leads_to("from_sandbox6"),
         to_node: leads_to("to_node6"),
         forward: format!(
-            "\t\tct state related ct reply ip6 saddr {subnet} accept\n\
+            "\t\t{own_error}\n\
+             \t\t{strange_error}\n\
              \t\tip6 daddr {subnet} iifgroup {group} oifgroup != {group} goto denied6\n\
              \t\tip6 daddr {subnet} oifgroup != {group} drop\n"
         ),
