@@ -1,9 +1,10 @@
 //! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
-//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING. Starts
-//! nothing by itself: `deploy/dev/bench` brings the node.
+//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING; and what a
+//! packet costs beside few and beside many sandboxes. Starts nothing by itself: `deploy/dev/bench` brings the node.
 
 mod create;
 mod leases;
+mod packets;
 mod peer;
 mod ready;
 mod statistics;
@@ -16,6 +17,7 @@ use clap::Parser;
 enum Bench {
     Create(Arguments),
     Leases(leases::Arguments),
+    Packets(packets::Arguments),
     Ready(ready::Arguments),
 }
 
@@ -47,6 +49,7 @@ async fn main() -> anyhow::Result<()> {
     match Bench::parse() {
         Bench::Create(arguments) => create::measure(arguments).await,
         Bench::Leases(arguments) => leases::measure(arguments).await,
+        Bench::Packets(arguments) => packets::measure(arguments),
         Bench::Ready(arguments) => ready::measure(arguments).await,
     }
 }

@@ -59,7 +59,7 @@ impl Apart {
 
     /// The network of a sandbox, with the rights of the node.
     pub fn inside(&self, id: &str) -> Place {
-        Place(self.node.home().join("run/ns").join(id).join("net"))
+        Place::at(self.node.home().join("run/ns").join(id).join("net"))
     }
 
     /// Takes all rules from a node that looks away: as when a firewall of others is loaded, away with all, and its own
@@ -164,6 +164,11 @@ impl std::ops::Deref for Place {
 }
 
 impl Place {
+    /// Where this network namespace is pinned.
+    pub fn at(namespace: PathBuf) -> Self {
+        Self(namespace)
+    }
+
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.0.display()));

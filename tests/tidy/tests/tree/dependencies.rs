@@ -50,7 +50,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     // Tests.
-    ("berth-bench", &["berth-api", "berth-domain", "berth-store"]),
+    (
+        "berth-bench",
+        &[
+            "berth-api",
+            "berth-domain",
+            "berth-e2e",
+            "berth-netns",
+            "berth-platform",
+            "berth-store",
+        ],
+    ),
     ("berth-crash", &["berth-api", "berth-e2e"]),
     (
         "berth-e2e",
