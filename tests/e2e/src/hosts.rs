@@ -136,11 +136,21 @@ impl Host {
         Ok((other, own, end))
     }
 
-    /// Serves `text` at `/` until the host goes.
+    /// The addresses of IPv6 of a cable that stands: that of the other host, and that of this one's end.
+    pub fn neighbour6(&self, number: u8, other: &Self) -> anyhow::Result<(Ipv6Addr, Ipv6Addr)> {
+        let address = |last| Ipv6Addr::new(0xfd00, 7, number.into(), 0, 0, 0, 0, last);
+        let (own, end) = (address(2), address(1));
+        self.run(&format!("ip addr add {end}/64 dev cable{number} nodad"))?;
+        other.run(&format!("ip addr add {own}/64 dev cable nodad"))?;
+        other.run(&format!("ip route add default via {end}"))?;
+        Ok((own, end))
+    }
+
+    /// Serves `text` at `/` until the host goes, over IPv4 and IPv6.
     pub fn serve(&mut self, port: u16, text: &str) -> anyhow::Result<()> {
         let dir = TempDir::new()?;
         fs::write(dir.path().join("index.html"), format!("{text}\n"))?;
-        let mut server = self.command(&format!("busybox httpd -f -p {port}"));
+        let mut server = self.command(&format!("busybox httpd -f -p [::]:{port}"));
         let server = server.arg("-h").arg(dir.path()).spawn()?;
         self.servers.push((server, dir));
         Ok(())
@@ -187,19 +197,12 @@ impl Place {
         succeed(self.command("sh -euc").arg(lines))
     }
 
-    /// What a web server answers; `None` when no connection comes about within a second, and no answer over it within three.
+    /// What a web server answers; `None` where no connection, or no answer, comes about within a second.
     pub fn fetch(&self, to: SocketAddr) -> Option<String> {
-        let mut nc = self.command(&format!(
-            "timeout 3 busybox nc -w 1 {} {}",
-            to.ip(),
-            to.port()
-        ));
-        let nc = nc.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut nc = nc.stderr(Stdio::null()).spawn().ok()?;
-        // Nobody reads it where there is no connection.
-        let _ = nc.stdin.take()?.write_all(b"GET / HTTP/1.0\r\n\r\n");
-        let output = nc.wait_with_output().ok()?;
-        let answer = String::from_utf8_lossy(&output.stdout);
+        let mut stream = self.connect(to).ok()?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
         let (_, body) = answer.split_once("\r\n\r\n")?;
         Some(body.trim().to_owned())
     }
@@ -247,6 +250,20 @@ impl Place {
         });
         Ok(())
     }
+}
+
+/// Does the same with all at once, since each that is dropped is waited for.
+pub fn with_each<T: Sync>(
+    all: &[T],
+    work: impl Fn(&T) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = all.iter().map(|it| scope.spawn(move || work(it))).collect();
+        threads
+            .into_iter()
+            .try_for_each(|it| it.join().map_err(|_| anyhow!("a thread panicked"))?)
+    })
 }
 
 /// Whether `text` comes back on a connection to an echo.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -187,6 +188,29 @@ impl TestNode {
             .await?
             .into_inner();
         Ok(answer.sandbox.unwrap_or_default())
+    }
+
+    /// The addresses of a sandbox, IPv4 first.
+    pub async fn addresses(&self, id: &str) -> anyhow::Result<Vec<IpAddr>> {
+        let sandbox = self.get(id).await?;
+        let bare = sandbox
+            .addresses
+            .iter()
+            .filter_map(|it| it.address.split('/').next());
+        Ok(bare.map(str::parse).collect::<Result<_, _>>()?)
+    }
+
+    /// What was denied to a sandbox so far.
+    pub async fn denied(&self, id: &str) -> anyhow::Result<v1::DeniedTraffic> {
+        let request = v1::SnapshotRequest { id: id.into() };
+        let snapshot = self.sandboxes().snapshot(request).await?.into_inner();
+        snapshot.denied.context("it counts")
+    }
+
+    /// The name of the node's tables, without their family.
+    pub fn table(&self) -> anyhow::Result<String> {
+        let instance = std::fs::read_to_string(self.home().join("instance"))?;
+        Ok(format!("berth-{}", instance.trim()))
     }
 
     pub async fn delete(&self, id: &str) -> Result<bool, tonic::Status> {

@@ -2,12 +2,13 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
     os::fd::OwnedFd,
 };
 
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket,
+    sockopt,
 };
 
 use crate::hosts::Place;
@@ -64,6 +65,16 @@ impl Raw {
     /// Tells the host at `to` that packets of this flow of its own must not be longer.
     pub fn say_too_big(&self, to: Ipv4Addr, of: Flow, longest: u16) -> io::Result<()> {
         self.send(to.into(), &icmp(TOO_BIG, longest, &datagram(of)))
+    }
+
+    /// Says to all on a link that this is a router.
+    pub fn advertise_router(&self, link: u32) -> anyhow::Result<()> {
+        const ADVERTISEMENT: [u8; 16] = [134, 0, 0, 0, 64, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0];
+        const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+        sockopt::set_ipv6_multicast_hops(&self.0, 255)?;
+        let to = SocketAddrV6::new(ALL_NODES, 0, 0, link);
+        sendto(&self.0, &ADVERTISEMENT, SendFlags::empty(), &to)?;
+        Ok(())
     }
 
     /// Sends a segment of a connection, from this place.

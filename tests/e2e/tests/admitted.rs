@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use berth_api::v1::{self, EgressMode, EgressRule, NetworkPolicy, Protocol};
 use berth_domain::Generation;
 use berth_e2e::{
-    hosts::{Apart, Host, Place, received},
+    hosts::{Apart, Host, Place, received, with_each},
     node::{eventually, obtained},
     packets::{Flow, Raw},
     specs::{idle, shell, spec},
@@ -79,14 +79,9 @@ impl Scene {
         let host = Host::new()?;
         let (beyond, far_ip, _) = host.neighbour(1)?;
         let (near, near_ip, _) = host.neighbour(2)?;
-        for (number, other) in [(1, &beyond), (2, &near)] {
-            let net = format!("fd00:7:{number}:");
-            host.run(&format!("ip addr add {net}:1/64 dev cable{number} nodad"))?;
-            other.run(&format!("ip addr add {net}:2/64 dev cable nodad"))?;
-            other.run(&format!("ip route add default via {net}:1"))?;
-        }
+        let ((far6, _), (near6, _)) = (host.neighbour6(1, &beyond)?, host.neighbour6(2, &near)?);
         let toml = format!(
-            "network.subnet6 = \"{SUBNET6}\"\nnetwork.reachable_from = [\"{near_ip}/32\", \"fd00:7:2::2/128\"]\n"
+            "network.subnet6 = \"{SUBNET6}\"\nnetwork.reachable_from = [\"{near_ip}/32\", \"{near6}/128\"]\n"
         );
         let apart = Apart::start(host, &toml).await?;
         let node = &apart.node;
@@ -105,7 +100,7 @@ impl Scene {
             dns_name: "api.example.org".to_owned(),
             ..EgressRule::default()
         };
-        let far = [format!("{far_ip}/32"), "fd00:7:1::2/128".to_owned()];
+        let far = [format!("{far_ip}/32"), format!("{far6}/128")];
         let lists = far.iter().flat_map(|it| {
             [(Protocol::Tcp, PORT), (Protocol::Udp, SHUT)]
                 .map(|(protocol, port)| to(it, protocol, port))
@@ -163,9 +158,7 @@ impl Scene {
 
     async fn addresses(&self) -> anyhow::Result<[Addresses; 2]> {
         let of = async |id: &str| {
-            let sandbox = self.apart.node.get(id).await?;
-            let bare = |it: &v1::NetworkAddress| it.address.split('/').next()?.parse().ok();
-            let all: Vec<IpAddr> = sandbox.addresses.iter().filter_map(bare).collect();
+            let all = self.apart.node.addresses(id).await?;
             <[IpAddr; 2]>::try_from(all).map_err(|it| anyhow!("{id} has {it:?}"))
         };
         let ([front, front6], [back, back6]) = (of("front").await?, of("back").await?);
@@ -220,10 +213,7 @@ impl Scene {
     }
 
     async fn denied(&self, id: &str) -> anyhow::Result<u64> {
-        let request = v1::SnapshotRequest { id: id.into() };
-        let mut sandboxes = self.apart.node.sandboxes();
-        let snapshot = sandboxes.snapshot(request).await?.into_inner();
-        Ok(snapshot.denied.context("it counts")?.packets)
+        Ok(self.apart.node.denied(id).await?.packets)
     }
 }
 
@@ -334,20 +324,6 @@ fn accept(listener: &TcpListener) -> anyhow::Result<TcpStream> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Does the same with all at once, since each that is dropped is waited for.
-fn with_each<T: Sync>(
-    all: &[T],
-    work: impl Fn(&T) -> anyhow::Result<()> + Sync,
-) -> anyhow::Result<()> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = all.iter().map(|it| scope.spawn(move || work(it))).collect();
-        threads
-            .into_iter()
-            .try_for_each(|it| it.join().map_err(|_| anyhow!("a thread panicked"))?)
-    })
 }
 
 #[tokio::test]
@@ -470,8 +446,7 @@ async fn connections_go_on_when_their_node_gets_a_version_that_marks_them() -> a
     scene.open_by_name(&addresses).await?;
     let (node, host) = (&scene.apart.node, &scene.apart.host);
     node.kill_manager()?;
-    let instance = std::fs::read_to_string(node.home().join("instance"))?;
-    let table = format!("inet berth-{}", instance.trim());
+    let table = format!("inet {}", node.table()?);
     host.shell(&format!(
         "nft -f - <<'END'
         flush chain {table} admit

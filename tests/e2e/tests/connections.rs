@@ -3,7 +3,7 @@
 
 use std::{
     io::ErrorKind,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     time::Duration,
 };
 
@@ -19,9 +19,6 @@ const SOON: Duration = Duration::from_secs(20);
 const WEB: u16 = 8080;
 const ECHO: u16 = 7001;
 const MAX: usize = 8;
-/// Of the other host, and the node's end.
-const OTHER: &str = "fd00:7::2";
-const END: &str = "fd00:7::1";
 
 struct Scene {
     apart: Apart,
@@ -30,6 +27,8 @@ struct Scene {
     /// Its addresses.
     v4: SocketAddr,
     v6: SocketAddr,
+    /// The node's, on the way there.
+    end6: Ipv6Addr,
     front: Ipv4Addr,
 }
 
@@ -38,9 +37,7 @@ impl Scene {
     async fn start() -> anyhow::Result<Self> {
         let host = Host::new()?;
         let (other, own, _) = host.neighbour(1)?;
-        host.run(&format!("ip addr add {END}/64 dev cable1 nodad"))?;
-        other.run(&format!("ip addr add {OTHER}/64 dev cable nodad"))?;
-        other.run(&format!("ip route add default via {END}"))?;
+        let (own6, end6) = host.neighbour6(1, &other)?;
         other.echo(ECHO)?;
         let toml = format!("network.connections_max = {MAX}\nnetwork.subnet6 = \"fd00:8::/64\"\n");
         let apart = Apart::start(host, &toml).await?;
@@ -60,7 +57,8 @@ impl Scene {
         let (front, _) = front.address.split_once('/').context("a prefix")?;
         Ok(Self {
             v4: (own, ECHO).into(),
-            v6: (OTHER.parse::<IpAddr>()?, ECHO).into(),
+            v6: (own6, ECHO).into(),
+            end6,
             front: front.parse()?,
             other,
             apart,
@@ -79,10 +77,7 @@ impl Scene {
     }
 
     async fn denied(&self, id: &str) -> anyhow::Result<u64> {
-        let request = v1::SnapshotRequest { id: id.into() };
-        let mut sandboxes = self.apart.node.sandboxes();
-        let snapshot = sandboxes.snapshot(request).await?.into_inner();
-        Ok(snapshot.denied.context("it counts")?.packets)
+        Ok(self.apart.node.denied(id).await?.packets)
     }
 }
 
@@ -148,7 +143,7 @@ async fn who_is_denied_is_told_and_who_comes_from_beyond_is_not() -> anyhow::Res
         .host
         .within(|| Ok(std::net::TcpListener::bind("[::]:0")?))?;
     let program = program.local_addr()?.port();
-    let (host4, host6) = (Ipv4Addr::new(100, 64, 1, 1), END.parse::<IpAddr>()?);
+    let (host4, host6) = (Ipv4Addr::new(100, 64, 1, 1), scene.end6);
     let neighbour = SocketAddr::from((scene.front, WEB));
     let mut before = scene.denied("closed").await?;
     for to in [scene.v4, scene.v6, metadata, metadata6, neighbour] {

@@ -2,12 +2,12 @@
 //! has a whole ruleset of its own.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use berth_api::v1::{self, Protocol};
 use berth_e2e::{
     TestNode,
@@ -217,10 +217,10 @@ async fn make(apart: &Apart) -> anyhow::Result<Ipv4Addr> {
 }
 
 async fn address(node: &TestNode, id: &str) -> anyhow::Result<Ipv4Addr> {
-    let sandbox = node.get(id).await?;
-    let address = sandbox.addresses.first().context("an address")?;
-    let (address, _) = address.address.split_once('/').context("a prefix")?;
-    Ok(address.parse()?)
+    match node.addresses(id).await?.first() {
+        Some(IpAddr::V4(it)) => Ok(*it),
+        other => Err(anyhow!("{other:?}")),
+    }
 }
 
 #[tokio::test]
@@ -430,11 +430,7 @@ async fn the_metadata_service_and_ipv6_are_out_of_reach() -> anyhow::Result<()> 
     // A host on which such a service answers, and which would forward IPv6.
     host.run("ip addr add 169.254.169.254/32 dev lo")?;
     host.shell("echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")?;
-    let denied = async || {
-        let request = v1::SnapshotRequest { id: "back".into() };
-        let snapshot = node.sandboxes().snapshot(request).await?.into_inner();
-        anyhow::Ok(snapshot.denied.context("it counts")?.packets)
-    };
+    let denied = async || anyhow::Ok(node.denied("back").await?.packets);
     let before = denied().await?;
     let ping = |ip: &str| {
         let line = format!("busybox ping -c 1 -W 1 {ip}");

@@ -1,189 +1,225 @@
-//! What reaches what, with real packets: a client host, the node and its sandboxes, each in a network namespace of its own.
+//! What reaches what, with real packets, over IPv4 and IPv6: another host, the node and its sandboxes, each in a network
+//! namespace of its own.
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::AsFd as _,
-    path::Path,
-    process::{Child, Command, Stdio},
+    io::ErrorKind,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener, UdpSocket},
     time::Duration,
 };
 
 use anyhow::{Context as _, anyhow, ensure};
 use berth_api::v1::{self, EgressMode, EgressRule, NetworkPolicy, Protocol};
 use berth_e2e::{
-    TestNode,
-    node::{eventually, obtained, succeed},
+    hosts::{Apart, Host, Place, received, with_each},
+    node::{eventually, obtained, programs},
+    packets::Raw,
     specs::{idle, shell, spec, web},
 };
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tonic_types::StatusExt as _;
 
-const SOON: Duration = Duration::from_secs(10);
-/// How long a packet that is dropped is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(20);
 const WEB: u16 = 8080;
+/// Of the other host.
+const SERVED: u16 = 7001;
+const ALSO_SERVED: u16 = 7002;
+const NODE_PORT: u16 = 30080;
+/// On which a program of the node listens.
+const PROGRAM: u16 = 7003;
+/// Where every sandbox finds the node over IPv6.
+const NEXT_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+const SUBNET6: &str = "fd00:8::/64";
 
-/// A host beside the node, with two web servers.
-struct Client {
-    name: String,
-    /// Its address, and that of the node's end.
-    own: Ipv4Addr,
-    node: Ipv4Addr,
-    servers: Vec<Child>,
+struct Scene {
+    apart: Apart,
+    other: Host,
+    /// IPv4 and IPv6.
+    families: [Family; 2],
+    _program: TcpListener,
 }
 
-impl Client {
-    const SERVED: u16 = 7001;
-    const ALSO_SERVED: u16 = 7002;
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    other: IpAddr,
+    /// The node's, as the other host knows it.
+    node: IpAddr,
+    gateway: IpAddr,
+    front: IpAddr,
+    back: IpAddr,
+}
 
-    fn beside(node: &TestNode) -> anyhow::Result<Self> {
-        let instance = fs::read_to_string(node.home().join("instance"))?;
-        let number = u32::from_str_radix(instance.trim(), 16).context("six hex digits")?;
-        // Shared address space (RFC 6598): no host of a test has business there.
-        let base = u32::from(Ipv4Addr::new(100, 64, 0, 0)) + (number % (1 << 20)) * 4;
-        let (own, end) = (Ipv4Addr::from(base + 2), Ipv4Addr::from(base + 1));
-        let name = format!("berth-client-{}", instance.trim());
-        let (outside, inside) = (format!("bc{}", instance.trim()), "client0");
-        let mut client = Self {
-            name: name.clone(),
-            own,
-            node: end,
-            servers: vec![],
+impl Scene {
+    async fn start() -> anyhow::Result<Self> {
+        let host = Host::new()?;
+        let (mut other, own4, end4) = host.neighbour(1)?;
+        let (own6, end6) = host.neighbour6(1, &other)?;
+        for port in [SERVED, ALSO_SERVED] {
+            other.serve(port, "other")?;
+        }
+        let program = host.within(|| Ok(TcpListener::bind((Ipv6Addr::UNSPECIFIED, PROGRAM))?))?;
+        let apart = Apart::start(host, &format!("network.subnet6 = \"{SUBNET6}\"\n")).await?;
+        let node = &apart.node;
+        let mut front = web("front", WEB.into());
+        front.containers[0].ports[0].node_port = NODE_PORT.into();
+        front.labels = [("app".to_owned(), "front".to_owned())].into();
+        node.create("front", front).await?;
+        let lets_in_front = NetworkPolicy {
+            allow_from: vec!["app=front".into()],
+            ..NetworkPolicy::default()
         };
-        ip(&format!("netns add {name}"))?;
-        ip(&format!(
-            "link add {outside} type veth peer name {inside} netns {name}"
-        ))?;
-        ip(&format!("addr add {end}/30 dev {outside}"))?;
-        ip(&format!("link set {outside} up"))?;
-        ip(&format!("-n {name} addr add {own}/30 dev {inside}"))?;
-        ip(&format!("-n {name} link set lo up"))?;
-        ip(&format!("-n {name} link set {inside} up"))?;
-        ip(&format!("-n {name} route add default via {end}"))?;
-        let home = node.home().join("client");
-        fs::create_dir_all(&home)?;
-        fs::write(home.join("index.html"), "client\n")?;
-        for port in [Self::SERVED, Self::ALSO_SERVED] {
-            let mut server = client.command("busybox httpd -f -p");
-            server.arg(port.to_string()).arg("-h").arg(&home);
-            client.servers.push(server.stdin(Stdio::null()).spawn()?);
+        node.create("back", with(lets_in_front, web("back", WEB.into())))
+            .await?;
+        let closed = NetworkPolicy {
+            egress: EgressMode::Deny.into(),
+            ..NetworkPolicy::default()
+        };
+        node.create("closed", with(closed, idle())).await?;
+        // A length of IPv6 that is put as several networks.
+        let wide = Ipv6Addr::from(u128::from(own6) & (u128::MAX << 3));
+        let lists = [format!("{own4}/32"), format!("{wide}/125")];
+        node.create("listed", with(listing(&lists, SERVED), idle()))
+            .await?;
+        let everything4 = ["0.0.0.0/0".to_owned()];
+        node.create("only-four", with(listing(&everything4, 0), idle()))
+            .await?;
+        let of = async |id: &str| {
+            let all = node.addresses(id).await?;
+            <[IpAddr; 2]>::try_from(all).map_err(|it| anyhow!("{id} has {it:?}"))
+        };
+        let ([front4, front6], [back4, back6]) = (of("front").await?, of("back").await?);
+        let IpAddr::V4(first) = front4 else {
+            return Err(anyhow!("{front4} is first"));
+        };
+        let gateway = u32::from(first) & 0xffff_ff00 | 1;
+        let prefix: Ipv6Addr = SUBNET6.trim_end_matches("/64").parse()?;
+        let gateway6 = Ipv6Addr::from(u128::from(prefix) | u128::from(gateway));
+        Ok(Self {
+            families: [
+                Family {
+                    other: own4.into(),
+                    node: end4.into(),
+                    gateway: Ipv4Addr::from(gateway).into(),
+                    front: front4,
+                    back: back4,
+                },
+                Family {
+                    other: own6.into(),
+                    node: end6.into(),
+                    gateway: gateway6.into(),
+                    front: front6,
+                    back: back6,
+                },
+            ],
+            apart,
+            other,
+            _program: program,
+        })
+    }
+
+    /// Sends every kind of packet, and fails at the first that arrives where it must not, or does not where it must.
+    fn probe(&self, when: &str) -> anyhow::Result<()> {
+        let inside = |id| self.apart.inside(id);
+        let (host, other) = (Place::clone(&self.apart.host), Place::clone(&self.other));
+        let [front, back, closed, listed, four] =
+            ["front", "back", "closed", "listed", "only-four"].map(inside);
+        let at = |ip: IpAddr, port: u16| SocketAddr::new(ip, port);
+        let of_family = |family: &Family| {
+            let by_node = at(family.node, NODE_PORT);
+            let (to_front, to_back) = (at(family.front, WEB), at(family.back, WEB));
+            let (served, also) = (at(family.other, SERVED), at(family.other, ALSO_SERVED));
+            let in_four = family.other.is_ipv4().then_some("other");
+            #[rustfmt::skip]
+            let cases = [
+                ("a node port, from another host",     &other,  by_node,                       Some("front")),
+                ("a node port, by the node's address", &host,   by_node,                       Some("front")),
+                ("a node port, by the gateway",        &host,   at(family.gateway, NODE_PORT), Some("front")),
+                ("a node port, from a sandbox",        &back,   by_node,                       Some("front")),
+                ("a node port, from its own sandbox",  &front,  by_node,                       Some("front")),
+                ("a sandbox, from the node",           &host,   to_front,                      Some("front")),
+                ("a sandbox that lets in",             &front,  to_back,                       Some("back")),
+                ("another host, from a sandbox",       &front,  served,                        Some("other")),
+                ("another port of it",                 &front,  also,                          Some("other")),
+                ("what the list allows",               &listed, served,                        Some("other")),
+                ("a list of IPv4 alone",               &four,   served,                        in_four),
+                ("a sandbox, from another host",       &other,  to_front,                      None),
+                ("a sandbox, from another",            &back,   to_front,                      None),
+                ("a sandbox, from a listed one",       &listed, to_back,                       None),
+                ("another host, from a closed one",    &closed, served,                        None),
+                ("a node port, from a closed one",     &closed, by_node,                       None),
+                ("what the list does not have",        &listed, also,                          None),
+            ];
+            cases
+        };
+        let by_own = SocketAddr::from((Ipv4Addr::LOCALHOST, NODE_PORT));
+        let cases = self.families.iter().flat_map(of_family);
+        let by_own = ("a node port, by 127.0.0.1", &host, by_own, Some("front"));
+        let cases: Vec<_> = cases.chain([by_own]).collect();
+        with_each(&cases, |(what, from, to, expected)| {
+            let got = from.fetch(*to);
+            ensure!(got.as_deref() == *expected, "{when}: {what}, {to}: {got:?}");
+            Ok(())
+        })?;
+        for family in &self.families {
+            for ip in [family.gateway, family.node] {
+                let connects = front.connect(at(ip, PROGRAM)).is_ok();
+                ensure!(!connects, "{when}: a program of the node at {ip}");
+            }
+            let gateway = family.gateway;
+            let ping = format!("busybox ping -c 1 -W 1 {gateway}");
+            ensure!(front.run(&ping).is_ok(), "{when}: {gateway} answers");
         }
-        Ok(client)
+        // By its link a sandbox finds the node, and nothing on it.
+        let to = SocketAddrV6::new(NEXT_HOP, PROGRAM, 0, index_of_link(&front)?);
+        ensure!(
+            front.connect(to.into()).is_err(),
+            "{when}: a program of the node, by its link"
+        );
+        Ok(())
     }
 
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]);
-        command.args(line.split_whitespace());
-        command
-    }
-
-    fn fetch(&self, to: SocketAddr) -> Option<String> {
-        answer(self.command(&connect(to)))
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-        let _ = ip(&format!("netns delete {}", self.name));
+    async fn probe_eventually(&self, what: &str) -> anyhow::Result<()> {
+        let mut last = None;
+        let passes = || {
+            last = self.probe(what).err();
+            std::future::ready(last.is_none())
+        };
+        let passed = eventually(what, SOON, passes).await;
+        passed.map_err(|it| it.context(format!("{last:?}")))
     }
 }
 
-fn ip(line: &str) -> anyhow::Result<String> {
-    succeed(Command::new("ip").args(line.split_whitespace()))
+fn with(policy: NetworkPolicy, spec: v1::SandboxSpec) -> v1::SandboxSpec {
+    v1::SandboxSpec {
+        network: Some(policy),
+        ..spec
+    }
 }
 
-/// A line that connects: it waits a second for that, and three for all.
-fn connect(to: SocketAddr) -> String {
-    format!("timeout 3 busybox nc -w 1 {} {}", to.ip(), to.port())
-}
-
-const REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-
-/// What a web server answers to whom this command connects.
-fn answer(mut command: Command) -> Option<String> {
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut nc = command.spawn().ok()?;
-    // Nobody reads it where there is no connection.
-    let _ = nc.stdin.take()?.write_all(REQUEST);
-    let output = nc.wait_with_output().ok()?;
-    body(&String::from_utf8_lossy(&output.stdout))
-}
-
-fn body(answer: &str) -> Option<String> {
-    let (_, body) = answer.split_once("\r\n\r\n")?;
-    Some(body.trim().to_owned())
-}
-
-/// What the node gets from a web server.
-fn fetch(to: SocketAddr) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
-    stream.write_all(REQUEST).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    body(&answer)
-}
-
-/// A command in the network of a sandbox, with the rights of the node.
-fn within(node: &TestNode, id: &str, line: &str) -> Command {
-    let mut command = Command::new("nsenter");
-    let pin = node.home().join("run/ns").join(id).join("net");
-    command.arg(format!("--net={}", pin.display()));
-    command.args(line.split_whitespace());
-    command
-}
-
-fn fetch_within(node: &TestNode, id: &str, to: SocketAddr) -> Option<String> {
-    answer(within(node, id, &connect(to)))
-}
-
-/// A socket in the network namespace of this file, for datagrams to `port`.
-fn udp_in(namespace: &Path, port: u16) -> anyhow::Result<UdpSocket> {
-    let namespace = fs::File::open(namespace)?;
-    let thread = std::thread::spawn(move || {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+fn listing(networks: &[String], port: u16) -> NetworkPolicy {
+    let rules = networks.iter().map(|it| EgressRule {
+        cidr: it.clone(),
+        port: port.into(),
+        ..EgressRule::default()
     });
-    let socket = thread
-        .join()
-        .map_err(|_| anyhow!("the thread panicked"))??;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    Ok(socket)
+    NetworkPolicy {
+        egress: EgressMode::Allow.into(),
+        egress_rules: rules.collect(),
+        ..NetworkPolicy::default()
+    }
 }
 
-fn received(socket: &UdpSocket) -> Option<String> {
-    let mut buffer = [0; 64];
-    let length = socket.recv(&mut buffer).ok()?;
-    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
-}
-
-async fn address(node: &TestNode, id: &str) -> anyhow::Result<Ipv4Addr> {
-    let sandbox = node.get(id).await?;
-    let address = sandbox.addresses.first().context("an address")?;
-    let (address, _) = address.address.split_once('/').context("a prefix")?;
-    Ok(address.parse()?)
-}
-
-/// A port that nobody has at this moment.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
-}
-
-fn published(mut spec: v1::SandboxSpec, node_port: u16) -> v1::SandboxSpec {
-    spec.containers[0].ports[0].node_port = node_port.into();
-    spec
-}
-
-fn with(mut spec: v1::SandboxSpec, policy: NetworkPolicy) -> v1::SandboxSpec {
-    spec.network = Some(policy);
-    spec
+/// The number of a sandbox's end.
+fn index_of_link(place: &Place) -> anyhow::Result<u32> {
+    place.within(|| {
+        let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6")?;
+        let own = addresses.lines().find(|it| it.ends_with("eth0"));
+        let index = own.and_then(|it| it.split_whitespace().nth(1));
+        Ok(u32::from_str_radix(
+            index.context("eth0 has addresses")?,
+            16,
+        )?)
+    })
 }
 
 fn reason(status: &tonic::Status) -> String {
@@ -192,296 +228,269 @@ fn reason(status: &tonic::Status) -> String {
     info.map(|it| it.reason).unwrap_or_default()
 }
 
-struct Scene {
-    node: TestNode,
-    client: Client,
-    node_port: u16,
-    /// A program of the node.
-    program: TcpListener,
-    front: Ipv4Addr,
-    back: Ipv4Addr,
-}
-
-impl Scene {
-    async fn start() -> anyhow::Result<Self> {
-        let node = TestNode::start().await?;
-        let client = Client::beside(&node)?;
-        let node_port = free_port()?;
-        let front = published(web("front", WEB.into()), node_port);
-        let front = v1::SandboxSpec {
-            labels: [("app".to_owned(), "front".to_owned())].into(),
-            ..front
-        };
-        node.create("front", front).await?;
-        let lets_in_front = NetworkPolicy {
-            allow_from: vec!["app=front".into()],
-            ..NetworkPolicy::default()
-        };
-        node.create("back", with(web("back", WEB.into()), lets_in_front))
-            .await?;
-        let closed = NetworkPolicy {
-            egress: EgressMode::Deny.into(),
-            ..NetworkPolicy::default()
-        };
-        node.create("closed", with(idle(), closed)).await?;
-        let rule = EgressRule {
-            cidr: format!("{}/32", client.own),
-            port: Client::SERVED.into(),
-            ..EgressRule::default()
-        };
-        let listed = NetworkPolicy {
-            egress: EgressMode::Allow.into(),
-            egress_rules: vec![rule],
-            ..NetworkPolicy::default()
-        };
-        node.create("listed", with(idle(), listed)).await?;
-        Ok(Self {
-            front: address(&node, "front").await?,
-            back: address(&node, "back").await?,
-            program: TcpListener::bind("0.0.0.0:0")?,
-            node,
-            client,
-            node_port,
-        })
-    }
-
-    /// Sends every kind of packet, and fails at the first that arrives where it must not, or does not where it must.
-    fn probe(&self, when: &str) -> anyhow::Result<()> {
-        let Self {
-            node,
-            client,
-            node_port,
-            program,
-            front,
-            back,
-        } = self;
-        let (front, back) = (*front, *back);
-        let gateway = Ipv4Addr::from(u32::from(front) & 0xffff_ff00 | 1);
-        let program = program.local_addr()?.port();
-        let at = |ip: Ipv4Addr, port: u16| SocketAddr::from((ip, port));
-
-        let passes = |what: &str, got: Option<String>, expected: &str| {
-            ensure!(
-                got.as_deref() == Some(expected),
-                "{when}: {what} gives {got:?}"
-            );
-            Ok(())
-        };
-        let by_host = at(client.node, *node_port);
-        passes(
-            "a node port, from another host",
-            client.fetch(by_host),
-            "front",
-        )?;
-        passes(
-            "a node port, by 127.0.0.1",
-            fetch(at(Ipv4Addr::LOCALHOST, *node_port)),
-            "front",
-        )?;
-        passes(
-            "a node port, by the node's address",
-            fetch(by_host),
-            "front",
-        )?;
-        passes(
-            "a node port, by the gateway",
-            fetch(at(gateway, *node_port)),
-            "front",
-        )?;
-        passes(
-            "a node port, from a sandbox",
-            fetch_within(node, "back", by_host),
-            "front",
-        )?;
-        passes(
-            "a node port, from its own sandbox",
-            fetch_within(node, "front", by_host),
-            "front",
-        )?;
-        passes("a sandbox, from the node", fetch(at(front, WEB)), "front")?;
-        passes(
-            "a sandbox that lets in",
-            fetch_within(node, "front", at(back, WEB)),
-            "back",
-        )?;
-        for port in [Client::SERVED, Client::ALSO_SERVED] {
-            let got = fetch_within(node, "front", at(client.own, port));
-            passes("another host, from a sandbox", got, "client")?;
-        }
-        let got = fetch_within(node, "listed", at(client.own, Client::SERVED));
-        passes("what the list allows", got, "client")?;
-        let ping = format!("busybox ping -c 1 -W 1 {gateway}");
-        let ping = within(node, "front", &ping).output()?;
-        ensure!(ping.status.success(), "{when}: the gateway answers");
-
-        let blocked = |what: &str, got: Option<String>| {
-            ensure!(got.is_none(), "{when}: {what} gives {got:?}");
-            Ok(())
-        };
-        let direct = at(front, WEB);
-        blocked("a sandbox, from another host", client.fetch(direct))?;
-        blocked(
-            "a sandbox, from another",
-            fetch_within(node, "back", direct),
-        )?;
-        blocked(
-            "a sandbox, from a listed one",
-            fetch_within(node, "listed", at(back, WEB)),
-        )?;
-        let served = at(client.own, Client::SERVED);
-        blocked(
-            "another host, from a closed one",
-            fetch_within(node, "closed", served),
-        )?;
-        blocked(
-            "a node port, from a closed one",
-            fetch_within(node, "closed", by_host),
-        )?;
-        let other = at(client.own, Client::ALSO_SERVED);
-        blocked(
-            "what the list does not have",
-            fetch_within(node, "listed", other),
-        )?;
-        for ip in [gateway, client.node] {
-            let connects = within(node, "front", &connect(at(ip, program)))
-                .stdin(Stdio::null())
-                .output()?;
-            ensure!(!connects.status.success(), "{when}: a program of the node");
-        }
-        Ok(())
-    }
-
-    async fn denied(&self, id: &str) -> anyhow::Result<v1::DeniedTraffic> {
-        let request = v1::SnapshotRequest { id: id.into() };
-        let snapshot = self.node.sandboxes().snapshot(request).await?.into_inner();
-        snapshot.denied.context("it counts")
-    }
-
-    fn table(&self) -> anyhow::Result<String> {
-        let instance = fs::read_to_string(self.node.home().join("instance"))?;
-        Ok(format!("berth-{}", instance.trim()))
-    }
-
-    fn finish(self) -> anyhow::Result<()> {
-        drop(self.client);
-        self.node.finish()
-    }
-}
-
 #[tokio::test]
 async fn what_must_pass_passes_and_what_must_not_does_not_whatever_is_killed_or_flushed()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;
-    let bridged = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-    println!("bridge-nf-call-iptables: {:?}", fs::read_to_string(bridged));
+    let Apart { node, host } = &scene.apart;
     scene.probe("at first")?;
-    ensure!(scene.denied("closed").await?.packets > 0);
-    ensure!(scene.denied("listed").await?.packets > 0);
+    for id in ["closed", "listed", "only-four"] {
+        let denied = node.denied(id).await?;
+        ensure!(
+            denied.packets > 0 && denied.spoofed_packets == 0,
+            "{id}: {denied:?}"
+        );
+    }
 
-    let before = scene.denied("closed").await?;
-    scene.node.kill_manager()?;
+    let before = node.denied("closed").await?;
+    node.kill_manager()?;
     scene.probe("without a manager")?;
-    scene.node.up().await?;
-    ensure!(scene.denied("closed").await?.packets >= before.packets);
+    node.up().await?;
+    ensure!(node.denied("closed").await?.packets >= before.packets);
     scene.probe("behind a restart of the manager")?;
 
-    // Only our own: others run tests on this host.
-    let table = scene.table()?;
+    let table = node.table()?;
     for spoil in [
+        "flush ruleset".to_owned(),
         format!("delete table inet {table}"),
         format!("delete table arp {table}"),
         format!("flush table inet {table}"),
         format!("flush set inet {table} sources"),
+        format!("flush set inet {table} sources6"),
         format!("flush map inet {table} node_ports"),
+        format!("flush map inet {table} node_ports6"),
         format!("add table inet {table} {{ flags dormant; }}"),
         format!("replace rule inet {table} outward handle CLOSED ip saddr @closed accept"),
     ] {
-        let nft = |line: &str| succeed(Command::new("nft").args(line.split_whitespace()));
-        let rules = nft(&format!("-a list chain inet {table} outward"))?;
+        let rules = host.run(&format!("nft -a list chain inet {table} outward"))?;
         let closed = rules.lines().find(|it| it.contains("@closed"));
         let handle = closed.and_then(|it| it.rsplit(' ').next());
         let spoil = spoil.replace("CLOSED", handle.context("the rule")?);
-        nft(&spoil)?;
-        let whole = || async { scene.probe("soon").is_ok() };
-        eventually(&spoil, SOON, whole).await?;
+        host.run(&format!("nft {spoil}"))?;
+        scene.probe_eventually(&spoil).await?;
     }
 
-    scene.node.end_containerd().await?;
-    scene.node.up().await?;
+    node.end_containerd().await?;
+    node.up().await?;
     scene.probe("behind a restart of containerd")?;
 
-    scene.node.assert_clean().await?;
-    scene.node.delete("front").await?;
-    let gone = SocketAddr::from((Ipv4Addr::LOCALHOST, scene.node_port));
+    let front6 = scene.families[1].front.to_string();
+    for told in [
+        &["get", "front"][..],
+        &["ls"],
+        &["net", "leases", "-o", "json"],
+    ] {
+        ensure!(node.berth(told)?.contains(&front6), "{told:?}");
+    }
+    ensure!(node.berth(&["net", "ls"])?.contains(SUBNET6));
+    node.assert_clean().await?;
+    node.delete("front").await?;
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, NODE_PORT));
+    let gone = host.connect(own).err().map(|it| it.kind());
     ensure!(
-        TcpStream::connect(gone).is_err(),
+        gone == Some(ErrorKind::ConnectionRefused),
         "gone when Delete returns"
     );
-    let by_host = SocketAddr::from((scene.client.node, scene.node_port));
-    ensure!(scene.client.fetch(by_host).is_none());
-    scene.finish()
+    for family in &scene.families {
+        let by_node = SocketAddr::new(family.node, NODE_PORT);
+        ensure!(scene.other.fetch(by_node).is_none(), "{by_node}");
+    }
+    scene.apart.finish()
+}
+
+/// Sends a text from an address of this place.
+fn send(place: &Place, from: IpAddr, to: SocketAddr, text: &'static str) -> anyhow::Result<()> {
+    place.within(move || {
+        UdpSocket::bind((from, 0))?.send_to(text.as_bytes(), to)?;
+        Ok(())
+    })
 }
 
 #[tokio::test]
 async fn nothing_is_sent_in_the_name_of_another() -> anyhow::Result<()> {
     let scene = Scene::start().await?;
-    let (node, client) = (&scene.node, scene.client.own);
-    let ping = |more: &str| {
-        let line = format!("busybox ping -c 1 -W 1 {more} {client}");
-        let output = within(node, "front", &line).output()?;
-        anyhow::Ok(output.status.success())
-    };
-    let run = |line: &str| succeed(within(node, "front", line));
-    ensure!(ping("")?, "in its own name");
-    let before = scene.denied("front").await?;
-    ensure!(before.spoofed_packets == 0, "{before:?}");
+    let node = &scene.apart.node;
+    let front = scene.apart.inside("front");
+    for family in &scene.families {
+        let receiver = scene.other.udp_at(unspecified(family.other), 9000)?;
+        let to = SocketAddr::new(family.other, 9000);
+        let before = node.denied("front").await?.spoofed_packets;
+        send(&front, family.front, to, "own")?;
+        // Private, or unique local: beyond the node nobody knows it.
+        let (text, from) = received(&receiver).context("in its own name")?;
+        ensure!(
+            (text.as_str(), from.ip()) == ("own", family.node),
+            "{text}, {from}"
+        );
+        let counted = node.denied("front").await?.spoofed_packets;
+        ensure!(counted == before, "{counted}, {before}");
 
-    let other = scene.back;
-    let reached = || -> anyhow::Result<String> {
-        let line = "cat /proc/net/snmp";
-        succeed(&mut scene.client.command(line))
-    };
-    run(&format!("ip addr add {other}/32 dev eth0"))?;
-    let received = pings(&reached()?)?;
-    ensure!(!ping(&format!("-I {other}"))?, "in another's name");
-    ensure!(pings(&reached()?)? == received, "it arrived");
-    run(&format!("ip addr del {other}/32 dev eth0"))?;
-    ensure!(scene.denied("front").await?.spoofed_packets > 0);
+        let another = match family.back {
+            IpAddr::V4(it) => format!("{it}/32 dev eth0"),
+            IpAddr::V6(it) => format!("{it}/128 dev eth0 nodad"),
+        };
+        front.run(&format!("ip addr add {another}"))?;
+        send(&front, family.back, to, "spoofed")?;
+        send(&front, family.front, to, "mark")?;
+        let first = received(&receiver).map(|it| it.0);
+        ensure!(
+            first.as_deref() == Some("mark"),
+            "{first:?} is the first to arrive"
+        );
+        let counted = node.denied("front").await?.spoofed_packets;
+        ensure!(counted == before + 1, "{counted}, {before}");
+        let another = another.trim_end_matches(" nodad");
+        front.run(&format!("ip addr del {another}"))?;
+    }
 
-    let gateway = Ipv4Addr::from(u32::from(scene.front) & 0xffff_ff00 | 1);
+    let [v4, _] = scene.families;
+    let ping = |to: IpAddr| front.run(&format!("busybox ping -c 1 -W 1 {to}")).is_ok();
     let asks = || {
-        let line = format!("busybox arping -q -c 1 -w 1 -I eth0 {gateway}");
-        anyhow::Ok(within(node, "front", &line).output()?.status.success())
+        let line = format!("busybox arping -q -c 1 -w 1 -I eth0 {}", v4.gateway);
+        front.run(&line).is_ok()
     };
-    ensure!(asks()?, "the gateway answers");
-    let [a, b, c, d] = scene.front.octets();
+    ensure!(ping(v4.other) && asks(), "with its own hardware address");
+    let IpAddr::V4(own) = v4.front else {
+        return Err(anyhow!("{v4:?}"));
+    };
+    let [a, b, c, d] = own.octets();
+    front.run("ip link set eth0 address 02:42:00:00:00:01")?;
+    ensure!(!ping(v4.other), "with another's hardware address");
+    ensure!(!asks(), "a question with another's hardware address");
     let own = format!("02:42:{a:02x}:{b:02x}:{c:02x}:{d:02x}");
-    run("ip link set eth0 address 02:42:00:00:00:01")?;
-    ensure!(!ping("")?, "with another's hardware address");
-    ensure!(!asks()?, "a question with another's hardware address");
-    run(&format!("ip link set eth0 address {own}"))?;
-    let again = || async { ping("").is_ok_and(|it| it) };
+    front.run(&format!("ip link set eth0 address {own}"))?;
+    let again = || async { ping(v4.other) };
     eventually("in its own name again", SOON, again).await?;
-    scene.finish()
+    scene.apart.finish()
 }
 
-/// How many echo requests a host has received.
-fn pings(snmp: &str) -> anyhow::Result<u64> {
-    let mut lines = snmp.lines().filter(|it| it.starts_with("Icmp:"));
-    let (names, values) = lines.next().zip(lines.next()).context("two lines")?;
-    let place = names.split(' ').position(|it| it == "InEchos");
-    let value = values.split(' ').nth(place.context("a column")?);
-    Ok(value.context("a value")?.parse()?)
+#[tokio::test]
+async fn no_sandbox_is_a_router_or_reaches_what_clouds_answer_at() -> anyhow::Result<()> {
+    let scene = Scene::start().await?;
+    let front = scene.apart.inside("front");
+    let denied = async || anyhow::Ok(scene.apart.node.denied("front").await?.packets);
+    let before = denied().await?;
+    Raw::icmp6(&front)?.advertise_router(index_of_link(&front)?)?;
+    let counted = denied().await?;
+    ensure!(
+        counted == before + 1,
+        "a router's advertisement: {counted}, {before}"
+    );
+    for metadata in [
+        "169.254.169.254",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "2002:7f00:1::1",
+        "64:ff9b::a9fe:a9fe",
+    ] {
+        let before = denied().await?;
+        let metadata: IpAddr = metadata.parse()?;
+        send(
+            &front,
+            unspecified(metadata),
+            SocketAddr::new(metadata, 80),
+            "who",
+        )?;
+        let counted = denied().await?;
+        ensure!(counted == before + 1, "{metadata}: {counted}, {before}");
+    }
+    scene.apart.finish()
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+#[tokio::test]
+async fn a_flow_to_a_sandbox_that_is_gone_does_not_reach_the_next_owner_of_its_address()
+-> anyhow::Result<()> {
+    let host = Host::new()?;
+    let (other, _, end4) = host.neighbour(1)?;
+    let (own6, end6) = host.neighbour6(1, &other)?;
+    let toml = format!(
+        "network.subnet6 = \"{SUBNET6}\"\nnetwork.cool_down = \"0s\"\nnetwork.reachable_from = [\"{own6}/128\"]\n"
+    );
+    let apart = Apart::start(host, &toml).await?;
+    let node = &apart.node;
+    let listens = |node_port: u16| {
+        let mut it = spec([shell("app", "exec sleep 3600", &[9000])]);
+        it.containers[0].ports[0].protocol = Protocol::Udp.into();
+        it.containers[0].ports[0].node_port = node_port.into();
+        it
+    };
+    // The app of the sandbox is its receiver here, over both families.
+    let create = async |id: &str, spec| {
+        node.accept(id, spec).await?;
+        let bound = || async { apart.inside(id).udp_at(Ipv6Addr::UNSPECIFIED.into(), 9000) };
+        let receiver = obtained("its network", SOON, bound).await?;
+        let runs = || async {
+            let found = node.get(id).await;
+            found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
+        };
+        eventually("its port is bound", SOON, runs).await?;
+        anyhow::Ok(receiver)
+    };
+    let receiver = create("former", listens(NODE_PORT)).await?;
+    let former = node.addresses("former").await?;
+    let mut flows = vec![];
+    for end in [IpAddr::from(end4), end6.into()] {
+        let flow = other.udp_at(unspecified(end), 0)?;
+        flow.connect((end, NODE_PORT))?;
+        let arrives = || async { flow.send(b"flow").is_ok() && received(&receiver).is_some() };
+        eventually(&format!("the flow by {end} arrives"), SOON, arrives).await?;
+        flows.push(flow);
+    }
+    drop(receiver);
+
+    node.delete("former").await?;
+    let receiver = create("next", listens(0)).await?;
+    let next = node.addresses("next").await?;
+    ensure!(next == former, "it has the addresses: {next:?}, {former:?}");
+    for (flow, own) in flows.iter().zip(next.clone()) {
+        flow.send(b"late").ok();
+        // Behind a mark that is sent later, what was to come has come.
+        send(
+            &apart.host,
+            unspecified(own),
+            SocketAddr::new(own, 9000),
+            "mark",
+        )?;
+        let first = received(&receiver).map(|it| it.0);
+        ensure!(first.as_deref() == Some("mark"), "{own}: {first:?}");
+    }
+    // Who may come from beyond the node does so by the address itself.
+    send(
+        &other,
+        own6.into(),
+        SocketAddr::new(next[1], 9000),
+        "direct",
+    )?;
+    let (text, from) = received(&receiver).context("what is direct")?;
+    ensure!(
+        (text.as_str(), from.ip()) == ("direct", own6.into()),
+        "{text}, {from}"
+    );
+    apart.finish()
 }
 
 #[tokio::test]
 async fn a_node_port_has_one_owner() -> anyhow::Result<()> {
-    let node = TestNode::start().await?;
-    let port = free_port()?;
-    let first = published(web("first", WEB.into()), port);
+    let apart = Apart::start(Host::new()?, "").await?;
+    let Apart { node, host } = &apart;
+    let port = NODE_PORT;
+    let published = |text: &str, port: u16| {
+        let mut spec = web(text, WEB.into());
+        spec.containers[0].ports[0].node_port = port.into();
+        spec
+    };
+    let listen = |port: u16| host.within(move || Ok(TcpListener::bind(("0.0.0.0", port))?));
+    let first = published("first", port);
     node.create("first", first.clone()).await?;
     node.create("first", first.clone()).await?;
-    let second = published(web("second", WEB.into()), port);
+    let second = published("second", port);
     let refused = node.create("second", second.clone()).await;
     let refused = refused.err().context("it is taken")?;
     ensure!(reason(&refused) == "NODE_PORT_IN_USE", "{refused:?}");
@@ -497,7 +506,7 @@ async fn a_node_port_has_one_owner() -> anyhow::Result<()> {
         anyhow::Ok(degraded.iter().any(|it| it.contains(&named)))
     };
     ensure!(!told().await?);
-    let later = TcpListener::bind(("0.0.0.0", port))?;
+    let later = listen(port)?;
     ensure!(told().await?);
     drop(later);
     ensure!(!told().await?);
@@ -510,11 +519,11 @@ async fn a_node_port_has_one_owner() -> anyhow::Result<()> {
     ensure!(reason(&refused) == "NODE_PORT_IN_USE", "{refused:?}");
     node.stop("first").await?;
     node.create("second", second).await?;
-    let reached = fetch(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let reached = host.fetch(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     ensure!(reached.as_deref() == Some("second"), "{reached:?}");
 
-    let program = TcpListener::bind("0.0.0.0:0")?;
-    let taken = published(web("third", WEB.into()), program.local_addr()?.port());
+    let _program = listen(PROGRAM)?;
+    let taken = published("third", PROGRAM);
     let refused = node.create("third", taken).await;
     let refused = refused.err().context("a program listens")?;
     ensure!(reason(&refused) == "NODE_PORT_IN_USE", "{refused:?}");
@@ -522,63 +531,18 @@ async fn a_node_port_has_one_owner() -> anyhow::Result<()> {
     let info = details.error_info().context("details")?;
     ensure!(!info.metadata.contains_key("owner"), "{info:?}");
     node.assert_clean().await?;
-    node.finish()
-}
-
-#[tokio::test]
-async fn a_flow_to_a_sandbox_that_is_gone_does_not_reach_the_next_owner_of_its_address()
--> anyhow::Result<()> {
-    let node = TestNode::start_with("network.cool_down = \"0s\"", &[]).await?;
-    let client = Client::beside(&node)?;
-    let node_port = UdpSocket::bind("0.0.0.0:0")?.local_addr()?.port();
-    let listens = || {
-        let mut it = spec([shell("app", "exec sleep 3600", &[9000])]);
-        it.containers[0].ports[0].protocol = Protocol::Udp.into();
-        it
-    };
-    let pin = |id: &str| node.home().join("run/ns").join(id).join("net");
-    // The app of the sandbox is its receiver here.
-    let create = async |id: &str, spec| {
-        node.accept(id, spec).await?;
-        let bound = || async { udp_in(&pin(id), 9000) };
-        let receiver = obtained("its network", SOON, bound).await?;
-        let runs = || async {
-            let found = node.get(id).await;
-            found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
-        };
-        eventually("its port is bound", SOON, runs).await?;
-        anyhow::Ok(receiver)
-    };
-    let receiver = create("former", published(listens(), node_port)).await?;
-    let former = address(&node, "former").await?;
-    let flow = udp_in(&Path::new("/run/netns").join(&client.name), 0)?;
-    flow.connect((client.node, node_port))?;
-    let arrives = || async { flow.send(b"flow").is_ok() && received(&receiver).is_some() };
-    eventually("the flow arrives", SOON, arrives).await?;
-    drop(receiver);
-
-    node.delete("former").await?;
-    let receiver = create("next", listens()).await?;
-    let next = address(&node, "next").await?;
-    ensure!(next == former, "it has the address: {next}, {former}");
-    flow.send(b"late").ok();
-    // Behind a mark that is sent later, what was to come has come.
-    let marks = UdpSocket::bind("0.0.0.0:0")?;
-    marks.send_to(b"mark", (next, 9000))?;
-    let first = received(&receiver);
-    ensure!(first.as_deref() == Some("mark"), "{first:?}");
-    drop(client);
-    node.finish()
+    apart.finish()
 }
 
 #[tokio::test]
 async fn an_element_that_no_sandbox_explains_is_an_orphan_and_is_removed() -> anyhow::Result<()> {
-    let node = TestNode::start().await?;
+    let apart = Apart::start(Host::new()?, "").await?;
+    let Apart { node, host } = &apart;
     node.create("web", web("web", WEB.into())).await?;
-    let instance = fs::read_to_string(node.home().join("instance"))?;
-    let table = format!("berth-{}", instance.trim());
-    let nft = |line: String| succeed(Command::new("nft").args(line.split_whitespace()));
-    nft(format!("add element inet {table} closed {{ 192.0.2.7 }}"))?;
+    let table = node.table()?;
+    host.run(&format!(
+        "nft add element inet {table} closed {{ 192.0.2.7 }}"
+    ))?;
     let audit = node.audit().await?;
     let mut elements = audit.objects.iter().filter(|it| it.kind == "nft-element");
     let orphan = elements.find(|it| it.verdict() == v1::AuditVerdict::Orphan);
@@ -588,14 +552,18 @@ async fn an_element_that_no_sandbox_explains_is_an_orphan_and_is_removed() -> an
     ensure!(own.any(|it| it.sandbox == "web" && it.verdict() == v1::AuditVerdict::Explained));
     node.berth(&["audit", "--fix"])?;
     node.assert_clean().await?;
-    let left = nft(format!("list set inet {table} closed"))?;
+    let left = host.run(&format!("nft list set inet {table} closed"))?;
     ensure!(!left.contains("192.0.2.7"), "{left}");
 
     // With the last sandbox gone, all can go.
     let uninstall = || {
         let config = node.home().join("sandbox-manager.toml");
-        let mut command = node.command("sandbox-manager");
-        succeed(command.arg("--config").arg(config).arg("uninstall"))
+        let program = programs().join("sandbox-manager");
+        host.run(&format!(
+            "{} --config {} uninstall",
+            program.display(),
+            config.display()
+        ))
     };
     ensure!(uninstall().is_err(), "a manager runs");
     node.kill_manager()?;
@@ -610,8 +578,8 @@ async fn an_element_that_no_sandbox_explains_is_an_orphan_and_is_removed() -> an
     node.kill_manager()?;
     let done = || async { uninstall().is_ok() };
     eventually("it is uninstalled", SOON, done).await?;
-    let tables = nft("list tables".to_owned())?;
-    ensure!(!tables.contains(&table), "{tables}");
-    ensure!(ip(&format!("link show br-{}", instance.trim())).is_err());
-    node.finish()
+    ensure!(host.run("nft list tables")?.is_empty());
+    let bridges = host.run("ip -o link show type bridge")?;
+    ensure!(bridges.is_empty(), "{bridges}");
+    apart.finish()
 }
