@@ -113,6 +113,7 @@ impl Scene {
         for (id, policy) in [
             ("back", lets_in),
             ("listed", policy(EgressMode::Allow, lists)),
+            ("plain", NetworkPolicy::default()),
             ("named", policy(EgressMode::Allow, vec![name])),
             ("closed", policy(EgressMode::Deny, vec![])),
         ] {
@@ -221,6 +222,7 @@ impl Scene {
 struct Places {
     front: Place,
     back: Place,
+    plain: Place,
     listed: Place,
     named: Place,
     closed: Place,
@@ -232,6 +234,7 @@ impl Places {
         Self {
             front: inside("front"),
             back: inside("back"),
+            plain: inside("plain"),
             listed: inside("listed"),
             named: inside("named"),
             closed: inside("closed"),
@@ -356,6 +359,7 @@ async fn an_admitted_connection_goes_on_and_one_that_nobody_was_asked_about_is_j
             (way("reachable_from",         &scene.near,    it.back,  back,  true),  true),
             (way("who may not from beyond", &scene.far,    it.back,  back,  false), false),
             (way("a label",                &places.front,  it.back,  back,  false), true),
+            (way("another label",          &places.plain,  it.back,  back,  false), false),
             (way("no label",               &places.back,   it.front, front, false), false),
         ]
     }).collect();

@@ -10,7 +10,7 @@ use berth_domain::Names;
 use crate::{error::NetnsError, table};
 
 /// By family: where the kernel names the tables that there are in this network namespace, and the program that reads them.
-const FAMILIES: [(&str, &'static str); 2] = [
+const FAMILIES: [(&str, &str); 2] = [
     ("/proc/thread-self/net/ip_tables_names", "iptables-legacy"),
     ("/proc/thread-self/net/ip6_tables_names", "ip6tables-legacy"),
 ];
