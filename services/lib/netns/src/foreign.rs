@@ -92,10 +92,15 @@ pub(crate) fn judge(chains: &BTreeMap<Place, Chain>, passage: &Passage) -> Judge
     judgement
 }
 
-/// What no rule before has accepted does not pass.
+/// What no rule before has accepted does not pass: the first rule that asks for nothing says so, or else the policy.
 fn drops(chain: &Chain) -> bool {
-    let last = chain.rules.last();
-    chain.drops || last.is_some_and(|it| it.asked.is_empty() && it.verdict == Some(Verdict::Drop))
+    let of_all = chain.rules.iter().filter(|it| it.asked.is_empty());
+    let mut said = of_all.filter_map(|it| match it.verdict {
+        Some(Verdict::Drop) => Some(true),
+        Some(Verdict::Accept) => Some(false),
+        Some(Verdict::Return | Verdict::Jump(_) | Verdict::Goto(_)) | None => None,
+    });
+    said.next().unwrap_or(chain.drops)
 }
 
 /// Whether a chain lets all of these packets pass, as far as it decides on all of them alike.
@@ -311,11 +316,12 @@ mod tests {
         let docker = || at(Layer::V4, TABLE, DOCKER_USER);
         let in_chain = |name: &str| format!("insert rule ip filter {name} {TO}insert rule ip filter {name} {FROM}");
         let returns = || Chain { rules: vec![always(Verdict::Return)], ..Chain::default() };
-        let cases: [(Vec<(Place, Chain)>, String); 8] = [
+        let cases: [(Vec<(Place, Chain)>, String); 9] = [
             (vec![(forward(), base(false, vec![]))], String::new()),
             (vec![(forward(), base(true, vec![]))], in_chain(FORWARD)),
             (vec![(forward(), base(false, vec![always(Verdict::Drop)]))], in_chain(FORWARD)),
-            (vec![(forward(), base(false, vec![always(Verdict::Drop), to_docker()]))], String::new()),
+            (vec![(forward(), base(false, vec![always(Verdict::Drop), to_docker()]))], in_chain(FORWARD)),
+            (vec![(forward(), base(true, vec![to_docker(), always(Verdict::Accept)]))], String::new()),
             (vec![(forward(), base(true, vec![to_docker()])), (docker(), returns())], in_chain(DOCKER_USER)),
             (vec![(forward(), base(false, vec![to_docker()])), (docker(), returns())], in_chain(DOCKER_USER)),
             // A docker that is gone has left its chain.
