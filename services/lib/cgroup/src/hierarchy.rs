@@ -51,6 +51,8 @@ pub(crate) enum Kind {
     V1 {
         /// A controller and the root of its hierarchy.
         controllers: Vec<(String, PathBuf)>,
+        /// The same, and those that are only read.
+        readable: BTreeMap<String, PathBuf>,
         /// Every root: also those without a controller of ours, in which runtimes make cgroups too.
         roots: BTreeSet<PathBuf>,
     },
@@ -71,6 +73,7 @@ impl Hierarchy {
     /// Reads lines of `mountinfo`. A host with any v1 controller is v1: that is where its limits are.
     fn parse(mounts: &str) -> Option<Self> {
         let (mut controllers, mut roots, mut unified) = (vec![], BTreeSet::new(), None);
+        let mut readable = BTreeMap::new();
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else {
                 continue;
@@ -90,13 +93,18 @@ impl Hierarchy {
                         .split(',')
                         .filter(|it| CONTROLLERS.contains(it) || *it == "cpuacct");
                     controllers.extend(ours.map(|it| (it.to_owned(), point.clone())));
+                    readable.extend(options.split(',').map(|it| (it.to_owned(), point.clone())));
                     roots.insert(point);
                 }
                 Some(_) | None => {}
             }
         }
         let kind = match unified {
-            _ if !controllers.is_empty() => Kind::V1 { controllers, roots },
+            _ if !controllers.is_empty() => Kind::V1 {
+                controllers,
+                readable,
+                roots,
+            },
             Some(root) => Kind::V2 { root },
             None => return None,
         };
@@ -433,7 +441,7 @@ pub(crate) mod tests {
             hierarchy.children(&parent).unwrap(),
             BTreeSet::from(["web".to_owned()])
         );
-        let usage = hierarchy.usage(&path).unwrap().unwrap();
+        let usage = hierarchy.reading(&path).unwrap().unwrap();
         assert_eq!((usage.pids, usage.oom_kills), (0, 0));
         let mut sleeper = std::process::Command::new("sleep")
             .arg("100")
@@ -453,7 +461,7 @@ pub(crate) mod tests {
         hierarchy.remove(&parent).unwrap();
         assert!(!hierarchy.exists(&parent));
         assert!(!hierarchy.has_processes(&parent).unwrap());
-        assert_eq!(hierarchy.usage(&path).unwrap(), None);
+        assert_eq!(hierarchy.reading(&path).unwrap(), None);
         hierarchy.remove(&parent).unwrap();
     }
 }

@@ -646,7 +646,7 @@ impl Runtime for Containerd {
                     continue;
                 };
                 let path = names.container_cgroup(&id, &role);
-                if let Some(it) = inner.cgroups.usage(&path).map_err(of_cgroup)? {
+                if let Some(it) = inner.cgroups.reading(&path).map_err(of_cgroup)? {
                     let measured_at = SystemTime::now();
                     readings.push(ContainerReading {
                         role,
@@ -750,7 +750,7 @@ impl Runtime for Containerd {
     }
 }
 
-fn usage_of(it: berth_cgroup::Usage) -> Usage {
+fn usage_of(it: berth_cgroup::Reading) -> Usage {
     Usage {
         total_cpu_time: it.total_cpu_time,
         kernel_cpu_time: it.kernel_cpu_time,
