@@ -441,7 +441,7 @@ pub(crate) mod tests {
             hierarchy.children(&parent).unwrap(),
             BTreeSet::from(["web".to_owned()])
         );
-        let usage = hierarchy.reading(&path).unwrap().unwrap();
+        let usage = hierarchy.usage(&path).unwrap().unwrap();
         assert_eq!((usage.pids, usage.oom_kills), (0, 0));
         let mut sleeper = std::process::Command::new("sleep")
             .arg("100")
@@ -461,7 +461,7 @@ pub(crate) mod tests {
         hierarchy.remove(&parent).unwrap();
         assert!(!hierarchy.exists(&parent));
         assert!(!hierarchy.has_processes(&parent).unwrap());
-        assert_eq!(hierarchy.reading(&path).unwrap(), None);
+        assert_eq!(hierarchy.usage(&path).unwrap(), None);
         hierarchy.remove(&parent).unwrap();
     }
 }

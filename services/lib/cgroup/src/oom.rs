@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     hierarchy::{CgroupError, Hierarchy, Kind},
-    reading::entry,
+    meter::entry,
 };
 
 impl Hierarchy {
@@ -27,7 +27,7 @@ impl Hierarchy {
                 }
             })
         };
-        if self.reading(inner)?.is_none_or(|it| it.oom_kills == 0) {
+        if self.usage(inner)?.is_none_or(|it| it.oom_kills == 0) {
             return Ok(None);
         }
         for path in [inner, outer] {

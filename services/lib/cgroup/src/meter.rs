@@ -6,57 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use berth_domain::usage::{Pressure, Stall, Usage};
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::{Errno, pread},
 };
 
 use crate::hierarchy::{CgroupError, Hierarchy, Kind};
-
-/// Times in nanoseconds, the rest in bytes and counts. What the kernel does not count is 0.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reading {
-    pub total_cpu_time: u64,
-    pub user_cpu_time: u64,
-    pub kernel_cpu_time: u64,
-    /// Periods in which the cgroup ran, where its CPU is limited.
-    pub cpu_periods: u64,
-    pub throttled_periods: u64,
-    pub throttled_time: u64,
-    pub memory_usage: u64,
-    /// Without the files that the kernel can drop at any time.
-    pub memory_working_set: u64,
-    pub memory_peak: u64,
-    pub swap_usage: u64,
-    pub swap_peak: u64,
-    /// Processes that the kernel killed for memory.
-    pub oom_kills: u64,
-    /// Processes and threads.
-    pub pids: u64,
-    pub io_read_bytes: u64,
-    pub io_written_bytes: u64,
-    pub io_reads: u64,
-    pub io_writes: u64,
-    /// `None` where the kernel does not measure it.
-    pub pressure: Option<Pressure>,
-}
-
-/// How long processes of the cgroup have waited for what they lacked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pressure {
-    pub cpu: Stall,
-    pub memory: Stall,
-    pub io: Stall,
-}
-
-/// In nanoseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Stall {
-    /// At least one process waited.
-    pub some: u64,
-    /// All of them did.
-    pub full: u64,
-}
 
 /// A file, and what it says.
 #[derive(Debug)]
@@ -70,7 +26,7 @@ struct Source {
 /// Figures as the files have them.
 #[derive(Default)]
 struct Raw {
-    reading: Reading,
+    usage: Usage,
     inactive_files: u64,
     /// Memory and swap, which v1 counts together.
     with_swap: u64,
@@ -79,51 +35,51 @@ struct Raw {
 
 #[rustfmt::skip]
 const V1: &[Source] = &[
-    v1("cpuacct", "cpuacct.usage", |it, text| it.reading.total_cpu_time = number(text)),
-    v1("cpuacct", "cpuacct.usage_sys", |it, text| it.reading.kernel_cpu_time = number(text)),
+    v1("cpuacct", "cpuacct.usage", |it, text| it.usage.total_cpu_time = number(text)),
+    v1("cpuacct", "cpuacct.usage_sys", |it, text| it.usage.kernel_cpu_time = number(text)),
     v1("cpu", "cpu.stat", |it, text| {
-        it.reading.cpu_periods = entry(text, "nr_periods");
-        it.reading.throttled_periods = entry(text, "nr_throttled");
-        it.reading.throttled_time = entry(text, "throttled_time");
+        it.usage.cpu_periods = entry(text, "nr_periods");
+        it.usage.throttled_periods = entry(text, "nr_throttled");
+        it.usage.throttled_time = entry(text, "throttled_time");
     }),
-    v1("memory", "memory.usage_in_bytes", |it, text| it.reading.memory_usage = number(text)),
-    v1("memory", "memory.max_usage_in_bytes", |it, text| it.reading.memory_peak = number(text)),
+    v1("memory", "memory.usage_in_bytes", |it, text| it.usage.memory_usage = number(text)),
+    v1("memory", "memory.max_usage_in_bytes", |it, text| it.usage.memory_peak = number(text)),
     v1("memory", "memory.memsw.usage_in_bytes", |it, text| it.with_swap = number(text)),
     v1("memory", "memory.memsw.max_usage_in_bytes", |it, text| it.with_swap_peak = number(text)),
     v1("memory", "memory.stat", |it, text| it.inactive_files = entry(text, "total_inactive_file")),
-    v1("memory", "memory.oom_control", |it, text| it.reading.oom_kills = entry(text, "oom_kill")),
-    v1("pids", "pids.current", |it, text| it.reading.pids = number(text)),
+    v1("memory", "memory.oom_control", |it, text| it.usage.oom_kills = entry(text, "oom_kill")),
+    v1("pids", "pids.current", |it, text| it.usage.pids = number(text)),
     v1("blkio", "blkio.throttle.io_service_bytes_recursive", |it, text| {
-        it.reading.io_read_bytes = of_devices(text, "Read", ' ');
-        it.reading.io_written_bytes = of_devices(text, "Write", ' ');
+        it.usage.io_read_bytes = of_devices(text, "Read", ' ');
+        it.usage.io_written_bytes = of_devices(text, "Write", ' ');
     }),
     v1("blkio", "blkio.throttle.io_serviced_recursive", |it, text| {
-        it.reading.io_reads = of_devices(text, "Read", ' ');
-        it.reading.io_writes = of_devices(text, "Write", ' ');
+        it.usage.io_reads = of_devices(text, "Read", ' ');
+        it.usage.io_writes = of_devices(text, "Write", ' ');
     }),
 ];
 
 #[rustfmt::skip]
 const V2: &[Source] = &[
     v2("cpu.stat", |it, text| {
-        it.reading.total_cpu_time = of_micros(entry(text, "usage_usec"));
-        it.reading.kernel_cpu_time = of_micros(entry(text, "system_usec"));
-        it.reading.cpu_periods = entry(text, "nr_periods");
-        it.reading.throttled_periods = entry(text, "nr_throttled");
-        it.reading.throttled_time = of_micros(entry(text, "throttled_usec"));
+        it.usage.total_cpu_time = of_micros(entry(text, "usage_usec"));
+        it.usage.kernel_cpu_time = of_micros(entry(text, "system_usec"));
+        it.usage.cpu_periods = entry(text, "nr_periods");
+        it.usage.throttled_periods = entry(text, "nr_throttled");
+        it.usage.throttled_time = of_micros(entry(text, "throttled_usec"));
     }),
-    v2("memory.current", |it, text| it.reading.memory_usage = number(text)),
-    v2("memory.peak", |it, text| it.reading.memory_peak = number(text)),
-    v2("memory.swap.current", |it, text| it.reading.swap_usage = number(text)),
-    v2("memory.swap.peak", |it, text| it.reading.swap_peak = number(text)),
+    v2("memory.current", |it, text| it.usage.memory_usage = number(text)),
+    v2("memory.peak", |it, text| it.usage.memory_peak = number(text)),
+    v2("memory.swap.current", |it, text| it.usage.swap_usage = number(text)),
+    v2("memory.swap.peak", |it, text| it.usage.swap_peak = number(text)),
     v2("memory.stat", |it, text| it.inactive_files = entry(text, "inactive_file")),
-    v2("memory.events", |it, text| it.reading.oom_kills = entry(text, "oom_kill")),
-    v2("pids.current", |it, text| it.reading.pids = number(text)),
+    v2("memory.events", |it, text| it.usage.oom_kills = entry(text, "oom_kill")),
+    v2("pids.current", |it, text| it.usage.pids = number(text)),
     v2("io.stat", |it, text| {
-        it.reading.io_read_bytes = of_devices(text, "rbytes", '=');
-        it.reading.io_written_bytes = of_devices(text, "wbytes", '=');
-        it.reading.io_reads = of_devices(text, "rios", '=');
-        it.reading.io_writes = of_devices(text, "wios", '=');
+        it.usage.io_read_bytes = of_devices(text, "rbytes", '=');
+        it.usage.io_written_bytes = of_devices(text, "wbytes", '=');
+        it.usage.io_reads = of_devices(text, "rios", '=');
+        it.usage.io_writes = of_devices(text, "wios", '=');
     }),
     v2("cpu.pressure", |it, text| pressure(it).cpu = stall(text)),
     v2("memory.pressure", |it, text| pressure(it).memory = stall(text)),
@@ -144,8 +100,8 @@ const fn v2(name: &'static str, take: fn(&mut Raw, &str)) -> Source {
 
 impl Raw {
     /// The figures of one version in the terms of both.
-    fn finish(self, version: u32) -> Reading {
-        let mut it = self.reading;
+    fn finish(self, version: u32) -> Usage {
+        let mut it = self.usage;
         // On v1 the kernel's share is counted in ticks and the total is measured: a young process can have more of the share
         // than of the whole.
         it.kernel_cpu_time = it.kernel_cpu_time.min(it.total_cpu_time);
@@ -197,7 +153,7 @@ impl Meter {
     }
 
     /// The figures of a cgroup; `None` where it is gone.
-    pub fn read(&mut self, path: &str) -> Result<Option<Reading>, CgroupError> {
+    pub fn read(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
         if self.open.contains_key(path) {
             if let Some(reading) = self.read_once(path)? {
                 return Ok(Some(reading));
@@ -219,7 +175,7 @@ impl Meter {
         self.open_files
     }
 
-    fn read_once(&mut self, path: &str) -> Result<Option<Reading>, CgroupError> {
+    fn read_once(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
         let mut known = self.open.remove(path);
         let keeps = known.is_some() || self.open_files + self.sources.len() <= self.open_max;
         let mut kept = vec![];
@@ -258,7 +214,7 @@ impl Meter {
 
 impl Hierarchy {
     /// Reads the figures of a cgroup once; `None` where it is gone.
-    pub fn reading(&self, path: &str) -> Result<Option<Reading>, CgroupError> {
+    pub fn usage(&self, path: &str) -> Result<Option<Usage>, CgroupError> {
         Meter::new(self, 0).read(path)
     }
 }
@@ -327,7 +283,7 @@ fn of_devices(text: &str, key: &str, between: char) -> u64 {
 }
 
 fn pressure(raw: &mut Raw) -> &mut Pressure {
-    raw.reading.pressure.get_or_insert_default()
+    raw.usage.pressure.get_or_insert_default()
 }
 
 fn stall(text: &str) -> Stall {
@@ -413,7 +369,7 @@ mod tests {
                 ("blkio.throttle.io_serviced_recursive", counts),
             ],
         );
-        let expected = Reading {
+        let expected = Usage {
             total_cpu_time: 12,
             user_cpu_time: 7,
             kernel_cpu_time: 5,
@@ -434,8 +390,8 @@ mod tests {
             pressure: None,
         };
         let hierarchy = v1_like(dir.path());
-        assert_eq!(hierarchy.reading("berth/web").unwrap(), Some(expected));
-        assert_eq!(hierarchy.reading("berth/other").unwrap(), None);
+        assert_eq!(hierarchy.usage("berth/web").unwrap(), Some(expected));
+        assert_eq!(hierarchy.usage("berth/other").unwrap(), None);
     }
 
     #[test]
@@ -474,7 +430,7 @@ mod tests {
             ],
         );
         let stall = |some, full| Stall { some, full };
-        let expected = Reading {
+        let expected = Usage {
             total_cpu_time: 12_000,
             user_cpu_time: 7_000,
             kernel_cpu_time: 5_000,
@@ -498,18 +454,18 @@ mod tests {
                 io: stall(7_000, 4_000),
             }),
         };
-        assert_eq!(hierarchy.reading("berth/web").unwrap(), Some(expected));
-        assert_eq!(hierarchy.reading("berth/other").unwrap(), None);
+        assert_eq!(hierarchy.usage("berth/web").unwrap(), Some(expected));
+        assert_eq!(hierarchy.usage("berth/other").unwrap(), None);
     }
 
     #[test]
     fn a_part_is_never_more_than_its_whole() {
         let raw = Raw {
-            reading: Reading {
+            usage: Usage {
                 total_cpu_time: 3,
                 kernel_cpu_time: 4,
                 memory_usage: 10,
-                ..Reading::default()
+                ..Usage::default()
             },
             inactive_files: 11,
             with_swap: 9,
