@@ -92,7 +92,10 @@ impl<const N: usize> Chunk<N> {
         put(&mut self.changes, sample.at - before.at);
         let pairs = || before.figures.iter().zip(&sample.figures).enumerate();
         let changed = pairs().filter(|(_, (old, new))| old != new);
-        put(&mut self.changes, changed.fold(0, |bits, (number, _)| bits | 1 << number));
+        put(
+            &mut self.changes,
+            changed.fold(0, |bits, (number, _)| bits | 1 << number),
+        );
         for (_, (old, new)) in pairs().filter(|(_, (old, new))| old != new) {
             put(&mut self.changes, zigzag(new.wrapping_sub(*old)));
         }

@@ -5222,7 +5222,7 @@ pub struct UsageSeries {
     /// Its generation.
     #[prost(uint64, tag = "2")]
     pub generation: u64,
-    /// Name of the container, the pause being `pause`. Empty for the whole sandbox.
+    /// Name of the container. Empty for the whole sandbox. The pause has no series of its own: it uses next to nothing.
     #[prost(string, tag = "3")]
     pub container: ::prost::alloc::string::String,
     /// Oldest first.
