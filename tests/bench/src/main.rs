@@ -1,11 +1,12 @@
 //! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
-//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING. Starts
-//! nothing by itself: `deploy/dev/bench` brings the node.
+//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING; and
+//! what sampling many sandboxes costs. Starts no node by itself: `deploy/dev/bench` brings it.
 
 mod create;
 mod leases;
 mod peer;
 mod ready;
+mod sampling;
 mod statistics;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ enum Bench {
     Create(Arguments),
     Leases(leases::Arguments),
     Ready(ready::Arguments),
+    Sampling(sampling::Arguments),
 }
 
 /// Measures Create to RUNNING (pause + one app, bridged, port open) against `ctr run -d`.
@@ -48,5 +50,6 @@ async fn main() -> anyhow::Result<()> {
         Bench::Create(arguments) => create::measure(arguments).await,
         Bench::Leases(arguments) => leases::measure(arguments).await,
         Bench::Ready(arguments) => ready::measure(arguments).await,
+        Bench::Sampling(arguments) => sampling::measure(arguments).await,
     }
 }

@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
+    ("berth-plugin", &["berth-api"]),
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
@@ -30,6 +31,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
     ),
     ("berth-log-writer", &[]),
+    (
+        "berth-metrics",
+        &[
+            "berth-api",
+            "berth-cgroup",
+            "berth-daemon",
+            "berth-domain",
+            "berth-plugin",
+        ],
+    ),
     ("berth-pause", &[]),
     (
         "berth-sandbox-manager",
@@ -50,7 +61,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     // Tests.
-    ("berth-bench", &["berth-api", "berth-domain", "berth-store"]),
+    (
+        "berth-bench",
+        &["berth-api", "berth-cgroup", "berth-domain", "berth-store"],
+    ),
     ("berth-crash", &["berth-api", "berth-e2e"]),
     (
         "berth-e2e",
@@ -78,6 +92,8 @@ const WIRE: &[&str] = &[
     "berth-crash",
     "berth-dns",
     "berth-e2e",
+    "berth-metrics",
+    "berth-plugin",
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",
