@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
 use berth_cgroup::{Hierarchy, Meter};
 use berth_plugin::{follow_sandboxes, listen};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -25,6 +26,9 @@ use crate::{
 /// The name of the health of what is known: NOT_SERVING while the manager is not followed.
 const MANAGER: &str = "manager";
 
+/// Callers, the manager, the runtime.
+const OTHER_FILES: usize = 1024;
+
 /// The reader of a node's sandboxes.
 #[derive(Debug)]
 pub struct App;
@@ -36,7 +40,7 @@ impl App {
         let book: SharedBook = Arc::new(RwLock::new(Book::new(config.history)));
         let pace = Arc::new(Pace::default());
         let sampler = Sampler {
-            meter: Meter::new(&hierarchy, config.open_files_max),
+            meter: Meter::new(&hierarchy, open_files(config.open_files_max)),
             book: book.clone(),
             pace: pace.clone(),
             known: BTreeSet::new(),
@@ -93,4 +97,23 @@ impl App {
             () = tell => Ok(()),
         }
     }
+}
+
+/// How many files may stay open, of those that are wished for: the process may open as many as it is allowed to be.
+fn open_files(wished: usize) -> usize {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        ..limits.clone()
+    };
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limits.maximum,
+        Err(_) => limits.current,
+    };
+    let limit = limit.and_then(|it| usize::try_from(it).ok());
+    let most = limit.unwrap_or(usize::MAX).saturating_sub(OTHER_FILES);
+    if wished > most {
+        tracing::warn!(wished, most, "fewer files stay open than are configured");
+    }
+    wished.min(most)
 }
