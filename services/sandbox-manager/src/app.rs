@@ -66,6 +66,7 @@ pub struct App {
     /// Where logs are exported to, and the file that says what was.
     export: Option<(export::Settings, PathBuf)>,
     execs: Places,
+    names: Names,
     stop: CancellationToken,
 }
 
@@ -138,7 +139,7 @@ impl App {
             network: Arc::new(network),
         };
         let registry = Registry::new(node, store, limits, boot_id(), stop.clone());
-        registry.tell_lifecycle(LifecycleLog::start(names).context("starting a thread")?);
+        registry.tell_lifecycle(LifecycleLog::start(names.clone()).context("starting a thread")?);
         Ok(Self {
             registry,
             listener,
@@ -150,6 +151,7 @@ impl App {
             log_dir: config.log_dir,
             export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
             execs: Places::new(config.exec.per_sandbox, config.exec.per_node),
+            names,
             stop,
         })
     }
@@ -171,6 +173,7 @@ impl App {
             log_dir,
             export,
             execs,
+            names,
             stop,
         } = self;
         registry.start().await.context("taking up the records")?;
@@ -223,6 +226,7 @@ impl App {
         let place = Place {
             node_id: about.node_id.to_string(),
             bridge: about.bridge.clone(),
+            names,
         };
         let sandboxes = SandboxRpc {
             registry: registry.clone(),

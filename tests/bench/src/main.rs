@@ -1,12 +1,14 @@
 //! How long a Create takes, interleaved with `ctr run -d` of one container: same image, same containerd, same run; and how
-//! long an address takes, interleaved with a bare write; and how long after an app listens its sandbox is RUNNING; and what a
-//! packet costs beside few and beside many sandboxes. Starts nothing by itself: `deploy/dev/bench` brings the node.
+//! long an address takes, interleaved with a bare write; how long after an app listens its sandbox is RUNNING; what a packet
+//! costs beside few and beside many sandboxes; and what sampling many sandboxes costs. Starts no node by itself:
+//! `deploy/dev/bench` brings it.
 
 mod create;
 mod leases;
 mod packets;
 mod peer;
 mod ready;
+mod sampling;
 mod statistics;
 
 use std::path::PathBuf;
@@ -19,6 +21,7 @@ enum Bench {
     Leases(leases::Arguments),
     Packets(packets::Arguments),
     Ready(ready::Arguments),
+    Sampling(sampling::Arguments),
 }
 
 /// Measures Create to RUNNING (pause + one app, bridged, port open) against `ctr run -d`.
@@ -51,5 +54,6 @@ async fn main() -> anyhow::Result<()> {
         Bench::Leases(arguments) => leases::measure(arguments).await,
         Bench::Packets(arguments) => packets::measure(arguments),
         Bench::Ready(arguments) => ready::measure(arguments).await,
+        Bench::Sampling(arguments) => sampling::measure(arguments).await,
     }
 }

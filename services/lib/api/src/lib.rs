@@ -6,11 +6,13 @@ mod failures;
 mod inbound;
 mod outbound;
 pub mod page;
+mod usage;
 
 pub use connect::{ConnectError, connect};
 pub use failures::status;
 pub use inbound::{Create, create_from_proto, protocol_from_proto, time_to_live};
-pub use outbound::{Place, sandbox_to_proto};
+pub use outbound::{Place, sandbox_to_proto, spec_to_proto};
+pub use usage::usage_to_proto;
 
 /// What `make proto` generates from `proto/berth/v1`.
 #[rustfmt::skip]

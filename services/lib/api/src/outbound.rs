@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use berth_domain::{
-    Container, Destination, Egress, ExitCause, ExitRecord, NamedDestination, NetworkPolicy,
+    Container, Destination, Egress, ExitCause, ExitRecord, NamedDestination, Names, NetworkPolicy,
     PortSighting, Probe, ProbeCheck, Protocol, Resources, RestartPolicy, SandboxRecord,
     SandboxSpec, Status, names,
 };
@@ -15,6 +15,7 @@ use crate::v1::{self, probe::Check};
 pub struct Place {
     pub node_id: String,
     pub bridge: String,
+    pub names: Names,
 }
 
 /// Renders a record.
@@ -62,6 +63,11 @@ pub fn sandbox_to_proto(record: &SandboxRecord, place: &Place) -> v1::Sandbox {
         expires_at: record.expires_at.map(Into::into),
         restarts: record.restarts,
         running_steps: vec![],
+        cgroup: place.names.cgroup(&record.id),
+        host_interface: match record.spec.host_network {
+            true => String::new(),
+            false => place.names.link(&record.id),
+        },
     }
 }
 
@@ -101,7 +107,8 @@ fn port_to_proto(it: &PortSighting) -> v1::PortState {
     }
 }
 
-fn spec_to_proto(spec: &SandboxSpec) -> v1::SandboxSpec {
+/// Renders a spec.
+pub fn spec_to_proto(spec: &SandboxSpec) -> v1::SandboxSpec {
     let restart_policy = match spec.restart_policy {
         RestartPolicy::Always => v1::RestartPolicy::Always,
         RestartPolicy::Never => v1::RestartPolicy::Never,

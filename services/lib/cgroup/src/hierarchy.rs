@@ -51,6 +51,8 @@ pub(crate) enum Kind {
     V1 {
         /// A controller and the root of its hierarchy.
         controllers: Vec<(String, PathBuf)>,
+        /// The same, and those that are only read.
+        readable: BTreeMap<String, PathBuf>,
         /// Every root: also those without a controller of ours, in which runtimes make cgroups too.
         roots: BTreeSet<PathBuf>,
     },
@@ -71,6 +73,7 @@ impl Hierarchy {
     /// Reads lines of `mountinfo`. A host with any v1 controller is v1: that is where its limits are.
     fn parse(mounts: &str) -> Option<Self> {
         let (mut controllers, mut roots, mut unified) = (vec![], BTreeSet::new(), None);
+        let mut readable = BTreeMap::new();
         for line in mounts.lines() {
             let Some((left, right)) = line.split_once(" - ") else {
                 continue;
@@ -90,13 +93,18 @@ impl Hierarchy {
                         .split(',')
                         .filter(|it| CONTROLLERS.contains(it) || *it == "cpuacct");
                     controllers.extend(ours.map(|it| (it.to_owned(), point.clone())));
+                    readable.extend(options.split(',').map(|it| (it.to_owned(), point.clone())));
                     roots.insert(point);
                 }
                 Some(_) | None => {}
             }
         }
         let kind = match unified {
-            _ if !controllers.is_empty() => Kind::V1 { controllers, roots },
+            _ if !controllers.is_empty() => Kind::V1 {
+                controllers,
+                readable,
+                roots,
+            },
             Some(root) => Kind::V2 { root },
             None => return None,
         };

@@ -1,7 +1,8 @@
 //! Cgroups by path, on v1 (also hybrid) and v2: made with limits, read, removed. Which there should be, others know.
 
 mod hierarchy;
-mod usage;
+mod meter;
+mod oom;
 
 pub use hierarchy::{CgroupError, Hierarchy};
-pub use usage::Usage;
+pub use meter::Meter;

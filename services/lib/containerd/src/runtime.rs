@@ -15,7 +15,6 @@ use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, na
 use berth_platform::{
     ArchiveLimits, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
     ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
-    Usage,
 };
 use containerd_client::{
     services::v1::{
@@ -651,7 +650,7 @@ impl Runtime for Containerd {
                     readings.push(ContainerReading {
                         role,
                         measured_at,
-                        usage: usage_of(it),
+                        usage: it,
                     });
                 }
             }
@@ -747,19 +746,6 @@ impl Runtime for Containerd {
             cgroup_version: self.0.host.cgroup_version,
             degraded,
         }
-    }
-}
-
-fn usage_of(it: berth_cgroup::Usage) -> Usage {
-    Usage {
-        total_cpu_time: it.total_cpu_time,
-        kernel_cpu_time: it.kernel_cpu_time,
-        memory_usage: it.memory_usage,
-        memory_peak: it.memory_peak,
-        swap_usage: it.swap_usage,
-        swap_peak: it.swap_peak,
-        pids: it.pids,
-        oom_kills: it.oom_kills,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What every process of Berth does alike: configuration, log output, signals. Functions, not a framework.
 
 mod config;
+mod memory;
 mod process;
 
 pub use config::{ConfigError, SOCKET_PATH_MAX, duration, key_value, load_config};
+pub use memory::{kib_figures, resident_bytes};
 pub use process::{init_telemetry, stop_signal};

@@ -17,6 +17,7 @@ pub mod record;
 pub mod spec;
 pub mod step;
 pub mod subnets;
+pub mod usage;
 
 pub use admit::{Admission, Terms, admit, node_port_conflict};
 pub use decide::{Goal, decide};

@@ -18,7 +18,7 @@ use std::{
 
 use berth_domain::{
     ContainerSeen, Extent, Generation, ImageRef, InstanceId, Names, Protocol, Role, Sandbox,
-    SandboxId, TaskSeen, names::container_id,
+    SandboxId, TaskSeen, names::container_id, usage::Usage,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -26,7 +26,7 @@ use crate::{
     ConnectError, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
     ImageError, ImageInfo, LayerProgress, ListeningSocket, NetworkError, NetworkObject,
     NetworkObjectKind, ProbeError, Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
-    RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
+    RuntimeObjectKind, RuntimeSeen, SocketHolder,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -922,6 +922,7 @@ impl Stored {
         let runs = self.task == TaskSeen::Running;
         Usage {
             total_cpu_time: 2_000_000,
+            user_cpu_time: 1_000_000,
             kernel_cpu_time: 1_000_000,
             memory_usage: if runs { 1 << 20 } else { 0 },
             memory_peak: 1 << 20,

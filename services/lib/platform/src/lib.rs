@@ -20,7 +20,7 @@ pub use network::{
 };
 pub use runtime::{
     ContainerReading, ContainerRoot, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
-    RuntimeObjectKind, RuntimeSeen, SocketHolder, Usage,
+    RuntimeObjectKind, RuntimeSeen, SocketHolder,
 };
 
 /// The cause of an error, whatever the layer below made of it.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_domain::{ContainerSeen, Extent, Generation, Role, Sandbox, SandboxId};
+use berth_domain::{ContainerSeen, Extent, Generation, Role, Sandbox, SandboxId, usage::Usage};
 use tokio::sync::mpsc;
 
 use crate::{ExecCommand, ExecError, ExecExit, ExecIo, Source};
@@ -176,19 +176,6 @@ pub struct SocketHolder {
     pub command: String,
     /// As the container knows it.
     pub pid: i32,
-}
-
-/// Figures of a cgroup: times in nanoseconds, the rest in bytes and counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub total_cpu_time: u64,
-    pub kernel_cpu_time: u64,
-    pub memory_usage: u64,
-    pub memory_peak: u64,
-    pub swap_usage: u64,
-    pub swap_peak: u64,
-    pub pids: u64,
-    pub oom_kills: u64,
 }
 
 /// One object of this instance, whether a record explains it or not.

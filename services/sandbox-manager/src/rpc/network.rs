@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, time::SystemTime};
 
 use berth_api::{
-    Place, sandbox_to_proto,
+    spec_to_proto,
     v1::{self, network_service_server::NetworkService},
 };
 use berth_domain::{Failure, Generation, Protocol, Reason, SandboxId, SandboxRecord, subnets};
@@ -74,11 +74,7 @@ impl<R: Runtime + Images, N: Network> NetworkRpc<R, N> {
         let network = &self.registry.node().network;
         let denied = network.denied(&record.id).await;
         let denied = denied.map_err(|it| refuse(network_failure(it)))?;
-        let place = Place {
-            node_id: String::new(),
-            bridge: self.bridge.clone(),
-        };
-        let spec = sandbox_to_proto(record, &place).spec.unwrap_or_default();
+        let spec = spec_to_proto(&record.spec);
         let sandbox = record.sandbox();
         let node_ports = sandbox.node_ports();
         let node_ports = node_ports.map(|(protocol, node_port, port)| v1::NodePortRule {

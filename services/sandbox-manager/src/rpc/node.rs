@@ -1,7 +1,6 @@
 //! `NodeService`.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -110,7 +109,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             instance_id: instance_id.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: uptime.try_into().ok(),
-            memory_rss_bytes: resident_bytes(),
+            memory_rss_bytes: berth_daemon::resident_bytes(),
             runtime: Some(v1::RuntimeStatus {
                 address: facts.address,
                 namespace: facts.namespace,
@@ -245,7 +244,7 @@ fn capacity(records: &[SandboxRecord], leases: LeaseCounts) -> v1::NodeCapacity 
         cpu = cpu.saturating_add(own_cpu);
         memory = memory.saturating_add(own_memory);
     }
-    let node = kib_figures("/proc/meminfo");
+    let node = berth_daemon::kib_figures("/proc/meminfo");
     let figure = |key: &str| node.get(key).copied().unwrap_or_default();
     let cpus = std::thread::available_parallelism().map_or(0, usize::from);
     v1::NodeCapacity {
@@ -257,21 +256,4 @@ fn capacity(records: &[SandboxRecord], leases: LeaseCounts) -> v1::NodeCapacity 
         sandboxes: leases.capacity,
         sandboxes_held: leases.held,
     }
-}
-
-/// Resident memory of this process; 0 where the kernel does not tell.
-fn resident_bytes() -> u64 {
-    let figures = kib_figures("/proc/self/status");
-    figures.get("VmRSS").copied().unwrap_or_default()
-}
-
-/// The lines `Key: number kB` of a file of the kernel, in bytes.
-fn kib_figures(path: &str) -> BTreeMap<String, u64> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    let figure = |line: &str| {
-        let (key, value) = line.split_once(':')?;
-        let number: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
-        Some((key.to_owned(), number * 1024))
-    };
-    text.lines().filter_map(figure).collect()
 }

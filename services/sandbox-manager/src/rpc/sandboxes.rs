@@ -5,10 +5,12 @@ use std::{net::IpAddr, pin::Pin, sync::Arc, time::SystemTime};
 use berth_api::{
     Place,
     page::{PageFilter, PageToken},
+    usage_to_proto,
     v1::{self, sandbox_service_server::SandboxService, watch_response::Event},
 };
 use berth_domain::{
     Failure, PortSighting, Role, SandboxId, SandboxRecord, Status as SandboxStatus, names,
+    usage::Usage,
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{Change, Watch, WatchEnded};
@@ -270,25 +272,20 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
             .map(|it| v1::ContainerUsage {
                 name: it.role.to_string(),
                 measured_at: Some(it.measured_at.into()),
-                usage: Some(v1::ResourceUsage {
-                    total_cpu_time: it.usage.total_cpu_time,
-                    kernel_cpu_time: it.usage.kernel_cpu_time,
-                    memory_usage: it.usage.memory_usage,
-                    memory_peak: it.usage.memory_peak,
-                    swap_usage: it.usage.swap_usage,
-                    swap_peak: it.usage.swap_peak,
-                    pids: it.usage.pids,
-                }),
+                usage: Some(usage_to_proto(&it.usage)),
             })
             .collect();
         let denied = self.registry.node().network.denied(&id).await;
         let denied = denied.map_err(|it| refuse(network_failure(it)))?;
+        let total = readings
+            .iter()
+            .fold(Usage::default(), |sum, it| sum.plus(&it.usage));
         let measured_at = readings.iter().map(|it| it.measured_at).min();
         Ok(Response::new(v1::SnapshotResponse {
             id: id.to_string(),
             generation: record.generation.0,
             measured_at: Some(measured_at.unwrap_or_else(SystemTime::now).into()),
-            total: Some(sum(&containers)),
+            total: Some(usage_to_proto(&total)),
             containers,
             denied: denied.map(denied_to_proto),
         }))
@@ -482,18 +479,4 @@ async fn next_change(
         };
         return Some((Ok(response), Some(watch)));
     }
-}
-
-fn sum(containers: &[v1::ContainerUsage]) -> v1::ResourceUsage {
-    let mut total = v1::ResourceUsage::default();
-    for usage in containers.iter().filter_map(|it| it.usage.as_ref()) {
-        total.total_cpu_time += usage.total_cpu_time;
-        total.kernel_cpu_time += usage.kernel_cpu_time;
-        total.memory_usage += usage.memory_usage;
-        total.memory_peak += usage.memory_peak;
-        total.swap_usage += usage.swap_usage;
-        total.swap_peak += usage.swap_peak;
-        total.pids += usage.pids;
-    }
-    total
 }

@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
+    ("berth-plugin", &["berth-api"]),
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
@@ -30,6 +31,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
     ),
     ("berth-log-writer", &[]),
+    (
+        "berth-metrics",
+        &[
+            "berth-api",
+            "berth-cgroup",
+            "berth-daemon",
+            "berth-domain",
+            "berth-plugin",
+        ],
+    ),
     ("berth-pause", &[]),
     (
         "berth-sandbox-manager",
@@ -54,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "berth-bench",
         &[
             "berth-api",
+            "berth-cgroup",
             "berth-domain",
             "berth-e2e",
             "berth-netns",
@@ -88,6 +100,8 @@ const WIRE: &[&str] = &[
     "berth-crash",
     "berth-dns",
     "berth-e2e",
+    "berth-metrics",
+    "berth-plugin",
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",

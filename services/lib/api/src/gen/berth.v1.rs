@@ -3185,6 +3185,13 @@ pub struct Sandbox {
     /// How often it was made again under this generation, because the node had lost it: see RESTART_POLICY_ALWAYS.
     #[prost(uint32, tag = "19")]
     pub restarts: u32,
+    /// Its cgroup, relative to the root of each hierarchy, as `berth/web`. Each container has one below it of its own name, the pause
+    /// `pause`.
+    #[prost(string, tag = "20")]
+    pub cgroup: ::prost::alloc::string::String,
+    /// The node's end of its link, as `bt6f5a0c91d2e4`. Empty where it has the node's network.
+    #[prost(string, tag = "21")]
+    pub host_interface: ::prost::alloc::string::String,
 }
 /// An address of a sandbox.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3519,6 +3526,63 @@ pub struct ResourceUsage {
     /// Processes and threads now.
     #[prost(uint64, tag = "7")]
     pub pids: u64,
+    /// CPU time that was not spent in the kernel, in nanoseconds.
+    #[prost(uint64, tag = "8")]
+    pub user_cpu_time: u64,
+    /// Memory now without the files that the kernel can drop at any time, in bytes.
+    #[prost(uint64, tag = "9")]
+    pub memory_working_set: u64,
+    /// Processes that the kernel has killed for memory.
+    #[prost(uint64, tag = "10")]
+    pub oom_kills: u64,
+    /// Periods of 100 ms in which it ran, where its CPU is limited.
+    #[prost(uint64, tag = "11")]
+    pub cpu_periods: u64,
+    /// Of these, those in which it had to wait because it had used up its share.
+    #[prost(uint64, tag = "12")]
+    pub throttled_periods: u64,
+    /// How long it had to wait for that, in nanoseconds.
+    #[prost(uint64, tag = "13")]
+    pub throttled_time: u64,
+    /// Read from block devices, in bytes.
+    #[prost(uint64, tag = "14")]
+    pub io_read_bytes: u64,
+    /// Written to block devices, in bytes.
+    #[prost(uint64, tag = "15")]
+    pub io_written_bytes: u64,
+    /// Reads from block devices.
+    #[prost(uint64, tag = "16")]
+    pub io_reads: u64,
+    /// Writes to block devices.
+    #[prost(uint64, tag = "17")]
+    pub io_writes: u64,
+    /// How long its processes have waited for what they lacked. Absent where the kernel does not measure it, as on cgroup v1,
+    /// and in sums.
+    #[prost(message, optional, tag = "18")]
+    pub pressure: ::core::option::Option<ResourcePressure>,
+}
+/// How long processes have waited for what they lacked (the kernel's PSI), in nanoseconds: `some` while at least one waited, `full`
+/// while all did.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResourcePressure {
+    /// For a CPU.
+    #[prost(uint64, tag = "1")]
+    pub cpu_some: u64,
+    /// For a CPU; the kernel counts it for cgroups only.
+    #[prost(uint64, tag = "2")]
+    pub cpu_full: u64,
+    /// For memory.
+    #[prost(uint64, tag = "3")]
+    pub memory_some: u64,
+    /// For memory.
+    #[prost(uint64, tag = "4")]
+    pub memory_full: u64,
+    /// For block devices.
+    #[prost(uint64, tag = "5")]
+    pub io_some: u64,
+    /// For block devices.
+    #[prost(uint64, tag = "6")]
+    pub io_full: u64,
 }
 /// Reports a port.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -5111,6 +5175,613 @@ pub mod sandbox_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "berth.v1.SandboxService";
     impl<T> tonic::server::NamedService for SandboxServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// What went over the link of a sandbox, as the sandbox sees it, since the link was made.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NetworkUsage {
+    /// Received, in bytes.
+    #[prost(uint64, tag = "1")]
+    pub received_bytes: u64,
+    /// Sent, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub sent_bytes: u64,
+    /// Received packets.
+    #[prost(uint64, tag = "3")]
+    pub received_packets: u64,
+    /// Sent packets.
+    #[prost(uint64, tag = "4")]
+    pub sent_packets: u64,
+    /// Packets for the sandbox that were dropped at its link.
+    #[prost(uint64, tag = "5")]
+    pub received_drops: u64,
+    /// Packets from the sandbox that were dropped at its link. Those that rules refuse are counted in DeniedTraffic.
+    #[prost(uint64, tag = "6")]
+    pub sent_drops: u64,
+}
+/// What was used up to a moment.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UsageSample {
+    /// When it was read.
+    #[prost(message, optional, tag = "1")]
+    pub measured_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Of the whole sandbox: its own cgroup, with everything in it. Of one container: that container's.
+    #[prost(message, optional, tag = "2")]
+    pub usage: ::core::option::Option<ResourceUsage>,
+    /// Absent for a container, and for a sandbox without a link of its own.
+    #[prost(message, optional, tag = "3")]
+    pub network: ::core::option::Option<NetworkUsage>,
+}
+/// Samples of one sandbox or of one of its containers.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UsageSeries {
+    /// Id of the sandbox.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// Its generation.
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    /// Name of the container. Empty for the whole sandbox. The pause has no series of its own: it uses next to nothing.
+    #[prost(string, tag = "3")]
+    pub container: ::prost::alloc::string::String,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "4")]
+    pub samples: ::prost::alloc::vec::Vec<UsageSample>,
+    /// Version of the spec.
+    #[prost(string, tag = "5")]
+    pub version: ::prost::alloc::string::String,
+}
+/// Asks for samples.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatherRequest {
+    /// Ids of sandboxes. At most 1,000. Default: all.
+    #[prost(string, repeated, tag = "1")]
+    pub sandboxes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Not older than this. Default: none but the latest sample.
+    #[prost(message, optional, tag = "2")]
+    pub since: ::core::option::Option<::prost_types::Timestamp>,
+    /// Not younger than this. Default: now.
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+    /// At most one sample in this many seconds, the latest of them: 1 to 900. Default: 1.
+    #[prost(uint32, tag = "4")]
+    pub step_seconds: u32,
+    /// Whether to send each container beside the whole sandbox.
+    #[prost(bool, tag = "5")]
+    pub containers: bool,
+}
+/// A part of the samples.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatherResponse {
+    /// By sandbox; the whole one first, then its containers by name. At most 900 samples of one series.
+    #[prost(message, optional, tag = "1")]
+    pub series: ::core::option::Option<UsageSeries>,
+}
+/// Asks for the latest samples.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MonitorRequest {
+    /// Ids of sandboxes. At most 1,000. Default: all.
+    #[prost(string, repeated, tag = "1")]
+    pub sandboxes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Seconds between two rounds: 1 to 900. Default: 1.
+    #[prost(uint32, tag = "2")]
+    pub interval_seconds: u32,
+    /// Whether to send each container beside the whole sandbox.
+    #[prost(bool, tag = "3")]
+    pub containers: bool,
+}
+/// One round.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MonitorResponse {
+    /// By sandbox; one sample each. A round of many sandboxes comes in parts of at most 256 series.
+    #[prost(message, repeated, tag = "1")]
+    pub series: ::prost::alloc::vec::Vec<UsageSeries>,
+    /// Whether this is the last part of the round.
+    #[prost(bool, tag = "2")]
+    pub complete: bool,
+}
+/// Asks for the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMetricsStatusRequest {}
+/// The status.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMetricsStatusResponse {
+    /// Version of the program.
+    #[prost(string, tag = "1")]
+    pub version: ::prost::alloc::string::String,
+    /// Whether the manager is followed; while it is not, what was known goes on being read.
+    #[prost(bool, tag = "2")]
+    pub manager_reachable: bool,
+    /// Sandboxes that are read.
+    #[prost(uint64, tag = "3")]
+    pub sandboxes: u64,
+    /// Series that are kept.
+    #[prost(uint64, tag = "4")]
+    pub series: u64,
+    /// What their samples take, in bytes.
+    #[prost(uint64, tag = "5")]
+    pub history_bytes: u64,
+    /// Resident memory, in bytes.
+    #[prost(uint64, tag = "6")]
+    pub memory_rss_bytes: u64,
+    /// How long the last round took, in microseconds.
+    #[prost(uint64, tag = "7")]
+    pub round_micros: u64,
+    /// Rounds that were left out, because the one before was not over.
+    #[prost(uint64, tag = "8")]
+    pub rounds_missed: u64,
+    /// Files that are kept open between two rounds.
+    #[prost(uint64, tag = "9")]
+    pub open_files: u64,
+}
+/// Generated client implementations.
+pub mod metrics_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What the sandboxes of this node use: the `metrics` process reads it every second, and keeps the last 15 minutes in memory.
+    #[derive(Debug, Clone)]
+    pub struct MetricsServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl MetricsServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> MetricsServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> MetricsServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            MetricsServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lists samples of sandboxes in a range of time, by id. A sandbox that is not known is left out. Errors: INVALID_FIELD.
+        pub async fn gather(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GatherRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::GatherResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.MetricsService/Gather",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.MetricsService", "Gather"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Sends the latest samples of every sandbox, again and again. A reader that is too slow misses rounds, and none is cut.
+        /// Errors: INVALID_FIELD.
+        pub async fn monitor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MonitorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::MonitorResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.MetricsService/Monitor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.MetricsService", "Monitor"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Says what this process is and does.
+        pub async fn get_metrics_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetMetricsStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMetricsStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.MetricsService/GetMetricsStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.MetricsService", "GetMetricsStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod metrics_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with MetricsServiceServer.
+    #[async_trait]
+    pub trait MetricsService: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Gather method.
+        type GatherStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::GatherResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lists samples of sandboxes in a range of time, by id. A sandbox that is not known is left out. Errors: INVALID_FIELD.
+        async fn gather(
+            &self,
+            request: tonic::Request<super::GatherRequest>,
+        ) -> std::result::Result<tonic::Response<Self::GatherStream>, tonic::Status>;
+        /// Server streaming response type for the Monitor method.
+        type MonitorStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::MonitorResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends the latest samples of every sandbox, again and again. A reader that is too slow misses rounds, and none is cut.
+        /// Errors: INVALID_FIELD.
+        async fn monitor(
+            &self,
+            request: tonic::Request<super::MonitorRequest>,
+        ) -> std::result::Result<tonic::Response<Self::MonitorStream>, tonic::Status>;
+        /// Says what this process is and does.
+        async fn get_metrics_status(
+            &self,
+            request: tonic::Request<super::GetMetricsStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMetricsStatusResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What the sandboxes of this node use: the `metrics` process reads it every second, and keeps the last 15 minutes in memory.
+    #[derive(Debug)]
+    pub struct MetricsServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> MetricsServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for MetricsServiceServer<T>
+    where
+        T: MetricsService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.MetricsService/Gather" => {
+                    #[allow(non_camel_case_types)]
+                    struct GatherSvc<T: MetricsService>(pub Arc<T>);
+                    impl<
+                        T: MetricsService,
+                    > tonic::server::ServerStreamingService<super::GatherRequest>
+                    for GatherSvc<T> {
+                        type Response = super::GatherResponse;
+                        type ResponseStream = T::GatherStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GatherRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as MetricsService>::gather(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GatherSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.MetricsService/Monitor" => {
+                    #[allow(non_camel_case_types)]
+                    struct MonitorSvc<T: MetricsService>(pub Arc<T>);
+                    impl<
+                        T: MetricsService,
+                    > tonic::server::ServerStreamingService<super::MonitorRequest>
+                    for MonitorSvc<T> {
+                        type Response = super::MonitorResponse;
+                        type ResponseStream = T::MonitorStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MonitorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as MetricsService>::monitor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = MonitorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.MetricsService/GetMetricsStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetMetricsStatusSvc<T: MetricsService>(pub Arc<T>);
+                    impl<
+                        T: MetricsService,
+                    > tonic::server::UnaryService<super::GetMetricsStatusRequest>
+                    for GetMetricsStatusSvc<T> {
+                        type Response = super::GetMetricsStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetMetricsStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as MetricsService>::get_metrics_status(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetMetricsStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for MetricsServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.MetricsService";
+    impl<T> tonic::server::NamedService for MetricsServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -1,0 +1,107 @@
+//! What the metrics process can be told, with the defaults.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::ensure;
+use berth_daemon::{SOCKET_PATH_MAX, key_value};
+use figment::value::Value;
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "/etc/berth/metrics.toml";
+const ENV_PREFIX: &str = "BERTH_METRICS_";
+/// Shorter ones would mostly measure the reading.
+const INTERVAL_LEAST: Duration = Duration::from_millis(100);
+const INTERVAL_MOST: Duration = Duration::from_secs(60);
+const HISTORY_MOST: Duration = Duration::from_secs(24 * 3600);
+
+/// What the sandboxes of a node use.
+#[derive(Debug, clap::Parser)]
+#[command(name = "metrics", version)]
+pub struct Flags {
+    /// Configuration file [default: /etc/berth/metrics.toml, which may be missing].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Sets one key over file and environment, as in `--set interval=5s`.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    pub manager: String,
+    /// Where this process answers.
+    pub socket: PathBuf,
+    /// Time between two samples.
+    #[serde(with = "berth_daemon::duration")]
+    pub interval: Duration,
+    /// How long samples are kept.
+    #[serde(with = "berth_daemon::duration")]
+    pub history: Duration,
+    /// Files of cgroups that stay open between two samples, which saves most of the time of a reading.
+    pub open_files_max: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            manager: "unix:/run/berth/manager.sock".into(),
+            socket: "/run/berth/metrics.sock".into(),
+            interval: Duration::from_secs(1),
+            history: Duration::from_secs(15 * 60),
+            open_files_max: 8192,
+        }
+    }
+}
+
+/// Reads and checks the configuration; an error names the key.
+pub fn load(flags: &Flags) -> anyhow::Result<Config> {
+    let typed = |text: &str| text.parse().unwrap_or_else(|_| Value::from(text));
+    let sets: Vec<(String, Value)> = flags
+        .set
+        .iter()
+        .map(|(key, value)| (key.clone(), typed(value)))
+        .collect();
+    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
+    let named = flags.config.is_some();
+    let config = berth_daemon::load_config(&Config::default(), file, named, ENV_PREFIX, &sets)?;
+    check(&config)?;
+    Ok(config)
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    let socket = &config.socket;
+    ensure!(
+        socket.is_absolute(),
+        "socket: `{}` must be an absolute path",
+        socket.display()
+    );
+    let length = socket.as_os_str().len();
+    ensure!(
+        length <= SOCKET_PATH_MAX,
+        "socket: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
+    );
+    let manager = &config.manager;
+    ensure!(
+        ["/", "unix:/", "http://"]
+            .iter()
+            .any(|it| manager.starts_with(it)),
+        "manager: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
+    );
+    ensure!(
+        (INTERVAL_LEAST..=INTERVAL_MOST).contains(&config.interval),
+        "interval: must be {}ms to {}s",
+        INTERVAL_LEAST.as_millis(),
+        INTERVAL_MOST.as_secs()
+    );
+    ensure!(
+        (config.interval..=HISTORY_MOST).contains(&config.history),
+        "history: must be from `interval` to {}h",
+        HISTORY_MOST.as_secs() / 3600
+    );
+    Ok(())
+}

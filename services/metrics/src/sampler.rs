@@ -1,0 +1,129 @@
+//! Reads every sandbox, round after round, on a thread of its own: files of cgroups are read faster than they are waited for.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use berth_cgroup::{CgroupError, Meter};
+use berth_domain::usage::{Traffic, Usage};
+
+use crate::{
+    figures::Figures,
+    series::{Round, SharedBook, Watched},
+    traffic,
+};
+
+/// How the rounds go.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    pub(crate) round_micros: AtomicU64,
+    pub(crate) rounds: AtomicU64,
+    pub(crate) missed: AtomicU64,
+    pub(crate) open_files: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    pub(crate) meter: Meter,
+    pub(crate) book: SharedBook,
+    pub(crate) pace: Arc<Pace>,
+    /// The cgroups of the round before.
+    pub(crate) known: BTreeSet<String>,
+    /// What went wrong last, which is told once.
+    pub(crate) trouble: String,
+}
+
+impl Sampler {
+    /// Reads for ever.
+    pub(crate) fn run(mut self, interval: Duration) {
+        let mut next = Instant::now();
+        loop {
+            let began = Instant::now();
+            self.round();
+            let pace = &self.pace;
+            let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            pace.round_micros.store(took, Relaxed);
+            pace.rounds.fetch_add(1, Relaxed);
+            next += interval;
+            while next <= Instant::now() {
+                pace.missed.fetch_add(1, Relaxed);
+                next += interval;
+            }
+            std::thread::sleep(next - Instant::now());
+        }
+    }
+
+    pub(crate) fn round(&mut self) {
+        let links = traffic::read().unwrap_or_else(|error| {
+            self.tell(error.to_string());
+            HashMap::new()
+        });
+        let book = self.book.clone();
+        let watched = book
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .watched();
+        let mut seen = BTreeSet::new();
+        for (id, it) in watched {
+            match self.read(&it, &links, &mut seen) {
+                Ok(Some(round)) => {
+                    let mut book = book.write().unwrap_or_else(PoisonError::into_inner);
+                    book.record(&id, it.generation, round);
+                }
+                // Not made yet, or gone already.
+                Ok(None) => {}
+                Err(error) => self.tell(error.to_string()),
+            }
+        }
+        for gone in self.known.difference(&seen) {
+            self.meter.forget(gone);
+        }
+        self.known = seen;
+        self.pace
+            .open_files
+            .store(self.meter.open_files() as u64, Relaxed);
+    }
+
+    fn read(
+        &mut self,
+        watched: &Watched,
+        links: &HashMap<String, Traffic>,
+        seen: &mut BTreeSet<String>,
+    ) -> Result<Option<Round>, CgroupError> {
+        let mut read = |path: String| -> Result<Option<Usage>, CgroupError> {
+            let usage = self.meter.read(&path);
+            seen.insert(path);
+            usage
+        };
+        let Some(usage) = read(watched.cgroup.clone())? else {
+            return Ok(None);
+        };
+        let traffic = links.get(&watched.interface).copied();
+        let mut containers = vec![];
+        for name in &watched.containers {
+            if let Some(usage) = read(format!("{}/{name}", watched.cgroup))? {
+                let traffic = None;
+                containers.push((name.clone(), Figures { usage, traffic }));
+            }
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let at = since.unwrap_or_default().as_millis();
+        Ok(Some(Round {
+            at: u64::try_from(at).unwrap_or(u64::MAX),
+            whole: Figures { usage, traffic },
+            containers,
+        }))
+    }
+
+    fn tell(&mut self, trouble: String) {
+        if self.trouble != trouble {
+            tracing::warn!(error = trouble, "a reading failed");
+            self.trouble = trouble;
+        }
+    }
+}

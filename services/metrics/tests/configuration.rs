@@ -1,0 +1,43 @@
+//! The metrics process refuses a configuration that it does not understand, before it touches anything.
+
+use std::process::Command;
+
+/// From `sysexits.h`: starting again will not help.
+const EX_CONFIG: i32 = 78;
+
+#[test]
+fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("metrics.toml");
+    let socket = dir.path().join("run/metrics.sock");
+    let good = format!("socket = {socket:?}\n");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+    #[rustfmt::skip]
+    let cases: &[Case<'_>] = &[
+        ("colour = 1\n",               &[],                                 &[],                    "colour"),
+        ("interval = \"50ms\"\n",      &[],                                 &[],                    "interval"),
+        ("interval = \"61s\"\n",       &[],                                 &[],                    "interval"),
+        ("interval = \"often\"\n",     &[],                                 &[],                    "interval"),
+        ("history = \"500ms\"\n",      &[],                                 &[],                    "history"),
+        ("history = \"25h\"\n",        &[],                                 &[],                    "history"),
+        ("open_files_max = -1\n",      &[],                                 &[],                    "open_files_max"),
+        ("manager = \"somewhere\"\n",  &[],                                 &[],                    "manager"),
+        ("",                           &[("BERTH_METRICS_INTERVAL", "no")],  &[],                    "interval"),
+        ("",                           &[],                                 &["--set", "socket=x"], "socket"),
+        ("",                           &[],                                 &["--set", "colour=1"], "colour"),
+    ];
+    for &(text, environment, flags, key) in cases {
+        std::fs::write(&file, format!("{good}{text}")).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_metrics"))
+            .arg("--config")
+            .arg(&file)
+            .args(flags)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(EX_CONFIG), "{key}: {said}");
+        assert!(said.to_lowercase().contains(key), "{key}: {said}");
+    }
+    assert!(!socket.parent().unwrap().exists(), "nothing was touched");
+}
