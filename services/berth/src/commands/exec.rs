@@ -20,9 +20,9 @@ use crate::{
 };
 
 const WAITING: usize = 4;
-const CHUNK_BYTES: usize = 16 << 10;
+pub(super) const CHUNK_BYTES: usize = 16 << 10;
 /// What is sent and not taken: with no more of it no signal waits behind the input.
-const WINDOW_BYTES: u64 = 256 << 10;
+pub(super) const WINDOW_BYTES: u64 = 256 << 10;
 /// So many Ctrl-C end the call also where the program takes no notice.
 const INTERRUPTS_MAX: u32 = 3;
 const SIGINT: u32 = 2;

@@ -193,6 +193,15 @@ async fn exec_carries_input_and_output_and_ends_with_the_code_of_the_program() {
 }
 
 #[tokio::test]
+async fn attach_prints_what_is_said_and_ends_as_the_container_does() {
+    let attach = Node::start().run(&["attach", "web"]).await;
+    assert_eq!(
+        (attach.code, attach.stdout.as_str()),
+        (Some(5), "said before\n")
+    );
+}
+
+#[tokio::test]
 async fn exec_of_a_program_that_is_not_there_ends_with_127() {
     let exec = Node::start().run(&["exec", "web", "--", "nope"]).await;
     assert_eq!((exec.code, exec.stdout.as_str()), (Some(127), ""));

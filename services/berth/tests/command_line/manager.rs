@@ -254,6 +254,23 @@ impl sandboxes::SandboxService for ScriptedManager {
         Ok(Response::new(stream::iter(responses).boxed()))
     }
 
+    type AttachStream = Events<v1::AttachResponse>;
+
+    async fn attach(&self, _: Request<Streaming<v1::AttachRequest>>) -> Answer<Self::AttachStream> {
+        use v1::attach_response::Event;
+        let ended = v1::AttachEnded {
+            exit_code: 5,
+            ..Default::default()
+        };
+        let events = [
+            Event::Started(v1::AttachStarted::default()),
+            Event::Stdout(b"said before\n".to_vec()),
+            Event::Ended(ended),
+        ];
+        let answers = events.map(|event| Ok(v1::AttachResponse { event: Some(event) }));
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+
     type ExecStream = Events<v1::ExecResponse>;
 
     /// Says what it was asked to run and all input, and ends with the number that the program is called.
