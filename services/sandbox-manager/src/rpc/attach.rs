@@ -6,7 +6,7 @@ use berth_api::v1::{self, attach_request::Action, attach_response::Event};
 use berth_domain::{Failure, Role};
 use berth_logs::merge::Unreadable;
 use berth_platform::{ExecInput, ExecIo, ExecOutput, Images, Network, Runtime};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status, Streaming};
 
@@ -70,10 +70,11 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
         let _ = input.try_send(ExecInput::Resize(size));
     }
     let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
+    let stopped = registry.stopping();
     registry.spawn(async move {
         let _place = place;
         let started = v1::AttachStarted { tty, stdin };
-        let _ = answers.send(Ok(event(Event::Started(started)))).await;
+        let _ = answers.send(Ok(response(Event::Started(started)))).await;
         let io = ExecIo {
             input: sent,
             output: said,
@@ -91,15 +92,15 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
                     exit_code: code,
                     signal: signal.unwrap_or(0),
                 };
-                Ok(event(Event::Ended(ended)))
+                Ok(response(Event::Ended(ended)))
             }
         };
-        let _ = answers.send(last).await;
+        exec::tell_last(&answers, last, stopped).await;
     });
     let stopping = registry.stopping();
     registry.spawn(async move {
         tokio::select! {
-            () = take_input(requests, &input, stdin, wrong) => input.closed().await,
+            () = take_input(requests, &input, stdin, wrong) => {}
             () = input.closed() => {}
             () = stopping => {}
         }
@@ -117,42 +118,48 @@ async fn tell(
     stopping: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let mut stopping = std::pin::pin!(stopping);
-    let (mut console, mut words) = log.look(console, |it| it.replay(REPLAY)).await?;
+    let (mut console, words) = log.look(console, |it| it.replay(REPLAY)).await?;
+    let mut news: Vec<_> = words.into_iter().flat_map(events).collect();
     let mut ended_at = None;
     loop {
-        for Words { stderr, bytes } in words {
-            for chunk in bytes.chunks(berth_platform::EXEC_CHUNK_BYTES) {
-                let said = match stderr {
-                    true => Event::Stderr(chunk.to_vec()),
-                    false => Event::Stdout(chunk.to_vec()),
-                };
-                tokio::select! {
-                    sent = answers.send(Ok(event(said))) => if sent.is_err() {
-                        return Ok(());
-                    },
-                    () = &mut stopping => return Err(shutting_down()),
-                }
+        for event in news.drain(..) {
+            tokio::select! {
+                sent = answers.send(Ok(response(event))) => if sent.is_err() {
+                    return Ok(());
+                },
+                () = &mut stopping => return Err(shutting_down()),
+                Some(failure) = faults.recv() => return Err(failure),
             }
         }
         tokio::select! {
             word = output.recv(), if ended_at.is_none() => match word {
                 Some(ExecOutput::Taken(bytes)) => {
-                    let taken = Event::StdinTaken(v1::StdinTaken { bytes });
-                    let _ = answers.send(Ok(event(taken))).await;
+                    news.push(Event::StdinTaken(v1::StdinTaken { bytes }));
                 }
                 Some(_) => {}
-                None => ended_at = Some(tokio::time::Instant::now()),
+                None => ended_at = Some(Instant::now()),
             },
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = answers.closed() => return Ok(()),
             () = &mut stopping => return Err(shutting_down()),
             Some(failure) = faults.recv() => return Err(failure),
         }
-        (console, words) = log.look(console, Console::more).await?;
-        if words.is_empty() && ended_at.is_some_and(|it| it.elapsed() >= LAST_WORDS) {
+        let (looked, words) = log.look(console, Console::more).await?;
+        console = looked;
+        news.extend(words.into_iter().flat_map(events));
+        if news.is_empty() && ended_at.is_some_and(|it| it.elapsed() >= LAST_WORDS) {
             return Ok(());
         }
     }
+}
+
+fn events(Words { stderr, bytes }: Words) -> Vec<Event> {
+    let wrap = match stderr {
+        true => Event::Stderr,
+        false => Event::Stdout,
+    };
+    let chunks = bytes.chunks(berth_platform::EXEC_CHUNK_BYTES);
+    chunks.map(|it| wrap(it.to_vec())).collect()
 }
 
 /// The log that is read.
@@ -212,6 +219,6 @@ async fn take_input(
     }
 }
 
-fn event(event: Event) -> v1::AttachResponse {
+fn response(event: Event) -> v1::AttachResponse {
     v1::AttachResponse { event: Some(event) }
 }

@@ -80,13 +80,7 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
             // A program that was never told of has not ended either.
             (Ok(_), Ok(Some(_))) => return,
         };
-        // A caller that does not read holds up no stop.
-        tokio::select! {
-            room = answers.reserve() => if let Ok(room) = room {
-                room.send(last);
-            },
-            () = stopped => drop(answers.try_send(last)),
-        }
+        tell_last(&answers, last, stopped).await;
     });
     let stopping = registry.stopping();
     registry.spawn(async move {
@@ -116,6 +110,20 @@ pub(super) async fn first<T>(requests: &mut Streaming<T>) -> Result<T, Status> {
 
 pub(super) fn no_start() -> Status {
     refuse(Failure::invalid("start", "must be the first message"))
+}
+
+/// Tells how it ended. A caller that does not read holds up no stop.
+pub(super) async fn tell_last<T>(
+    answers: &mpsc::Sender<Result<T, Status>>,
+    last: Result<T, Status>,
+    stopped: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        room = answers.reserve() => if let Ok(room) = room {
+            room.send(last);
+        },
+        () = stopped => drop(answers.try_send(last)),
+    }
 }
 
 type Begun = oneshot::Sender<Result<(), Failure>>;
