@@ -10,5 +10,6 @@ pub mod node;
 pub mod pacer;
 pub mod registry;
 pub mod specs;
+pub mod terminal;
 
 pub use node::TestNode;

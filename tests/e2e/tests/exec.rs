@@ -1,12 +1,12 @@
 //! Programs that are run beside a container's own, on a real node.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
 use berth_e2e::{
     TestNode,
-    exec::{Exec, Said, run, shell},
+    exec::{Exec, Said, pipes, processes, run, shell},
     node::eventually,
     specs,
 };
@@ -14,6 +14,8 @@ use sha2::{Digest as _, Sha256};
 use tonic_types::StatusExt as _;
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// The container of the sandbox `web`.
+const WEB: &str = "sandbox.web.app";
 
 /// A node with an idle sandbox `web`.
 async fn node() -> anyhow::Result<TestNode> {
@@ -32,33 +34,9 @@ async fn finish(node: TestNode) -> anyhow::Result<()> {
 
 async fn nothing_runs(node: &TestNode) -> anyhow::Result<()> {
     eventually("no pipes are left", LIMIT, async || pipes(node).is_empty()).await?;
-    let processes = processes(node, "web")?;
+    let processes = processes(node, WEB)?;
     ensure!(processes == ["sleep 3600"], "{processes:?}");
     Ok(())
-}
-
-/// The folders of programs that run, or were left.
-fn pipes(node: &TestNode) -> Vec<PathBuf> {
-    let entries = fs::read_dir(node.home().join("run/exec"));
-    let entries = entries.into_iter().flatten().flatten();
-    entries.map(|it| it.path()).collect()
-}
-
-/// What runs in the container `app`, by its command lines, as containerd lists it.
-fn processes(node: &TestNode, id: &str) -> anyhow::Result<Vec<String>> {
-    let mut ctr = node.command("ctr");
-    ctr.args(["t", "ps", &format!("sandbox.{id}.app")]);
-    let listed = berth_e2e::node::succeed(ctr)?;
-    let pids = listed
-        .lines()
-        .skip(1)
-        .filter_map(|it| it.split_whitespace().next());
-    let line = |pid: &str| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words = line.split(|it| *it == 0).map(String::from_utf8_lossy);
-        Some(words.collect::<Vec<_>>().join(" ").trim().to_owned())
-    };
-    Ok(pids.filter_map(line).filter(|it| !it.is_empty()).collect())
 }
 
 fn manager_pid(node: &TestNode) -> anyhow::Result<String> {
@@ -251,12 +229,12 @@ async fn a_caller_that_goes_away_takes_its_program_along_with_all_of_its_session
     let mut exec = Exec::start(&node, shell("web", line)).await?;
     exec.until("ready").await?;
     ensure!(
-        processes(&node, "web")?.len() == 4,
+        processes(&node, WEB)?.len() == 4,
         "{:?}",
-        processes(&node, "web")?
+        processes(&node, WEB)?
     );
     drop(exec);
-    let alone = async || processes(&node, "web").is_ok_and(|it| it.len() == 1);
+    let alone = async || processes(&node, WEB).is_ok_and(|it| it.len() == 1);
     eventually("its processes are gone", LIMIT, alone).await?;
     finish(node).await
 }
@@ -404,9 +382,9 @@ async fn of_200_programs_at_once_none_is_lost_and_none_is_left() -> anyhow::Resu
     nothing_runs(&node).await?;
     for id in ids {
         ensure!(
-            processes(&node, id)?.len() == 1,
+            processes(&node, &format!("sandbox.{id}.app"))?.len() == 1,
             "{:?}",
-            processes(&node, id)?
+            processes(&node, &format!("sandbox.{id}.app"))?
         );
     }
     let closed = async || open_files(&node).is_ok_and(|it| it <= before + 2);
@@ -428,7 +406,7 @@ async fn a_manager_that_is_killed_leaves_no_program_when_it_is_back() -> anyhow:
         execs.push(exec);
     }
     ensure!(
-        processes(&node, "web")?.len() == 41 && pipes(&node).len() == 20,
+        processes(&node, WEB)?.len() == 41 && pipes(&node).len() == 20,
         "20 run"
     );
     node.kill_manager()?;
@@ -443,7 +421,7 @@ async fn a_manager_that_is_killed_leaves_no_program_when_it_is_back() -> anyhow:
 }
 
 async fn nothing_runs_alone(node: &TestNode) -> anyhow::Result<()> {
-    let alone = async || processes(node, "web").is_ok_and(|it| it.len() == 1);
+    let alone = async || processes(node, WEB).is_ok_and(|it| it.len() == 1);
     eventually("programs of before are gone", LIMIT, alone).await?;
     eventually("their pipes are gone", LIMIT, async || {
         pipes(node).is_empty()
@@ -473,9 +451,9 @@ async fn a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused() 
     node.signal_manager("-TERM", LIMIT)?;
     ensure!(first.finish().await.is_err(), "its end was not its own");
     ensure!(
-        processes(&node, "web")?.len() == 1,
+        processes(&node, WEB)?.len() == 1,
         "{:?}",
-        processes(&node, "web")?
+        processes(&node, WEB)?
     );
     ensure!(pipes(&node).is_empty(), "{:?}", pipes(&node));
     node.up().await?;
