@@ -179,27 +179,88 @@ impl Signals {
         }
     }
 
-    /// Brings Ctrl-C and new sizes to the program, and returns when a signal is for this command.
+    /// Brings Ctrl-C and new sizes to the program, and returns when a signal is for this command: also while there is no room
+    /// for what it has to say.
     async fn hand_on(&mut self, requests: &mpsc::Sender<v1::ExecRequest>, tty: bool) -> u8 {
-        let mut interrupts = 0;
+        let (mut interrupts, mut resized, mut handed_on) = (0, false, 0);
         loop {
-            let action = tokio::select! {
+            let waits = resized || handed_on < interrupts;
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => return 128 + SIGTERM,
+                _ = self.hang_up.recv() => return 128 + SIGHUP,
                 _ = self.interrupt.recv() => {
                     interrupts += 1;
                     if interrupts == INTERRUPTS_MAX {
                         return 128 + 2;
                     }
-                    Action::Signal(v1::ExecSignal { number: SIGINT })
                 }
-                _ = self.resize.recv() => match terminal::size() {
-                    Some(size) if tty => Action::Resize(size),
-                    Some(_) | None => continue,
-                },
-                _ = self.terminate.recv() => return 128 + SIGTERM,
-                _ = self.hang_up.recv() => return 128 + SIGHUP,
-            };
-            // One that does not take it has ended, which is told elsewhere.
-            let _ = requests.send(message(action)).await;
+                _ = self.resize.recv(), if tty => resized = true,
+                room = requests.reserve(), if waits => {
+                    let action = if handed_on < interrupts {
+                        handed_on += 1;
+                        Some(Action::Signal(v1::ExecSignal { number: SIGINT }))
+                    } else {
+                        resized = false;
+                        terminal::size().map(Action::Resize)
+                    };
+                    // One that does not take it has ended, which is told elsewhere.
+                    if let (Ok(room), Some(action)) = (room, action) {
+                        room.send(message(action));
+                    }
+                }
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::process::{Signal as Number, getpid, kill_process};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn interrupt() {
+        kill_process(getpid(), Number::INT).unwrap();
+    }
+
+    /// One test, since all of this process get its signals.
+    #[tokio::test]
+    async fn two_interrupts_reach_the_program_and_the_third_ends_the_call_whatever_is_taken() {
+        let mut signals = Signals::listen().unwrap();
+        let (requests, mut taken) = mpsc::channel(1);
+        let program = async {
+            for _ in 0..2 {
+                interrupt();
+                let signal = v1::ExecSignal { number: SIGINT };
+                assert_eq!(taken.recv().await, Some(message(Action::Signal(signal))));
+            }
+            interrupt();
+        };
+        let both = async { tokio::join!(signals.hand_on(&requests, false), program) };
+        let (code, ()) = tokio::time::timeout(PATIENCE, both).await.unwrap();
+        assert_eq!(code, 130);
+
+        let mut signals = Signals::listen().unwrap();
+        let stuck = message(Action::StdinEnd(v1::StdinEnd {}));
+        requests.try_send(stuck).unwrap();
+        let interrupting = async {
+            loop {
+                interrupt();
+                tokio::task::yield_now().await;
+            }
+        };
+        let both = async {
+            tokio::select! {
+                code = signals.hand_on(&requests, false) => code,
+                () = interrupting => unreachable!(),
+            }
+        };
+        let code = tokio::time::timeout(PATIENCE, both).await.unwrap();
+        assert_eq!(code, 130);
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 
-use manager::{SANDBOXES, ScriptedManager};
+use manager::{CHATTER_BYTES, CHATTER_WORDS, SANDBOXES, ScriptedManager};
 
 /// A program that has not ended by then never will.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -198,6 +198,24 @@ async fn attach_prints_what_is_said_and_ends_as_the_container_does() {
     assert_eq!(
         (attach.code, attach.stdout.as_str()),
         (Some(5), "said before\n")
+    );
+}
+
+#[tokio::test]
+async fn many_small_words_wait_for_who_reads_them_late() {
+    let node = Node::start();
+    let exec = node.berth(&["exec", "web", "--", "chatter"]);
+    let child = { exec }.spawn().expect("berth");
+    node.manager.chatted.notified().await;
+    // Nobody reads, until no more of it goes anywhere.
+    let quiet = Duration::from_millis(300);
+    let more = async || tokio::time::timeout(quiet, node.manager.chatted.notified()).await;
+    while more().await.is_ok() {}
+    let exec = ended(child.wait_with_output()).await;
+    let said = exec.stdout.len();
+    assert_eq!(
+        (exec.code, said, exec.stderr.as_str()),
+        (Some(0), CHATTER_WORDS * CHATTER_BYTES, "")
     );
 }
 
