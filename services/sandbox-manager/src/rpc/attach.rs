@@ -5,7 +5,7 @@ use std::{io, pin::Pin, sync::Arc, time::Duration};
 use berth_api::v1::{self, attach_request::Action, attach_response::Event};
 use berth_domain::{Failure, Role};
 use berth_logs::merge::Unreadable;
-use berth_platform::{ExecInput, ExecIo, ExecOutput, Images, Network, Runtime};
+use berth_platform::{EXEC_CHUNK_BYTES, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status, Streaming};
@@ -119,7 +119,7 @@ async fn tell(
 ) -> Result<(), Failure> {
     let mut stopping = std::pin::pin!(stopping);
     let (mut console, words) = log.look(console, |it| it.replay(REPLAY)).await?;
-    let mut news: Vec<_> = words.into_iter().flat_map(events).collect();
+    let mut news = events(words);
     let mut ended_at = None;
     loop {
         for event in news.drain(..) {
@@ -146,20 +146,26 @@ async fn tell(
         }
         let (looked, words) = log.look(console, Console::more).await?;
         console = looked;
-        news.extend(words.into_iter().flat_map(events));
+        news.extend(events(words));
         if news.is_empty() && ended_at.is_some_and(|it| it.elapsed() >= LAST_WORDS) {
             return Ok(());
         }
     }
 }
 
-fn events(Words { stderr, bytes }: Words) -> Vec<Event> {
-    let wrap = match stderr {
-        true => Event::Stderr,
-        false => Event::Stdout,
-    };
-    let chunks = bytes.chunks(berth_platform::EXEC_CHUNK_BYTES);
-    chunks.map(|it| wrap(it.to_vec())).collect()
+/// As few messages as the order of the streams allows: many small ones would be a flood to HTTP/2.
+fn events(words: Vec<Words>) -> Vec<Event> {
+    let of_one_stream = words.chunk_by(|one, next| one.stderr == next.stderr);
+    let events = of_one_stream.flat_map(|words| {
+        let wrap = match words.first() {
+            Some(Words { stderr: true, .. }) => Event::Stderr,
+            Some(_) | None => Event::Stdout,
+        };
+        let bytes: Vec<u8> = words.iter().flat_map(|it| &it.bytes).copied().collect();
+        let chunks = bytes.chunks(EXEC_CHUNK_BYTES);
+        chunks.map(|it| wrap(it.to_vec())).collect::<Vec<_>>()
+    });
+    events.collect()
 }
 
 /// The log that is read.
@@ -221,4 +227,35 @@ async fn take_input(
 
 fn response(event: Event) -> v1::AttachResponse {
     v1::AttachResponse { event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_one_stream_go_together_up_to_the_size_of_a_message() {
+        let words = |stderr, text: &str| Words {
+            stderr,
+            bytes: text.as_bytes().to_vec(),
+        };
+        let long = "x".repeat(EXEC_CHUNK_BYTES);
+        let said = vec![
+            words(false, "one\n"),
+            words(false, "two\n"),
+            words(true, "oh\n"),
+            words(false, "three\n"),
+            words(false, &long),
+        ];
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        let (begin, end) = long.split_at(EXEC_CHUNK_BYTES - 6);
+        let expected = vec![
+            Event::Stdout(bytes("one\ntwo\n")),
+            Event::Stderr(bytes("oh\n")),
+            Event::Stdout(bytes(&format!("three\n{begin}"))),
+            Event::Stdout(bytes(end)),
+        ];
+        assert_eq!(events(said), expected);
+        assert_eq!(events(vec![]), []);
+    }
 }
