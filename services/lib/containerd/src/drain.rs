@@ -77,18 +77,24 @@ mod tests {
     use super::*;
     use crate::fifos::Fifos;
 
-    /// What a pipe says on which `write` has written, read to its end or as long as is waited for it.
+    /// What a pipe says on which `write` has written, read to its end or as long as is waited for it. It is `held` open until
+    /// then, and taken `late`: longer after the end than silence is waited for.
     async fn read(
-        write: impl AsyncFnOnce(tokio::net::unix::pipe::Sender, &End),
-        slowly: Option<Duration>,
+        write: impl AsyncFnOnce(&mut tokio::net::unix::pipe::Sender, &End),
+        held: bool,
+        late: bool,
     ) -> (usize, bool) {
         let dir = tempfile::tempdir().unwrap();
         let fifos = Fifos::make(dir.path().join("a"), false, true).unwrap();
         let options = tokio::net::unix::pipe::OpenOptions::new();
-        let writer = options.open_sender(fifos.path("stdout")).unwrap();
+        let mut writer = options.open_sender(fifos.path("stdout")).unwrap();
         fs::remove_dir_all(dir.path()).unwrap();
         let end = End::default();
         let (output, mut taken) = mpsc::channel(1);
+        let writing = async {
+            write(&mut writer, &end).await;
+            held.then_some(writer)
+        };
         let reading = async {
             let output = output;
             pump(fifos.stdout, ExecOutput::Stdout, &output, &end).await
@@ -96,46 +102,46 @@ mod tests {
         let taking = async {
             let mut bytes = 0;
             while let Some(word) = taken.recv().await {
+                if late && bytes == 0 {
+                    end.and_then(QUIET * 2).await;
+                }
                 if let ExecOutput::Stdout(it) = word {
                     bytes += it.len();
-                }
-                if let Some(time) = slowly {
-                    sleep(time).await;
                 }
             }
             bytes
         };
-        let ((), whole, bytes) = tokio::join!(write(writer, &end), reading, taking);
+        let (_writer, whole, bytes) = tokio::join!(writing, reading, taking);
         (bytes, whole)
     }
 
     #[tokio::test]
     async fn what_was_written_before_the_end_is_read_however_slowly_it_is_taken() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
-            writer.write_all(&[7; 200_000]).await.unwrap();
+        // As much as the pipe and the way to whoever takes it have room for, and more than the way alone.
+        const BYTES: usize = 100_000;
+        let write = async |writer: &mut tokio::net::unix::pipe::Sender, end: &End| {
+            writer.write_all(&[7; BYTES]).await.unwrap();
             end.has_come();
         };
-        let slowly = Some(Duration::from_millis(250));
-        assert_eq!(read(write, slowly).await, (200_000, true));
+        assert_eq!(read(write, false, true).await, (BYTES, true));
     }
 
     #[tokio::test]
     async fn a_pipe_that_is_held_open_is_waited_for_only_as_long_as_it_is_told() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
+        let write = async |writer: &mut tokio::net::unix::pipe::Sender, end: &End| {
             writer.write_all(b"last words").await.unwrap();
             end.has_come();
-            sleep(QUIET * 2).await;
         };
-        assert_eq!(read(write, None).await, (10, false));
+        assert_eq!(read(write, true, false).await, (10, false));
     }
 
     #[tokio::test]
     async fn what_is_written_for_ever_is_cut() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
+        let write = async |writer: &mut tokio::net::unix::pipe::Sender, end: &End| {
             end.has_come();
             while writer.write_all(&[7; 65_536]).await.is_ok() {}
         };
-        let (bytes, whole) = read(write, None).await;
+        let (bytes, whole) = read(write, true, false).await;
         assert!(!whole && bytes <= DRAIN_BYTES, "{bytes}");
     }
 }

@@ -212,13 +212,13 @@ mod tests {
             assert!(stdin.is_closed());
         };
         let reading = async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
             let mut reader = OpenOptions::new().open_receiver(path).unwrap();
             let mut all = vec![];
             reader.read_to_end(&mut all).await.unwrap();
             all.len()
         };
-        let ((), read) = tokio::join!(writing, reading);
+        // It is written to before there is a reader.
+        let ((), read) = tokio::join!(biased; writing, reading);
         assert_eq!(read, 300_000);
     }
 
