@@ -21,8 +21,7 @@ use berth_logs::{
 };
 use berth_platform::{Images, Network, Runtime};
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
-    logs::v1::LogRecord,
+    collector::logs::v1::logs_service_client::LogsServiceClient, logs::v1::LogRecord,
 };
 use tokio::time::Instant;
 use tonic::{Request, Status, transport::Channel};

@@ -12,7 +12,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{Session, exec};
+use super::{
+    Session,
+    exec::{self, Signals},
+};
 use crate::{
     args::Attach,
     errors::Failure,
@@ -26,9 +29,7 @@ const LEAVE: [u8; 2] = [0x10, 0x11];
 
 /// Returns the exit code of the container, or 0 where it was left.
 pub(super) async fn run(session: &Session, args: Attach) -> Result<u8, Failure> {
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let start = v1::AttachStart {
         id: args.id,
         container: args.container.unwrap_or_default(),
@@ -41,8 +42,15 @@ pub(super) async fn run(session: &Session, args: Attach) -> Result<u8, Failure> 
     // The channel is empty and its other end is here.
     let _ = requests.send(message(Action::Start(start))).await;
     let request = session.request(ReceiverStream::new(receiver));
-    let mut answers = client.attach(request).await?.into_inner();
-    let first = answers.message().await?.and_then(|it| it.event);
+    let attaching = async {
+        let mut answers = client.attach(request).await?.into_inner();
+        let first = answers.message().await?.and_then(|it| it.event);
+        Ok::<_, Failure>((answers, first))
+    };
+    let (answers, first) = tokio::select! {
+        attached = attaching => attached?,
+        code = signals.ending() => return Ok(code),
+    };
     let Some(Event::Started(started)) = first else {
         return Err(Failure::Incomplete("started"));
     };
@@ -61,9 +69,7 @@ pub(super) async fn run(session: &Session, args: Attach) -> Result<u8, Failure> 
         ended = receive(answers, &taken) => ended.map(|it| u8::try_from(it.exit_code).unwrap_or(u8::MAX)),
         () = feeding => Ok(0),
         resized = resizing => resized.map(|()| 0),
-        _ = interrupt.recv() => Ok(130),
-        _ = terminate.recv() => Ok(143),
-        _ = hang_up.recv() => Ok(129),
+        code = signals.ending() => Ok(code),
     };
     // Before anything is told on it.
     drop(raw);
@@ -177,7 +183,8 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn two_keys_leave_and_all_others_go_on() {
-        let cases: [(&[&[u8]], &[u8], bool); 6] = [
+        type Case<'a> = (&'a [&'a [u8]], &'a [u8], bool);
+        let cases: [Case<'_>; 6] = [
             (&[b"ab"],                  b"ab",         false),
             (&[b"a\x10\x11b"],          b"a",          true),
             (&[b"a\x10", b"\x11"],      b"a",          true),

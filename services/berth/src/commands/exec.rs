@@ -63,7 +63,7 @@ pub(super) async fn run(session: &Session, args: Exec) -> Result<u8, Failure> {
     let request = session.request(ReceiverStream::new(receiver));
     let answers = tokio::select! {
         answers = client.exec(request) => answers?.into_inner(),
-        code = signals.before_it_began() => return Ok(code),
+        code = signals.ending() => return Ok(code),
     };
     let raw = (tty && interactive && has_terminal)
         .then(Raw::enter)
@@ -153,7 +153,7 @@ fn message(action: Action) -> v1::ExecRequest {
     }
 }
 
-struct Signals {
+pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
@@ -161,7 +161,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -170,8 +170,8 @@ impl Signals {
         })
     }
 
-    /// Returns the exit code of this command when a signal ends it before the program has begun.
-    async fn before_it_began(&mut self) -> u8 {
+    /// Waits for a signal that ends this command, and returns the exit code then.
+    pub(super) async fn ending(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 128 + 2,
             _ = self.terminate.recv() => 128 + SIGTERM,

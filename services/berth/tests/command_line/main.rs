@@ -202,6 +202,17 @@ async fn attach_prints_what_is_said_and_ends_as_the_container_does() {
 }
 
 #[tokio::test]
+async fn an_interrupt_does_not_wait_for_a_container_to_be_attached_to() {
+    let node = Node::start();
+    let child = { node.berth(&["attach", "slow"]) }.spawn().expect("berth");
+    node.manager.chatted.notified().await;
+    let pid = child.id().expect("it runs").to_string();
+    let interrupt = Command::new("kill").args(["-INT", &pid]).status().await;
+    assert!(interrupt.expect("kill").success());
+    assert_eq!(ended(child.wait_with_output()).await.code, Some(130));
+}
+
+#[tokio::test]
 async fn many_small_words_wait_for_who_reads_them_late() {
     let node = Node::start();
     let exec = node.berth(&["exec", "web", "--", "chatter"]);

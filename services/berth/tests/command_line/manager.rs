@@ -28,7 +28,7 @@ pub(crate) struct ScriptedManager {
     pub(crate) created: Arc<Mutex<Vec<v1::CreateRequest>>>,
     pub(crate) watched_from: Arc<Mutex<Vec<u64>>>,
     pub(crate) logs_asked: Arc<Mutex<Vec<v1::StreamLogsRequest>>>,
-    /// A word of `chatter` was taken from it.
+    /// A word of `chatter` was taken from it, or a call came that takes for ever.
     pub(crate) chatted: Arc<tokio::sync::Notify>,
 }
 
@@ -280,8 +280,20 @@ impl sandboxes::SandboxService for ScriptedManager {
 
     type AttachStream = Events<v1::AttachResponse>;
 
-    async fn attach(&self, _: Request<Streaming<v1::AttachRequest>>) -> Answer<Self::AttachStream> {
-        use v1::attach_response::Event;
+    /// The container of the sandbox `slow` takes for ever.
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Answer<Self::AttachStream> {
+        use v1::{attach_request::Action, attach_response::Event};
+        let first = request.into_inner().message().await?;
+        let Some(Action::Start(start)) = first.and_then(|it| it.action) else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        if start.id == "slow" {
+            self.chatted.notify_one();
+            std::future::pending::<()>().await;
+        }
         let ended = v1::AttachEnded {
             exit_code: 5,
             ..Default::default()

@@ -9,7 +9,7 @@ use std::{
 use berth_logs::format::Kind;
 use opentelemetry_proto::tonic::{
     collector::logs::v1::{
-        ExportLogsPartialSuccess, ExportLogsServiceResponse,
+        ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
         logs_service_server::{LogsService, LogsServiceServer},
     },
     common::v1::any_value::Value,

@@ -4185,7 +4185,8 @@ pub mod sandbox_service_client {
         /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
         /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
         /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
-        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// extended attributes are not; pipes, devices, sparse entries and trees deeper than 256 directories are refused. Size is
+        /// limited by the file system alone.
         /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
         /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
         /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
@@ -4428,7 +4429,8 @@ pub mod sandbox_service_server {
         /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
         /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
         /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
-        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// extended attributes are not; pipes, devices, sparse entries and trees deeper than 256 directories are refused. Size is
+        /// limited by the file system alone.
         /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
         /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
         /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
