@@ -1,6 +1,6 @@
 //! Programs that are run beside a container's own, on a real node.
 
-use std::{fs, process::Command, time::Duration};
+use std::{fs, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
@@ -11,6 +11,7 @@ use berth_e2e::{
     specs,
 };
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
 use tonic_types::StatusExt as _;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -186,6 +187,40 @@ async fn megabytes_of_input_come_through_and_their_end_is_seen() -> anyhow::Resu
         code(&said) == (0, 0),
         "input that nobody asked for is empty: {said:?}"
     );
+    finish(node).await
+}
+
+#[tokio::test]
+async fn small_pieces_of_input_that_nobody_reads_wait_and_arrive() -> anyhow::Result<()> {
+    const PIECES: usize = 400_000;
+    let node = node().await?;
+    let line = "while ! test -e /tmp/go; do sleep 0.1; done; busybox wc -c";
+    let start = v1::ExecStart {
+        stdin: true,
+        ..shell("web", line)
+    };
+    let mut exec = Exec::start(&node, start).await?;
+    let sender = exec.sender().context("input is open")?;
+    exec.end_input();
+    let sent = Arc::new(Notify::new());
+    let telling = sent.clone();
+    let sending = tokio::spawn(async move {
+        for _ in 0..PIECES {
+            let action = Some(Action::Stdin(vec![7]));
+            if sender.send(v1::ExecRequest { action }).await.is_err() {
+                return;
+            }
+            telling.notify_one();
+        }
+    });
+    // Until no more of it goes anywhere.
+    let quiet = Duration::from_millis(500);
+    while tokio::time::timeout(quiet, sent.notified()).await.is_ok() {}
+    ensure!(!sending.is_finished(), "all of it went somewhere");
+    run(&node, shell("web", "touch /tmp/go")).await?;
+    let said = exec.finish().await?;
+    sending.await?;
+    ensure!(said.text() == format!("{PIECES}\n"), "{said:?}");
     finish(node).await
 }
 

@@ -2,11 +2,11 @@
 
 use tonic::transport::{Channel, Endpoint};
 
-/// What a call may have sent that nobody has read yet. HTTP/2 counts small messages that wait as a flood, and ends the whole
-/// connection for it, beyond a budget that follows from the window of the connection: one call, of whatever messages, stays
-/// far below it.
-const CALL_WINDOW_BYTES: u32 = 64 << 10;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// What a call may have sent that nobody has read yet, on each side. HTTP/2 counts small messages that wait as a flood, and
+/// ends the whole connection for it, beyond a budget that follows from the window of the connection: one call, of whatever
+/// messages, stays far below it.
+pub const CALL_WINDOW_BYTES: u32 = 64 << 10;
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
