@@ -105,7 +105,10 @@ async fn a_terminal_is_as_before_whatever_ends_the_command() -> anyhow::Result<(
     // A window that is closed.
     let terminal = Terminal::berth(&node, &sleep, SIZE)?;
     eventually("the program runs", LIMIT, running).await?;
-    ensure!(terminal.close()? == 129, "SIGHUP ends it");
+    let raw = async || terminal.modes().is_ok_and(|it| it != before);
+    eventually("the command knows it", LIMIT, raw).await?;
+    let code = terminal.close()?;
+    ensure!(code == 129, "SIGHUP ends it, with {code}");
     eventually("the program is gone", LIMIT, gone).await?;
 
     // Without `-t` the terminal stays as it is, and Ctrl-C is a signal.
