@@ -101,6 +101,8 @@ pub(crate) enum Command {
     PortForward(PortForward),
     /// Run a program in a container that runs; its exit code is the command's
     Exec(Exec),
+    /// Connect the terminal to a container's own program; Ctrl-P Ctrl-Q leaves it running
+    Attach(Attach),
     /// The images of the node
     #[command(subcommand)]
     Images(Images),
@@ -136,7 +138,7 @@ impl Command {
 
     /// Whether Ctrl-C is for a program that the command talks to.
     pub(crate) fn hands_signals_on(&self) -> bool {
-        matches!(self, Self::Exec(_))
+        matches!(self, Self::Exec(_) | Self::Attach(_))
     }
 }
 
@@ -283,6 +285,19 @@ pub(crate) struct Exec {
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Attach {
+    /// Name of the container. Default: the only one
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) container: Option<String>,
+    /// Hand no input on
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
+    /// Id of the sandbox
+    pub(crate) id: String,
 }
 
 /// Arguments of `rm`.

@@ -1,6 +1,7 @@
 //! Runs a command: which calls it makes and what it prints. One file per group.
 //! It does not know how text is laid out or how a failure is told.
 
+mod attach;
 mod catalog;
 mod copy;
 mod events;
@@ -76,6 +77,7 @@ impl Session {
 pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failure> {
     let done = match command {
         Command::Exec(args) => return exec::run(session, args).await,
+        Command::Attach(args) => return attach::run(session, args).await,
         Command::Create(args) => sandboxes::create(session, args).await,
         Command::Run(args) => sandboxes::run(session, args).await,
         Command::Ls(args) => sandboxes::list(session, args).await,

@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_secs(5);
 /// For the worker to write what there is at the end.
 const FINISH: Duration = Duration::from_secs(3);
+/// A worker whose line has ended needs a moment more to be dead.
+const BURIAL: Duration = Duration::from_millis(5);
 /// A worker that ended sooner than this is not replaced at once.
 const SHORT_LIFE: Duration = Duration::from_millis(20);
 
@@ -48,6 +50,8 @@ struct Guardian<'a> {
     /// What arrives is thrown away.
     throwing: [bool; 2],
     worker: Option<Worker>,
+    /// Workers whose lines have ended.
+    dying: Vec<i32>,
     told: Option<Instant>,
     heard: Instant,
     /// Nothing more is taken, and the worker has until then for what there is.
@@ -80,6 +84,7 @@ pub(crate) fn guard(
         full_since: [None; 2],
         throwing: [false; 2],
         worker: None,
+        dying: vec![],
         told: None,
         heard: now,
         finish_by: None,
@@ -96,6 +101,7 @@ pub(crate) fn guard(
     let mut not_before = now;
     loop {
         let now = Instant::now();
+        it.dying.retain(|pid| !system::bury(*pid));
         if it.worker.is_none() && now >= not_before {
             match start() {
                 Ok(Role::Guardian(worker)) => it.worker = Some(worker),
@@ -124,9 +130,9 @@ pub(crate) fn guard(
             if shared.finished().load(SeqCst) {
                 return Ok(Next::Exit);
             }
-            let lived = it.worker.take().map_or(Duration::ZERO, |it| {
-                system::bury(it.pid);
-                it.since.elapsed()
+            let lived = it.worker.take().map_or(Duration::ZERO, |worker| {
+                it.dying.push(worker.pid);
+                worker.since.elapsed()
             });
             let rest = if lived < SHORT_LIFE {
                 SHORT_LIFE
@@ -170,7 +176,8 @@ impl Guardian<'_> {
 
     /// How long nothing has to be done unless something arrives.
     fn wait(&mut self, now: Instant, not_before: Instant) -> Option<Duration> {
-        let mut until: Vec<Instant> = Vec::with_capacity(6);
+        let mut until: Vec<Instant> = Vec::with_capacity(7);
+        until.extend((!self.dying.is_empty()).then_some(now + BURIAL));
         until.extend(self.worker.is_none().then_some(not_before));
         if let Some(finish_by) = self.finish_by {
             until.push(finish_by);

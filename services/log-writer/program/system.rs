@@ -122,10 +122,10 @@ pub(crate) fn read_into(from: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<usi
     usize::try_from(length).map_err(|_| io::Error::last_os_error())
 }
 
-/// Takes leave of a child that has ended.
-pub(crate) fn bury(pid: i32) {
+/// Takes leave of a child that has ended: false as long as it has not.
+pub(crate) fn bury(pid: i32) -> bool {
     // SAFETY: null asks for no status.
-    unsafe { waitpid(pid, std::ptr::null_mut(), WNOHANG) };
+    unsafe { waitpid(pid, std::ptr::null_mut(), WNOHANG) != 0 }
 }
 
 /// How the process is called in lists; 15 bytes count.

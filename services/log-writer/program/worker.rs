@@ -2,9 +2,13 @@
 //! one that goes on from the shared progress.
 
 use std::{
+    fs::{DirBuilder, File},
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io::{self, Read as _, Write as _},
-    os::{fd::AsFd as _, unix::net::UnixStream},
+    os::{
+        fd::AsFd as _,
+        unix::{fs::DirBuilderExt as _, net::UnixStream},
+    },
     path::Path,
     sync::atomic::Ordering::SeqCst,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -48,8 +52,11 @@ struct Worker<'a> {
     limit: u64,
     /// `None` until the log is opened.
     segments: Option<Segments>,
+    /// Of the log's folder: only who has it writes there.
+    lock: Option<File>,
     line: &'a UnixStream,
-    birth: Birth,
+    /// That one of the two was replaced is still to be written.
+    replaced: bool,
     held: [Held; 2],
     /// The stream that comes first in a batch.
     first: usize,
@@ -83,8 +90,9 @@ pub(crate) fn work(
         dir,
         limit,
         segments: log.map(|log| Segments::resume(dir, limit, log)),
+        lock: None,
         line,
-        birth,
+        replaced: birth != Birth::First,
         held: [Held::default(); 2],
         first: 1,
         retry_at: None,
@@ -92,6 +100,10 @@ pub(crate) fn work(
         view: Vec::with_capacity(RING),
         batch: Vec::with_capacity(BATCH),
     };
+    if log.is_some() {
+        // Without it the disk says why in a moment.
+        let _ = it.lock();
+    }
     it.write_announced();
     shared.tell_taken();
     it.let_guardian_know();
@@ -142,7 +154,8 @@ impl Worker<'_> {
     fn open(&mut self) {
         let name = RandomState::new().build_hasher().finish();
         let mut progress = self.shared.progress();
-        match Segments::open(self.dir, self.limit, name) {
+        let opened = self.lock();
+        match opened.and_then(|()| Segments::open(self.dir, self.limit, name)) {
             Ok((segments, end, tail)) => {
                 progress.log = Some(segments.log());
                 progress.end = end;
@@ -160,6 +173,22 @@ impl Worker<'_> {
             }
             Err(_) => self.fail(),
         }
+    }
+
+    /// Waits for a worker of before that its disk still holds: it would go on where it was once the disk lets it. To the
+    /// guardian that is the disk's silence.
+    fn lock(&mut self) -> io::Result<()> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o750).create(self.dir)?;
+        let folder = File::open(self.dir)?;
+        match folder.lock() {
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            Ok(()) | Err(_) => self.lock = Some(folder),
+        }
+        Ok(())
     }
 
     fn fail(&mut self) {
@@ -181,8 +210,7 @@ impl Worker<'_> {
         if tries && let Some(gap) = progress.lost.take() {
             self.record(progress, Kind::Gap, 0, &gap.encode());
         }
-        if tries && self.birth != Birth::First {
-            self.birth = Birth::First;
+        if tries && std::mem::take(&mut self.replaced) {
             self.record(progress, Kind::System, 0, REPLACED);
         }
         // In turn: a flood on one of them may fill the batch.
@@ -265,7 +293,7 @@ impl Worker<'_> {
             return;
         }
         let Some(segments) = self.segments.as_ref().filter(|_| tries) else {
-            lose_records(&mut progress, before, 0, &self.batch);
+            self.replaced |= lose_records(&mut progress, before, 0, &self.batch);
             self.shared.advance(progress);
             return;
         };
@@ -312,7 +340,7 @@ impl Worker<'_> {
         } else {
             before
         };
-        lose_records(&mut progress, end, kept, records);
+        self.replaced |= lose_records(&mut progress, end, kept, records);
         // Where that fails, the next records go over it.
         let _ = segments.cut(progress.end);
         self.shared.advance(progress);
@@ -342,16 +370,16 @@ fn behind(place: End, bytes: usize) -> End {
     }
 }
 
-/// Counts what the records hold beyond the first `kept` bytes, behind which the log ends.
-fn lose_records(progress: &mut Progress, end: End, kept: usize, records: &[u8]) {
-    let (mut at, mut next) = (0, None);
+/// Counts what the records hold beyond the first `kept` bytes, behind which the log ends. Returns whether the word that one of
+/// the two was replaced was among them, which is to be written again.
+fn lose_records(progress: &mut Progress, end: End, kept: usize, records: &[u8]) -> bool {
+    let (mut at, mut next, mut replaced) = (0, None, false);
     while let Decoded::Record(record, length) = decode(&records[at..]) {
         if at >= kept {
             next.get_or_insert(record.sequence);
             match (record.kind, Gap::decode(record.body)) {
                 (Kind::Gap, Some(gap)) => lose(progress, gap.reason, gap.lines, gap.bytes),
-                // It is about the log, and of no use later.
-                (Kind::System, _) => {}
+                (Kind::System, _) => replaced = true,
                 (_, _) => lose(progress, GapReason::Disk, 1, record.body.len() as u64),
             }
         }
@@ -361,6 +389,7 @@ fn lose_records(progress: &mut Progress, end: End, kept: usize, records: &[u8]) 
         next: next.unwrap_or(progress.end.next),
         ..end
     };
+    replaced
 }
 
 fn lose(progress: &mut Progress, reason: GapReason, lines: u64, bytes: u64) {

@@ -238,6 +238,8 @@ impl App {
             execs,
         };
         let served = Server::builder()
+            .initial_stream_window_size(berth_api::CALL_WINDOW_BYTES)
+            .initial_connection_window_size(berth_api::CONNECTION_WINDOW_BYTES)
             .layer(DeadlineLayer)
             .add_service(health_service)
             .add_service(reflection().build_v1().context("reflection")?)

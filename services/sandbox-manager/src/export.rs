@@ -4,6 +4,7 @@
 mod kept;
 mod message;
 mod settings;
+mod verdict;
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +21,16 @@ use berth_logs::{
 };
 use berth_platform::{Images, Network, Runtime};
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::{ExportLogsServiceRequest, logs_service_client::LogsServiceClient},
-    logs::v1::LogRecord,
+    collector::logs::v1::logs_service_client::LogsServiceClient, logs::v1::LogRecord,
 };
-use tonic::{Code, Request, Status, transport::Channel};
+use tokio::time::Instant;
+use tonic::{Request, Status, transport::Channel};
 
-use self::{kept::Kept, message::About};
+use self::{
+    kept::Kept,
+    message::About,
+    verdict::{Verdict, verdict},
+};
 use crate::{
     logs::{LogReaders, files, names},
     registry::Registry,
@@ -42,6 +47,10 @@ const RECORDS_MAX: usize = 512;
 const BYTES_MAX: usize = 1 << 20;
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(30);
+/// How often a batch is sent before it is looked for what is wrong in it.
+const TRIES: u32 = 3;
+/// So many pieces are refused before one is taken: then it is the receiver, whatever it is sent.
+const REFUSED_PIECES: u32 = 32;
 
 /// Runs until the manager stops.
 pub(crate) async fn run<R: Runtime + Images, N: Network>(
@@ -99,6 +108,20 @@ struct Open {
     /// As the files were when all of them had been read.
     done: Option<u64>,
     idle: u32,
+    /// Its next batch was refused, and is not tried before.
+    later: Option<Later>,
+}
+
+struct Later {
+    at: Instant,
+    wait: Duration,
+}
+
+enum Sent {
+    Taken,
+    /// It is refused, and others may not be.
+    Refused,
+    Stopping,
 }
 
 /// What lies in the folder of logs.
@@ -145,7 +168,11 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             names: vec![],
             done: None,
             idle: 0,
+            later: None,
         });
+        if open.later.as_ref().is_some_and(|it| Instant::now() < it.at) {
+            return false;
+        }
         if open.done == Some(files) {
             open.idle += 1;
             if open.idle > IDLE_BEATS {
@@ -182,9 +209,13 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             }
         };
         if !batch.records.is_empty() {
-            let request = about.request(&self.node_id, batch.records);
-            if !self.send(&id, request).await {
-                return false;
+            match self.send(&id, &about, batch.records).await {
+                Sent::Taken => {}
+                Sent::Refused => {
+                    self.postpone(&id);
+                    return false;
+                }
+                Sent::Stopping => return false,
             }
         }
         self.unsaved |= self.kept.put(&id, batch.positions);
@@ -196,31 +227,37 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
         if let Some(open) = self.open.get_mut(id) {
             open.merged = merged;
             open.done = done;
+            open.later = None;
         }
     }
 
-    /// Tries until the receiver has answered for the batch. Returns whether it has: not where the manager stops.
-    async fn send(&mut self, id: &SandboxId, request: ExportLogsServiceRequest) -> bool {
-        let mut wait = FIRST_WAIT;
+    /// Reads the same again after a while, with what has come to it by then.
+    fn postpone(&mut self, id: &SandboxId) {
+        if let Some(open) = self.open.get_mut(id) {
+            let wait = open.later.as_ref().map_or(FIRST_WAIT, |it| it.wait * 2);
+            let wait = wait.min(LAST_WAIT);
+            let at = Instant::now() + wait;
+            open.later = Some(Later { at, wait });
+        }
+    }
+
+    /// Tries until the receiver has answered for the batch.
+    async fn send(&mut self, id: &SandboxId, about: &About, records: Vec<LogRecord>) -> Sent {
+        let (mut wait, mut tries) = (FIRST_WAIT, 0);
         while !self.registry.is_stopping() {
-            let mut attempt = Request::new(request.clone());
-            attempt.set_timeout(self.settings.timeout);
-            *attempt.metadata_mut() = self.settings.with_headers(attempt.metadata());
-            let answer = self.client.export(attempt);
-            let answer = tokio::time::timeout(self.settings.timeout, answer).await;
-            let status = match answer {
-                Ok(Ok(answer)) => {
-                    if let Some(partial) = answer.into_inner().partial_success {
-                        told(id, partial.rejected_log_records, &partial.error_message);
-                    }
-                    return true;
-                }
-                Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("no answer in time"),
+            let Err(status) = self.attempt(id, about, &records).await else {
+                return Sent::Taken;
             };
-            if is_final(&status) {
-                tracing::warn!(%id, error = %status, "the receiver refuses a batch of log lines for good");
-                return true;
+            tries += 1;
+            match verdict(&status) {
+                Verdict::Batch => {
+                    tracing::warn!(%id, error = %status, "the receiver refuses a batch of log lines for good");
+                    return Sent::Taken;
+                }
+                Verdict::Either if tries == TRIES => {
+                    return self.send_apart(id, about, &records).await;
+                }
+                Verdict::Either | Verdict::Receiver => {}
             }
             if wait == FIRST_WAIT {
                 tracing::warn!(error = %status, "log lines wait for their receiver");
@@ -229,7 +266,63 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             self.registry.pause(wait).await;
             wait = (wait * 2).min(LAST_WAIT);
         }
-        false
+        Sent::Stopping
+    }
+
+    /// Sends a batch in pieces, ever smaller ones where they are refused. What is refused line by line while others are taken
+    /// is given up.
+    async fn send_apart(&mut self, id: &SandboxId, about: &About, records: &[LogRecord]) -> Sent {
+        let (mut pieces, mut refused, mut given_up) = (vec![records], 0, vec![]);
+        let mut taken = false;
+        while let Some(piece) = pieces.pop() {
+            if self.registry.is_stopping() {
+                return Sent::Stopping;
+            }
+            let Err(status) = self.attempt(id, about, piece).await else {
+                taken = true;
+                continue;
+            };
+            refused += 1;
+            let hopeless = !taken && refused > REFUSED_PIECES;
+            if hopeless || verdict(&status) == Verdict::Receiver {
+                return Sent::Refused;
+            }
+            if piece.len() == 1 {
+                given_up.push(status);
+            } else {
+                let (begin, end) = piece.split_at(piece.len() / 2);
+                pieces.extend([end, begin]);
+            }
+        }
+        if !taken {
+            return Sent::Refused;
+        }
+        if let Some(error) = given_up.last() {
+            let lines = given_up.len();
+            tracing::warn!(%id, lines, %error, "the receiver refuses log lines each time, and takes others");
+        }
+        Sent::Taken
+    }
+
+    async fn attempt(
+        &mut self,
+        id: &SandboxId,
+        about: &About,
+        records: &[LogRecord],
+    ) -> Result<(), Status> {
+        let mut attempt = Request::new(about.request(&self.node_id, records.to_vec()));
+        attempt.set_timeout(self.settings.timeout);
+        *attempt.metadata_mut() = self.settings.with_headers(attempt.metadata());
+        let answer = self.client.export(attempt);
+        match tokio::time::timeout(self.settings.timeout, answer).await {
+            Ok(answer) => {
+                if let Some(partial) = answer?.into_inner().partial_success {
+                    told(id, partial.rejected_log_records, &partial.error_message);
+                }
+                Ok(())
+            }
+            Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+        }
     }
 
     /// Writes down what the receiver has.
@@ -252,11 +345,6 @@ fn told(id: &SandboxId, rejected: i64, message: &str) {
     } else if !message.is_empty() {
         tracing::info!(%id, message, "the receiver of log lines says something");
     }
-}
-
-/// Whether the same batch would be refused again, whatever becomes of the receiver.
-fn is_final(status: &Status) -> bool {
-    status.code() == Code::InvalidArgument
 }
 
 fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {

@@ -4,6 +4,7 @@ mod app;
 mod audit;
 mod claim;
 mod config;
+mod console;
 mod crash;
 mod execute;
 mod export;

@@ -2,10 +2,16 @@
 //! It is told as well as it can be: no step waits for a disk or fails with it.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     hash::{BuildHasher as _, Hasher as _, RandomState},
     io,
     path::Path,
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+    },
     thread,
     time::{Duration, SystemTime},
 };
@@ -24,16 +30,28 @@ const LIMIT: u64 = 256 << 10;
 const WAITING: usize = 1024;
 /// For a disk that does not answer.
 const SETTLE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 enum Message {
-    Lines(SandboxId, SystemTime, Vec<String>),
+    Lines(Lines),
     Settle(oneshot::Sender<()>),
+}
+
+#[derive(Debug)]
+struct Lines {
+    id: SandboxId,
+    time: SystemTime,
+    lines: Vec<String>,
+    /// Nobody wants them any more.
+    forgotten: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
 pub(crate) struct LifecycleLog {
     messages: SyncSender<Message>,
+    /// Of the sandboxes of which something was told since they were forgotten last.
+    told: Mutex<BTreeMap<SandboxId, Arc<AtomicBool>>>,
 }
 
 impl LifecycleLog {
@@ -43,7 +61,10 @@ impl LifecycleLog {
         thread::Builder::new()
             .name("lifecycle".to_owned())
             .spawn(move || write(&names, &arriving))?;
-        Ok(Self { messages })
+        Ok(Self {
+            messages,
+            told: Mutex::default(),
+        })
     }
 
     pub(crate) fn tell(&self, before: Option<&SandboxRecord>, after: &SandboxRecord) {
@@ -51,18 +72,43 @@ impl LifecycleLog {
         if lines.is_empty() {
             return;
         }
-        let message = Message::Lines(after.id.clone(), SystemTime::now(), lines);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = told.entry(after.id.clone()).or_default().clone();
+        drop(told);
+        let message = Message::Lines(Lines {
+            id: after.id.clone(),
+            time: SystemTime::now(),
+            lines,
+            forgotten,
+        });
         if self.messages.try_send(message).is_err() {
             tracing::warn!(sandbox = %after.id, "its log does not take what happens to it");
         }
     }
 
-    /// Returns when all that was told before is written, or when the disk does not answer.
-    pub(crate) async fn settle(&self) {
-        let (done, settled) = oneshot::channel();
-        if self.messages.try_send(Message::Settle(done)).is_ok() {
-            let _ = tokio::time::timeout(SETTLE, settled).await;
+    /// Lets nothing that was told of a sandbox be written from here on. Returns when what is being written has been, or when
+    /// the disk does not answer: what it still writes then is removed again.
+    pub(crate) async fn forget(&self, id: &SandboxId) {
+        self.drop_untold(id);
+        let _ = tokio::time::timeout(SETTLE, self.settle()).await;
+    }
+
+    fn drop_untold(&self, id: &SandboxId) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(forgotten) = told.remove(id) {
+            forgotten.store(true, Ordering::SeqCst);
         }
+    }
+
+    /// Returns when all that was told before is written.
+    async fn settle(&self) {
+        let (done, settled) = oneshot::channel();
+        let mut message = Message::Settle(done);
+        while let Err(TrySendError::Full(unsent)) = self.messages.try_send(message) {
+            message = unsent;
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        let _ = settled.await;
     }
 }
 
@@ -130,17 +176,30 @@ fn hint(failure: &Failure) -> Option<&'static str> {
 fn write(names: &Names, messages: &Receiver<Message>) {
     for message in messages {
         match message {
-            Message::Lines(id, time, lines) => {
-                let dir = names.logs(&id).join(FOLDER);
-                if let Err(error) = append(&dir, time, &lines) {
-                    tracing::warn!(sandbox = %id, %error, "its log does not take what happens to it");
-                }
+            Message::Lines(told) => {
+                let dir = names.logs(&told.id).join(FOLDER);
+                write_one(&dir, &told);
             }
             Message::Settle(done) => {
                 // Who asked may have stopped waiting.
                 let _ = done.send(());
             }
         }
+    }
+}
+
+fn write_one(dir: &Path, told: &Lines) {
+    let is_forgotten = || told.forgotten.load(Ordering::SeqCst);
+    if is_forgotten() {
+        return;
+    }
+    if let Err(error) = append(dir, told.time, &told.lines) {
+        tracing::warn!(sandbox = %told.id, %error, "its log does not take what happens to it");
+    }
+    // Nobody but this thread writes here, so it is what was just made.
+    if is_forgotten() && fs::remove_dir_all(dir).is_ok() {
+        // The logs of containers are in it, if there are any.
+        let _ = dir.parent().map(fs::remove_dir);
     }
 }
 
@@ -302,5 +361,42 @@ mod tests {
         let log = LifecycleLog::start(names).unwrap();
         log.tell(None, &record());
         log.settle().await;
+    }
+
+    #[test]
+    fn what_waits_for_the_disk_does_not_bring_back_the_log_of_a_sandbox_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names {
+            instance: InstanceId::parse("test").unwrap(),
+            cgroup_parent: String::new(),
+            run_dir: dir.path().join("run"),
+            log_dir: dir.path().join("log"),
+        };
+        // No thread takes what waits, as when the disk does not answer, and there is no room.
+        let (messages, arriving) = sync_channel(2);
+        let log = LifecycleLog {
+            messages,
+            told: Mutex::default(),
+        };
+        log.tell(None, &record());
+        log.tell(Some(&record()), &in_status(Status::Running, ""));
+        log.drop_untold(&record().id);
+        let Ok(Message::Lines(first)) = arriving.try_recv() else {
+            panic!("it was told");
+        };
+        log.tell(None, &record());
+        drop(log);
+        let folder = names.logs(&record().id);
+        write_one(&folder.join(FOLDER), &first);
+        assert!(!folder.exists());
+        // The one that has its id afterwards is told of.
+        write(&names, &arriving);
+        let path = folder.join(FOLDER).join(segment_name(0));
+        let bytes = fs::read(path).unwrap();
+        let Decoded::Record(only, length) = decode(&bytes[SEGMENT_HEADER..]) else {
+            panic!("there is a record");
+        };
+        assert_eq!(only.body, b"being created: ");
+        assert_eq!(SEGMENT_HEADER + length, bytes.len());
     }
 }

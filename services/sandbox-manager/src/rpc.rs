@@ -1,6 +1,7 @@
 //! The gRPC face: requests in, domain calls, answers out. Decides nothing about a sandbox.
 
 mod access;
+mod attach;
 mod catalog;
 mod copy;
 pub(crate) mod deadline;

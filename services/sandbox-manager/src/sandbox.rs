@@ -457,7 +457,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     async fn forget_logs(&self, verb: &str) -> Result<(), Failure> {
         if let Some(log) = self.shared.lifecycle.get() {
             // What is on its way would make the folder again.
-            log.settle().await;
+            log.forget(&self.id).await;
         }
         let forgotten = self.shared.node.runtime.forget_logs(&self.id);
         crash::around(&format!("{verb}/forget-logs"), forgotten)

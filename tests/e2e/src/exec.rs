@@ -1,4 +1,6 @@
-//! A caller of Exec, for tests: sends what it is told and keeps what comes back.
+//! A caller of Exec, for tests: sends what it is told and keeps what comes back. And what is left of programs.
+
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
@@ -6,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::TestNode;
+use crate::{TestNode, node::succeed};
 
 /// A program that runs.
 #[derive(Debug)]
@@ -121,4 +123,28 @@ impl Exec {
 /// Runs a program to its end.
 pub async fn run(node: &TestNode, start: v1::ExecStart) -> anyhow::Result<Said> {
     Exec::start(node, start).await?.finish().await
+}
+
+/// The folders of programs that run, or were left.
+pub fn pipes(node: &TestNode) -> Vec<PathBuf> {
+    let entries = fs::read_dir(node.home().join("run/exec"));
+    let entries = entries.into_iter().flatten().flatten();
+    entries.map(|it| it.path()).collect()
+}
+
+/// What runs in a container, by its command lines, as containerd lists it.
+pub fn processes(node: &TestNode, container: &str) -> anyhow::Result<Vec<String>> {
+    let mut ctr = node.command("ctr");
+    ctr.args(["t", "ps", container]);
+    let listed = succeed(ctr)?;
+    let pids = listed
+        .lines()
+        .skip(1)
+        .filter_map(|it| it.split_whitespace().next());
+    let line = |pid: &str| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let words = line.split(|it| *it == 0).map(String::from_utf8_lossy);
+        Some(words.collect::<Vec<_>>().join(" ").trim().to_owned())
+    };
+    Ok(pids.filter_map(line).filter(|it| !it.is_empty()).collect())
 }

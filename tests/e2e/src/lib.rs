@@ -11,5 +11,6 @@ pub mod pacer;
 pub mod packets;
 pub mod registry;
 pub mod specs;
+pub mod terminal;
 
 pub use node::TestNode;

@@ -1,19 +1,25 @@
 //! Programs that are run beside a container's own, on a real node.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
 use berth_e2e::{
     TestNode,
-    exec::{Exec, Said, run, shell},
+    exec::{Exec, Said, pipes, processes, run, shell},
     node::eventually,
     specs,
 };
 use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
 use tonic_types::StatusExt as _;
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// So many looks in a row see the same of what has come to rest. Each is a program of its own, beside which much more than a
+/// MiB is written by one that does not rest.
+const LOOKS_AT_REST: u32 = 10;
+/// The container of the sandbox `web`.
+const WEB: &str = "sandbox.web.app";
 
 /// A node with an idle sandbox `web`.
 async fn node() -> anyhow::Result<TestNode> {
@@ -32,33 +38,9 @@ async fn finish(node: TestNode) -> anyhow::Result<()> {
 
 async fn nothing_runs(node: &TestNode) -> anyhow::Result<()> {
     eventually("no pipes are left", LIMIT, async || pipes(node).is_empty()).await?;
-    let processes = processes(node, "web")?;
+    let processes = processes(node, WEB)?;
     ensure!(processes == ["sleep 3600"], "{processes:?}");
     Ok(())
-}
-
-/// The folders of programs that run, or were left.
-fn pipes(node: &TestNode) -> Vec<PathBuf> {
-    let entries = fs::read_dir(node.home().join("run/exec"));
-    let entries = entries.into_iter().flatten().flatten();
-    entries.map(|it| it.path()).collect()
-}
-
-/// What runs in the container `app`, by its command lines, as containerd lists it.
-fn processes(node: &TestNode, id: &str) -> anyhow::Result<Vec<String>> {
-    let mut ctr = node.command("ctr");
-    ctr.args(["t", "ps", &format!("sandbox.{id}.app")]);
-    let listed = berth_e2e::node::succeed(ctr)?;
-    let pids = listed
-        .lines()
-        .skip(1)
-        .filter_map(|it| it.split_whitespace().next());
-    let line = |pid: &str| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let words = line.split(|it| *it == 0).map(String::from_utf8_lossy);
-        Some(words.collect::<Vec<_>>().join(" ").trim().to_owned())
-    };
-    Ok(pids.filter_map(line).filter(|it| !it.is_empty()).collect())
 }
 
 fn manager_pid(node: &TestNode) -> anyhow::Result<String> {
@@ -209,6 +191,40 @@ async fn megabytes_of_input_come_through_and_their_end_is_seen() -> anyhow::Resu
 }
 
 #[tokio::test]
+async fn small_pieces_of_input_that_nobody_reads_wait_and_arrive() -> anyhow::Result<()> {
+    const PIECES: usize = 400_000;
+    let node = node().await?;
+    let line = "while ! test -e /tmp/go; do sleep 0.1; done; busybox wc -c";
+    let start = v1::ExecStart {
+        stdin: true,
+        ..shell("web", line)
+    };
+    let mut exec = Exec::start(&node, start).await?;
+    let sender = exec.sender().context("input is open")?;
+    exec.end_input();
+    let sent = Arc::new(Notify::new());
+    let telling = sent.clone();
+    let sending = tokio::spawn(async move {
+        for _ in 0..PIECES {
+            let action = Some(Action::Stdin(vec![7]));
+            if sender.send(v1::ExecRequest { action }).await.is_err() {
+                return;
+            }
+            telling.notify_one();
+        }
+    });
+    // Until no more of it goes anywhere.
+    let quiet = Duration::from_millis(500);
+    while tokio::time::timeout(quiet, sent.notified()).await.is_ok() {}
+    ensure!(!sending.is_finished(), "all of it went somewhere");
+    run(&node, shell("web", "touch /tmp/go")).await?;
+    let said = exec.finish().await?;
+    sending.await?;
+    ensure!(said.text() == format!("{PIECES}\n"), "{said:?}");
+    finish(node).await
+}
+
+#[tokio::test]
 async fn a_signal_does_not_wait_behind_input_that_nobody_reads() -> anyhow::Result<()> {
     let node = node().await?;
     let line = "trap 'echo caught' INT; echo ready; while :; do sleep 1; done";
@@ -251,12 +267,12 @@ async fn a_caller_that_goes_away_takes_its_program_along_with_all_of_its_session
     let mut exec = Exec::start(&node, shell("web", line)).await?;
     exec.until("ready").await?;
     ensure!(
-        processes(&node, "web")?.len() == 4,
+        processes(&node, WEB)?.len() == 4,
         "{:?}",
-        processes(&node, "web")?
+        processes(&node, WEB)?
     );
     drop(exec);
-    let alone = async || processes(&node, "web").is_ok_and(|it| it.len() == 1);
+    let alone = async || processes(&node, WEB).is_ok_and(|it| it.len() == 1);
     eventually("its processes are gone", LIMIT, alone).await?;
     finish(node).await
 }
@@ -283,13 +299,10 @@ async fn a_slow_reader_makes_the_program_wait_and_grows_nothing() -> anyhow::Res
         let said = run(&node, shell("web", &format!("cat {written} || echo 0"))).await?;
         Ok::<_, anyhow::Error>(said.text().trim().parse::<u32>()?)
     };
-    let mut last = progress().await?;
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+    let (mut last, mut looks) = (progress().await?, 0);
+    while looks < LOOKS_AT_REST {
         let now = progress().await?;
-        if now == last {
-            break;
-        }
+        looks = if now == last { looks + 1 } else { 0 };
         last = now;
     }
     let grown = resident()?.saturating_sub(before);
@@ -404,9 +417,9 @@ async fn of_200_programs_at_once_none_is_lost_and_none_is_left() -> anyhow::Resu
     nothing_runs(&node).await?;
     for id in ids {
         ensure!(
-            processes(&node, id)?.len() == 1,
+            processes(&node, &format!("sandbox.{id}.app"))?.len() == 1,
             "{:?}",
-            processes(&node, id)?
+            processes(&node, &format!("sandbox.{id}.app"))?
         );
     }
     let closed = async || open_files(&node).is_ok_and(|it| it <= before + 2);
@@ -428,7 +441,7 @@ async fn a_manager_that_is_killed_leaves_no_program_when_it_is_back() -> anyhow:
         execs.push(exec);
     }
     ensure!(
-        processes(&node, "web")?.len() == 41 && pipes(&node).len() == 20,
+        processes(&node, WEB)?.len() == 41 && pipes(&node).len() == 20,
         "20 run"
     );
     node.kill_manager()?;
@@ -443,7 +456,7 @@ async fn a_manager_that_is_killed_leaves_no_program_when_it_is_back() -> anyhow:
 }
 
 async fn nothing_runs_alone(node: &TestNode) -> anyhow::Result<()> {
-    let alone = async || processes(node, "web").is_ok_and(|it| it.len() == 1);
+    let alone = async || processes(node, WEB).is_ok_and(|it| it.len() == 1);
     eventually("programs of before are gone", LIMIT, alone).await?;
     eventually("their pipes are gone", LIMIT, async || {
         pipes(node).is_empty()
@@ -473,9 +486,9 @@ async fn a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused() 
     node.signal_manager("-TERM", LIMIT)?;
     ensure!(first.finish().await.is_err(), "its end was not its own");
     ensure!(
-        processes(&node, "web")?.len() == 1,
+        processes(&node, WEB)?.len() == 1,
         "{:?}",
-        processes(&node, "web")?
+        processes(&node, WEB)?
     );
     ensure!(pipes(&node).is_empty(), "{:?}", pipes(&node));
     node.up().await?;

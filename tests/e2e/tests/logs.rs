@@ -137,20 +137,25 @@ async fn fifty_followers_of_one_log_each_get_every_line_once() -> anyhow::Result
             })
         })
         .collect();
-    let mut until = async |hundreds: usize| {
+    let mut until_for = async |hundreds: usize, limit| {
         let reached = seen.wait_for(|count| *count >= hundreds * FOLLOWERS);
-        tokio::time::timeout(LIMIT, reached).await.map(drop)
+        tokio::time::timeout(limit, reached).await.map(drop)
     };
-    until(1).await.context("all follow")?;
+    until_for(1, LIMIT).await.context("all follow")?;
     let quiet = cpu_millis(&node)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(
+        until_for(2, Duration::from_secs(3)).await.is_err(),
+        "nothing was written"
+    );
     let begun = cpu_millis(&node)?;
     for round in 2..=40_usize {
         log.lines(100)?;
         if round.is_multiple_of(10) {
             log.rotate()?;
         }
-        until(round).await.context("all have the lines")?;
+        until_for(round, LIMIT)
+            .await
+            .context("all have the lines")?;
     }
     let done = cpu_millis(&node)?;
     eprintln!(

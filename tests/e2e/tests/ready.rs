@@ -11,6 +11,7 @@ use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, Protocol, SandboxStatus, probe::Check};
 use berth_e2e::{
     TestNode,
+    exec::{pipes, processes},
     node::{eventually, obtained, succeed},
     specs::{millis, shell, spec},
 };
@@ -279,6 +280,107 @@ async fn a_probe_decides_beside_the_ports_and_takes_running_back() -> anyhow::Re
     })
     .await?;
     ensure!(node.delete("web").await?);
+    node.assert_clean().await?;
+    node.finish()
+}
+
+/// A sandbox whose probe is this line.
+fn asked(line: &str) -> v1::SandboxSpec {
+    let mut it = spec([shell("web", "exec sleep 3600", &[])]);
+    it.containers[0].readiness_probe = Some(v1::Probe {
+        check: Some(Check::Exec(v1::ExecProbe {
+            command: ["sh", "-c", line].map(str::to_owned).into(),
+        })),
+        period: millis(200),
+        timeout: millis(1000),
+        failure_threshold: 2,
+        ..v1::Probe::default()
+    });
+    it
+}
+
+#[tokio::test]
+async fn a_program_decides_when_it_is_ready_and_takes_it_back() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    let line = "echo tried >> /tmp/tries; test -e /tmp/ready || { echo no database; exit 9; }";
+    let mut never = asked(line);
+    never.port_wait_timeout = millis(1000);
+    let told = Told::of(node.create("never", never).await)?;
+    ensure!(told.reason == "PROBE_FAILED", "{}", told.message);
+    for part in [
+        "container web",
+        "the program sh",
+        "exit code 9: no database",
+    ] {
+        ensure!(told.message.contains(part), "{part}: {}", told.message);
+    }
+
+    let mut patient = asked(line);
+    patient.port_wait_timeout = millis(30_000);
+    node.accept("web", patient).await?;
+    let web = "sandbox.web.web";
+    let tried = || async { inside(&node, web, "test $(grep -c tried /tmp/tries) -ge 3") };
+    obtained("it was asked three times", SOON, tried).await?;
+    let pending = node.get("web").await?;
+    ensure!(pending.status() == SandboxStatus::Pending, "{pending:?}");
+    inside(&node, web, "touch /tmp/ready")?;
+    until(&node, "web", "it is ready", |it| {
+        it.status() == SandboxStatus::Running && it.reason.is_empty()
+    })
+    .await?;
+
+    inside(&node, web, "rm /tmp/ready")?;
+    let lost = until(&node, "web", "it is not ready", |it| {
+        it.status() == SandboxStatus::NotReady
+    })
+    .await?;
+    ensure!(lost.reason == "PROBE_FAILED", "{lost:?}");
+    ensure!(
+        lost.message.contains("exit code 9: no database"),
+        "{lost:?}"
+    );
+    inside(&node, web, "touch /tmp/ready")?;
+    until(&node, "web", "it is ready again", |it| {
+        it.status() == SandboxStatus::Running
+    })
+    .await?;
+    ensure!(node.delete("web").await?);
+    node.assert_clean().await?;
+    node.finish()
+}
+
+#[tokio::test]
+async fn a_probe_that_hangs_is_ended_and_leaves_no_process_and_no_pipe() -> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    // SIGHUP does not end it.
+    let line = "test -e /tmp/well && exit; trap '' HUP; sleep 7777 & exec sleep 7777";
+    let mut spec = asked(line);
+    spec.port_wait_timeout = millis(30_000);
+    node.accept("web", spec).await?;
+    let web = "sandbox.web.web";
+    let hanging =
+        || processes(&node, web).map(|it| it.iter().filter(|it| *it == "sleep 7777").count());
+    let hangs = async || hanging().is_ok_and(|it| it == 2);
+    eventually("the probe hangs", SOON, hangs).await?;
+    inside(&node, web, "touch /tmp/well")?;
+    // The next try begins when the one before it has left nothing.
+    until(&node, "web", "it is ready", |it| {
+        it.status() == SandboxStatus::Running
+    })
+    .await?;
+    ensure!(hanging()? == 0, "{:?}", processes(&node, web)?);
+
+    inside(&node, web, "rm /tmp/well")?;
+    let lost = until(&node, "web", "it is not ready", |it| {
+        it.status() == SandboxStatus::NotReady
+    })
+    .await?;
+    ensure!(lost.message.contains("no end within 1000 ms"), "{lost:?}");
+
+    // One that hangs holds up no Delete.
+    eventually("the probe hangs", SOON, hangs).await?;
+    ensure!(node.delete("web").await?);
+    eventually("no pipes are left", SOON, async || pipes(&node).is_empty()).await?;
     node.assert_clean().await?;
     node.finish()
 }

@@ -20,9 +20,9 @@ use crate::{
 };
 
 const WAITING: usize = 4;
-const CHUNK_BYTES: usize = 16 << 10;
+pub(super) const CHUNK_BYTES: usize = 16 << 10;
 /// What is sent and not taken: with no more of it no signal waits behind the input.
-const WINDOW_BYTES: u64 = 256 << 10;
+pub(super) const WINDOW_BYTES: u64 = 256 << 10;
 /// So many Ctrl-C end the call also where the program takes no notice.
 const INTERRUPTS_MAX: u32 = 3;
 const SIGINT: u32 = 2;
@@ -63,7 +63,7 @@ pub(super) async fn run(session: &Session, args: Exec) -> Result<u8, Failure> {
     let request = session.request(ReceiverStream::new(receiver));
     let answers = tokio::select! {
         answers = client.exec(request) => answers?.into_inner(),
-        code = signals.before_it_began() => return Ok(code),
+        code = signals.ending() => return Ok(code),
     };
     let raw = (tty && interactive && has_terminal)
         .then(Raw::enter)
@@ -153,7 +153,7 @@ fn message(action: Action) -> v1::ExecRequest {
     }
 }
 
-struct Signals {
+pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
@@ -161,7 +161,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> std::io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -170,8 +170,8 @@ impl Signals {
         })
     }
 
-    /// Returns the exit code of this command when a signal ends it before the program has begun.
-    async fn before_it_began(&mut self) -> u8 {
+    /// Waits for a signal that ends this command, and returns the exit code then.
+    pub(super) async fn ending(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 128 + 2,
             _ = self.terminate.recv() => 128 + SIGTERM,
@@ -179,27 +179,88 @@ impl Signals {
         }
     }
 
-    /// Brings Ctrl-C and new sizes to the program, and returns when a signal is for this command.
+    /// Brings Ctrl-C and new sizes to the program, and returns when a signal is for this command: also while there is no room
+    /// for what it has to say.
     async fn hand_on(&mut self, requests: &mpsc::Sender<v1::ExecRequest>, tty: bool) -> u8 {
-        let mut interrupts = 0;
+        let (mut interrupts, mut resized, mut handed_on) = (0, false, 0);
         loop {
-            let action = tokio::select! {
+            let waits = resized || handed_on < interrupts;
+            tokio::select! {
+                biased;
+                _ = self.terminate.recv() => return 128 + SIGTERM,
+                _ = self.hang_up.recv() => return 128 + SIGHUP,
                 _ = self.interrupt.recv() => {
                     interrupts += 1;
                     if interrupts == INTERRUPTS_MAX {
                         return 128 + 2;
                     }
-                    Action::Signal(v1::ExecSignal { number: SIGINT })
                 }
-                _ = self.resize.recv() => match terminal::size() {
-                    Some(size) if tty => Action::Resize(size),
-                    Some(_) | None => continue,
-                },
-                _ = self.terminate.recv() => return 128 + SIGTERM,
-                _ = self.hang_up.recv() => return 128 + SIGHUP,
-            };
-            // One that does not take it has ended, which is told elsewhere.
-            let _ = requests.send(message(action)).await;
+                _ = self.resize.recv(), if tty => resized = true,
+                room = requests.reserve(), if waits => {
+                    let action = if handed_on < interrupts {
+                        handed_on += 1;
+                        Some(Action::Signal(v1::ExecSignal { number: SIGINT }))
+                    } else {
+                        resized = false;
+                        terminal::size().map(Action::Resize)
+                    };
+                    // One that does not take it has ended, which is told elsewhere.
+                    if let (Ok(room), Some(action)) = (room, action) {
+                        room.send(message(action));
+                    }
+                }
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rustix::process::{Signal as Number, getpid, kill_process};
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn interrupt() {
+        kill_process(getpid(), Number::INT).unwrap();
+    }
+
+    /// One test, since all of this process get its signals.
+    #[tokio::test]
+    async fn two_interrupts_reach_the_program_and_the_third_ends_the_call_whatever_is_taken() {
+        let mut signals = Signals::listen().unwrap();
+        let (requests, mut taken) = mpsc::channel(1);
+        let program = async {
+            for _ in 0..2 {
+                interrupt();
+                let signal = v1::ExecSignal { number: SIGINT };
+                assert_eq!(taken.recv().await, Some(message(Action::Signal(signal))));
+            }
+            interrupt();
+        };
+        let both = async { tokio::join!(signals.hand_on(&requests, false), program) };
+        let (code, ()) = tokio::time::timeout(PATIENCE, both).await.unwrap();
+        assert_eq!(code, 130);
+
+        let mut signals = Signals::listen().unwrap();
+        let stuck = message(Action::StdinEnd(v1::StdinEnd {}));
+        requests.try_send(stuck).unwrap();
+        let interrupting = async {
+            loop {
+                interrupt();
+                tokio::task::yield_now().await;
+            }
+        };
+        let both = async {
+            tokio::select! {
+                code = signals.hand_on(&requests, false) => code,
+                () = interrupting => unreachable!(),
+            }
+        };
+        let code = tokio::time::timeout(PATIENCE, both).await.unwrap();
+        assert_eq!(code, 130);
     }
 }

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 
-use manager::{SANDBOXES, ScriptedManager};
+use manager::{CHATTER_BYTES, CHATTER_WORDS, SANDBOXES, ScriptedManager};
 
 /// A program that has not ended by then never will.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -190,6 +190,44 @@ async fn exec_carries_input_and_output_and_ends_with_the_code_of_the_program() {
     assert!(exec.stderr.contains("not well\n"), "{}", exec.stderr);
     let no_terminal = "Unable to use a TTY - input is not a terminal or the right kind of file\n";
     assert!(exec.stderr.contains(no_terminal), "{}", exec.stderr);
+}
+
+#[tokio::test]
+async fn attach_prints_what_is_said_and_ends_as_the_container_does() {
+    let attach = Node::start().run(&["attach", "web"]).await;
+    assert_eq!(
+        (attach.code, attach.stdout.as_str()),
+        (Some(5), "said before\n")
+    );
+}
+
+#[tokio::test]
+async fn an_interrupt_does_not_wait_for_a_container_to_be_attached_to() {
+    let node = Node::start();
+    let child = { node.berth(&["attach", "slow"]) }.spawn().expect("berth");
+    node.manager.chatted.notified().await;
+    let pid = child.id().expect("it runs").to_string();
+    let interrupt = Command::new("kill").args(["-INT", &pid]).status().await;
+    assert!(interrupt.expect("kill").success());
+    assert_eq!(ended(child.wait_with_output()).await.code, Some(130));
+}
+
+#[tokio::test]
+async fn many_small_words_wait_for_who_reads_them_late() {
+    let node = Node::start();
+    let exec = node.berth(&["exec", "web", "--", "chatter"]);
+    let child = { exec }.spawn().expect("berth");
+    node.manager.chatted.notified().await;
+    // Nobody reads, until no more of it goes anywhere.
+    let quiet = Duration::from_millis(300);
+    let more = async || tokio::time::timeout(quiet, node.manager.chatted.notified()).await;
+    while more().await.is_ok() {}
+    let exec = ended(child.wait_with_output()).await;
+    let said = exec.stdout.len();
+    assert_eq!(
+        (exec.code, said, exec.stderr.as_str()),
+        (Some(0), CHATTER_WORDS * CHATTER_BYTES, "")
+    );
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// How many sandboxes it has.
 pub(crate) const SANDBOXES: u32 = 250;
 
+pub(crate) const CHATTER_WORDS: usize = 40_000;
+pub(crate) const CHATTER_BYTES: usize = 100;
+
 type Answer<T> = Result<Response<T>, Status>;
 type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -25,6 +28,8 @@ pub(crate) struct ScriptedManager {
     pub(crate) created: Arc<Mutex<Vec<v1::CreateRequest>>>,
     pub(crate) watched_from: Arc<Mutex<Vec<u64>>>,
     pub(crate) logs_asked: Arc<Mutex<Vec<v1::StreamLogsRequest>>>,
+    /// A word of `chatter` was taken from it, or a call came that takes for ever.
+    pub(crate) chatted: Arc<tokio::sync::Notify>,
 }
 
 fn sandbox(id: &str) -> v1::Sandbox {
@@ -36,6 +41,25 @@ fn sandbox(id: &str) -> v1::Sandbox {
             subnet: "berth0".to_owned(),
         }],
         ..Default::default()
+    }
+}
+
+impl ScriptedManager {
+    fn chatter(&self) -> impl Stream<Item = Result<v1::ExecResponse, Status>> + use<> {
+        use v1::exec_response::Event;
+        let chatted = self.chatted.clone();
+        let words = stream::iter(0..CHATTER_WORDS).then(move |_| {
+            chatted.notify_one();
+            async {
+                // Each is a message of its own on its way.
+                tokio::task::yield_now().await;
+                Event::Stdout(vec![b'x'; CHATTER_BYTES])
+            }
+        });
+        let started = stream::iter([Event::Started(v1::ExecStarted::default())]);
+        let ended = stream::iter([Event::Ended(v1::ExecEnded::default())]);
+        let all = started.chain(words).chain(ended);
+        all.map(|event| Ok(v1::ExecResponse { event: Some(event) }))
     }
 }
 
@@ -254,9 +278,39 @@ impl sandboxes::SandboxService for ScriptedManager {
         Ok(Response::new(stream::iter(responses).boxed()))
     }
 
+    type AttachStream = Events<v1::AttachResponse>;
+
+    /// The container of the sandbox `slow` takes for ever.
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Answer<Self::AttachStream> {
+        use v1::{attach_request::Action, attach_response::Event};
+        let first = request.into_inner().message().await?;
+        let Some(Action::Start(start)) = first.and_then(|it| it.action) else {
+            return Err(Status::invalid_argument("no start"));
+        };
+        if start.id == "slow" {
+            self.chatted.notify_one();
+            std::future::pending::<()>().await;
+        }
+        let ended = v1::AttachEnded {
+            exit_code: 5,
+            ..Default::default()
+        };
+        let events = [
+            Event::Started(v1::AttachStarted::default()),
+            Event::Stdout(b"said before\n".to_vec()),
+            Event::Ended(ended),
+        ];
+        let answers = events.map(|event| Ok(v1::AttachResponse { event: Some(event) }));
+        Ok(Response::new(stream::iter(answers).boxed()))
+    }
+
     type ExecStream = Events<v1::ExecResponse>;
 
-    /// Says what it was asked to run and all input, and ends with the number that the program is called.
+    /// Says what it was asked to run and all input, and ends with the number that the program is called. The one called `chatter`
+    /// says much in small pieces.
     async fn exec(&self, request: Request<Streaming<v1::ExecRequest>>) -> Answer<Self::ExecStream> {
         use v1::{exec_request::Action, exec_response::Event};
         let mut requests = request.into_inner();
@@ -264,6 +318,9 @@ impl sandboxes::SandboxService for ScriptedManager {
         let Some(Action::Start(start)) = first else {
             return Err(Status::invalid_argument("no start"));
         };
+        if start.argv[0] == "chatter" {
+            return Ok(Response::new(self.chatter().boxed()));
+        }
         let Ok(exit_code) = start.argv[0].parse() else {
             let mut details = ErrorDetails::new();
             let why = [("why".to_owned(), "not_found".to_owned())];

@@ -2,6 +2,12 @@
 
 use tonic::transport::{Channel, Endpoint};
 
+/// What a call may have sent that nobody has read yet, on each side. HTTP/2 counts small messages that wait as a flood, and
+/// ends the whole connection for it, beyond a budget that follows from the window of the connection: one call, of whatever
+/// messages, stays far below it.
+pub const CALL_WINDOW_BYTES: u32 = 64 << 10;
+pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     #[error("address `{address}` must be `unix:/path`, `/path` or `http://host:port`")]
@@ -25,6 +31,8 @@ pub async fn connect(address: &str) -> Result<Channel, ConnectError> {
     };
     let endpoint = Endpoint::try_from(uri).map_err(|_| malformed())?;
     endpoint
+        .initial_stream_window_size(CALL_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .connect()
         .await
         .map_err(|source| ConnectError::Unreachable {

@@ -540,8 +540,9 @@ impl Check {
         let name = self.take(of("name"), ContainerName::parse(&it.name));
         let image = self.take(of("image"), ImageRef::parse(&it.image));
         self.unsupported(of("privileged"), it.privileged);
-        self.unsupported(of("tty"), it.tty);
-        self.unsupported(of("stdin"), it.stdin);
+        if it.stdin && !it.tty {
+            self.wrong(of("stdin"), "needs `tty`");
+        }
         self.unsupported(of("mounts"), !it.mounts.is_empty());
         self.text(&of("command"), &it.command, COMMAND_MAX);
         if !it.command.is_empty() && !it.args.is_empty() {
@@ -602,6 +603,8 @@ impl Check {
             env: it.env,
             ports,
             oom_score: it.oom_score,
+            tty: it.tty,
+            stdin: it.stdin,
             config_files,
             shutdown_timeout,
             resources,

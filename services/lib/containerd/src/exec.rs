@@ -1,17 +1,12 @@
 //! A program beside a container's own, from its start to its removal. Its input and output are pipes of ours that the shim
 //! copies; who does not read makes the program wait. Nothing here waits for a shim without a limit.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::OnceLock,
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use berth_domain::{Role, SandboxId, TaskSeen, names};
 use berth_platform::{
-    EXEC_CHUNK_BYTES, EXEC_WINDOW_BYTES, ExecCommand, ExecError, ExecExit, ExecInput, ExecIo,
-    ExecOutput, RuntimeError, TerminalSize,
+    EXEC_WINDOW_BYTES, ExecCommand, ExecError, ExecExit, ExecInput, ExecIo, ExecOutput,
+    RuntimeError, TerminalSize,
 };
 use bytes::{Buf as _, BytesMut};
 use containerd_client::services::v1::{
@@ -21,17 +16,15 @@ use containerd_client::services::v1::{
 use prost_types::Any;
 use rustix::process::Signal;
 use tokio::{
-    io::AsyncReadExt as _,
-    net::unix::pipe::Receiver,
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
-use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::{
     Containerd,
     client::{CallError, found},
+    drain::{End, pump},
     ending::KILLED,
     fifos::{self, Fifos, Stdin},
     files,
@@ -45,11 +38,6 @@ use crate::{
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// Between SIGHUP and SIGKILL, for a program whose caller has gone.
 const HANG_UP_GRACE: Duration = Duration::from_secs(2);
-/// What may come after the end of the program is what others hold open: so long a silence, so long a time and so much of
-/// it are waited for. What the program wrote itself is in a few pipes by then, and they are read at once.
-const QUIET: Duration = Duration::from_secs(2);
-const DRAIN: Duration = Duration::from_secs(10);
-const DRAIN_BYTES: usize = 4 << 20;
 /// How long the end of a container may take to be seen when a program in it was killed.
 const CONTAINER_END: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_millis(500);
@@ -109,6 +97,48 @@ impl Containerd {
             container_ended: exit.container_ended || self.has_ended(&exec, exit.code).await,
             ..exit
         })
+    }
+
+    pub(crate) async fn run_attach(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        io: ExecIo,
+    ) -> Result<Option<u32>, ExecError> {
+        let container = names::container_id(id, role);
+        if self.task(&container).await? != TaskSeen::Running {
+            return Err(ExecError::NotRunning { container });
+        }
+        let stdin = match role {
+            Role::App(name) => {
+                let path = self.stdin_of(id, name);
+                blocking(move || Stdin::open(&path)).await
+            }
+            Role::Pause => Err(io::ErrorKind::NotFound.into()),
+        };
+        let stdin = match stdin {
+            Ok(stdin) => stdin,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Stdin::Closed,
+            Err(error) => return Err(node("opening a container's input", error).into()),
+        };
+        // Without an id it is the container's own program.
+        let exec = Exec {
+            cgroup: self.names().container_cgroup(id, role),
+            folder: PathBuf::new(),
+            exec_id: String::new(),
+            container,
+        };
+        let ExecIo { input, output } = io;
+        let feeding = async {
+            self.feed(&exec, None, stdin, input, &output).await;
+            std::future::pending::<()>().await;
+        };
+        let status = tokio::select! {
+            status = self.wait_for_exec(&exec) => status.unwrap_or(KILLED_STATUS),
+            () = feeding => return Ok(None),
+            () = output.closed() => return Ok(None),
+        };
+        Ok(Some(status))
     }
 
     /// Ends what former processes of this instance have left running.
@@ -298,7 +328,8 @@ impl Containerd {
         };
         let ended = async { tokio::join!(ending, reading) };
         let feeding = async {
-            self.feed(exec, leader, fifos.stdin, input, &output).await;
+            let stdin = fifos.stdin.unwrap_or(Stdin::Closed);
+            self.feed(exec, Some(leader), stdin, input, &output).await;
             std::future::pending().await
         };
         let (status, whole) = tokio::select! {
@@ -313,16 +344,16 @@ impl Containerd {
         })
     }
 
-    /// Brings the program what its caller sends, until there is nothing more to come.
+    /// Brings the program what its caller sends, until there is nothing more to come. Without a leader it is the container's
+    /// own program, whose input outlives its callers.
     async fn feed(
         &self,
         exec: &Exec,
-        leader: u32,
-        stdin: Option<Stdin>,
+        leader: Option<u32>,
+        mut stdin: Stdin,
         mut input: mpsc::Receiver<ExecInput>,
         output: &mpsc::Sender<ExecOutput>,
     ) {
-        let mut stdin = stdin.unwrap_or(Stdin::Closed);
         let mut queue = BytesMut::new();
         let (mut over, mut complete) = (false, false);
         let (mut taken, mut told) = (0_u64, 0_u64);
@@ -336,7 +367,9 @@ impl Containerd {
                     Some(ExecInput::End) => complete = true,
                     Some(ExecInput::Resize(size)) => self.resize_exec(exec, size).await,
                     Some(ExecInput::Signal(number)) => {
-                        self.signal_exec(exec, leader, number).await;
+                        if let Some(leader) = leader {
+                            self.signal_exec(exec, leader, number).await;
+                        }
                     }
                     None => (over, complete) = (true, true),
                 },
@@ -359,7 +392,7 @@ impl Containerd {
                 },
                 else => return,
             }
-            if complete && queue.is_empty() && !stdin.is_closed() {
+            if complete && queue.is_empty() && !stdin.is_closed() && leader.is_some() {
                 self.end_input(exec, &mut stdin).await;
             }
         }
@@ -565,137 +598,11 @@ impl Containerd {
             sleep(Duration::from_millis(20)).await;
         }
         let folder = exec.folder.clone();
-        let removed = blocking(move || remove_folder(&folder)).await;
+        let removed = blocking(move || files::remove(&folder)).await;
         removed.map_err(|it| node("removing pipes", it))
     }
 }
 
-fn remove_folder(folder: &Path) -> io::Result<()> {
-    files::remove(folder)
-}
-
 fn count(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
-}
-
-/// When the program has ended.
-#[derive(Debug, Default)]
-struct End {
-    token: CancellationToken,
-    at: OnceLock<Instant>,
-}
-
-impl End {
-    fn has_come(&self) {
-        let _ = self.at.set(Instant::now());
-        self.token.cancel();
-    }
-
-    /// Sleeps from then on.
-    async fn and_then(&self, time: Duration) {
-        self.token.cancelled().await;
-        sleep(time).await;
-    }
-}
-
-/// Reads a pipe to its end, and returns whether it came to it.
-async fn pump(
-    mut pipe: Receiver,
-    wrap: impl Fn(Vec<u8>) -> ExecOutput,
-    output: &mpsc::Sender<ExecOutput>,
-    end: &End,
-) -> bool {
-    let (mut waited, mut late_bytes) = (Duration::ZERO, 0);
-    loop {
-        let mut chunk = Vec::with_capacity(EXEC_CHUNK_BYTES);
-        let begun = Instant::now();
-        let patience = QUIET.min(DRAIN.saturating_sub(waited));
-        let read = tokio::select! {
-            biased;
-            read = pipe.read_buf(&mut chunk) => read,
-            () = end.and_then(patience) => return false,
-        };
-        if let Some(at) = end.at.get() {
-            // The time in which the caller does not read is not the program's.
-            waited += begun.max(*at).elapsed();
-            late_bytes += chunk.len();
-        }
-        match read {
-            Ok(1..) if late_bytes > DRAIN_BYTES || waited >= DRAIN => return false,
-            Ok(1..) if output.send(wrap(chunk)).await.is_ok() => {}
-            Ok(0) => return true,
-            Ok(_) | Err(_) => return false,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use tokio::io::AsyncWriteExt as _;
-
-    use super::*;
-
-    /// What a pipe says on which `write` has written, read to its end or as long as is waited for it.
-    async fn read(
-        write: impl AsyncFnOnce(tokio::net::unix::pipe::Sender, &End),
-        slowly: Option<Duration>,
-    ) -> (usize, bool) {
-        let dir = tempfile::tempdir().unwrap();
-        let fifos = Fifos::make(dir.path().join("a"), false, true).unwrap();
-        let options = tokio::net::unix::pipe::OpenOptions::new();
-        let writer = options.open_sender(fifos.path("stdout")).unwrap();
-        fs::remove_dir_all(dir.path()).unwrap();
-        let end = End::default();
-        let (output, mut taken) = mpsc::channel(1);
-        let reading = async {
-            let output = output;
-            pump(fifos.stdout, ExecOutput::Stdout, &output, &end).await
-        };
-        let taking = async {
-            let mut bytes = 0;
-            while let Some(word) = taken.recv().await {
-                if let ExecOutput::Stdout(it) = word {
-                    bytes += it.len();
-                }
-                if let Some(time) = slowly {
-                    sleep(time).await;
-                }
-            }
-            bytes
-        };
-        let ((), whole, bytes) = tokio::join!(write(writer, &end), reading, taking);
-        (bytes, whole)
-    }
-
-    #[tokio::test]
-    async fn what_was_written_before_the_end_is_read_however_slowly_it_is_taken() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
-            writer.write_all(&[7; 200_000]).await.unwrap();
-            end.has_come();
-        };
-        let slowly = Some(Duration::from_millis(250));
-        assert_eq!(read(write, slowly).await, (200_000, true));
-    }
-
-    #[tokio::test]
-    async fn a_pipe_that_is_held_open_is_waited_for_only_as_long_as_it_is_told() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
-            writer.write_all(b"last words").await.unwrap();
-            end.has_come();
-            sleep(QUIET * 2).await;
-        };
-        assert_eq!(read(write, None).await, (10, false));
-    }
-
-    #[tokio::test]
-    async fn what_is_written_for_ever_is_cut() {
-        let write = async |mut writer: tokio::net::unix::pipe::Sender, end: &End| {
-            end.has_come();
-            while writer.write_all(&[7; 65_536]).await.is_ok() {}
-        };
-        let (bytes, whole) = read(write, None).await;
-        assert!(!whole && bytes <= DRAIN_BYTES, "{bytes}");
-    }
 }

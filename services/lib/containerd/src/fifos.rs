@@ -112,8 +112,19 @@ pub(crate) enum Stdin {
     Closed,
 }
 
+/// Makes a pipe for input that outlives this process: the shim that reads it holds both of its ends. One that is there is
+/// as good.
+pub(crate) fn make_lasting(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    match mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Err(rustix::io::Errno::EXIST) => Ok(()),
+        made => Ok(made?),
+    }
+}
+
 impl Stdin {
-    fn open(path: &Path) -> io::Result<Self> {
+    /// Opens a pipe that is there.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
         // To open the writing end alone is refused while nobody reads.
         let both = fs::File::options()
@@ -201,13 +212,13 @@ mod tests {
             assert!(stdin.is_closed());
         };
         let reading = async {
-            tokio::time::sleep(Duration::from_millis(20)).await;
             let mut reader = OpenOptions::new().open_receiver(path).unwrap();
             let mut all = vec![];
             reader.read_to_end(&mut all).await.unwrap();
             all.len()
         };
-        let ((), read) = tokio::join!(writing, reading);
+        // It is written to before there is a reader.
+        let ((), read) = tokio::join!(biased; writing, reading);
         assert_eq!(read, 300_000);
     }
 

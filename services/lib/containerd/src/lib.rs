@@ -5,6 +5,7 @@ mod archive;
 mod bundles;
 mod client;
 mod content;
+mod drain;
 mod ending;
 mod exec;
 mod exits;

@@ -11,7 +11,9 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
+use berth_domain::{
+    ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
+};
 use berth_platform::{
     ArchiveLimits, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
     ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
@@ -32,7 +34,7 @@ use crate::{
     client::{CallError, Client, found, made, within},
     content::delete_lease,
     ending::SIGTERM,
-    exits, files,
+    exits, fifos, files,
     heat::Heat,
     holders,
     images::{Known, blocking, time},
@@ -153,6 +155,12 @@ impl Containerd {
     pub(crate) fn next_exec_id(&self) -> String {
         let number = self.0.execs.fetch_add(1, Ordering::Relaxed);
         format!("{}{number}", self.exec_id_prefix())
+    }
+
+    /// The pipe of a container's input. It goes with the sandbox's folder.
+    pub(crate) fn stdin_of(&self, id: &SandboxId, container: &ContainerName) -> PathBuf {
+        let folder = self.names().files(id).join("stdin");
+        folder.join(container.as_str())
     }
 
     pub(crate) fn places(&self, id: &SandboxId, role: &Role) -> Places {
@@ -414,6 +422,19 @@ impl Runtime for Containerd {
         } else {
             self.mounts(&container).await?
         };
+        let (mut terminal, mut stdin) = (false, String::new());
+        if let Role::App(name) = role
+            && let Some(wanted) = sandbox.spec.container(name)
+        {
+            terminal = wanted.tty;
+            if wanted.stdin {
+                let path = self.stdin_of(id, name);
+                stdin = path.display().to_string();
+                blocking(move || fifos::make_lasting(&path))
+                    .await
+                    .map_err(|it| node("making the pipe of a container's input", it))?;
+            }
+        }
         let output = match role {
             Role::Pause => String::new(),
             Role::App(name) => {
@@ -428,8 +449,10 @@ impl Runtime for Containerd {
         let request = CreateTaskRequest {
             container_id: container.clone(),
             rootfs,
+            stdin,
             stdout: output.clone(),
-            stderr: output,
+            stderr: if terminal { String::new() } else { output },
+            terminal,
             ..CreateTaskRequest::default()
         };
         let client = self.client();
@@ -711,6 +734,15 @@ impl Runtime for Containerd {
         io: ExecIo,
     ) -> Result<ExecExit, ExecError> {
         self.run_exec(id, role, command, io).await
+    }
+
+    async fn attach(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        io: ExecIo,
+    ) -> Result<Option<u32>, ExecError> {
+        self.run_attach(id, role, io).await
     }
 
     async fn end_former_execs(&self) -> Result<usize, RuntimeError> {

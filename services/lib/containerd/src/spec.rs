@@ -125,6 +125,10 @@ pub(crate) fn app(
             "bounding": CAPABILITIES, "effective": CAPABILITIES, "permitted": CAPABILITIES,
         },
     });
+    if container.tty {
+        process["terminal"] = true.into();
+        process["consoleSize"] = json!({ "width": 80, "height": 24 });
+    }
     if container.oom_score != 0 {
         process["oomScoreAdj"] = oom_score(host, container.oom_score).into();
     }
@@ -384,6 +388,8 @@ mod tests {
             env: vec![],
             ports: vec![],
             oom_score: 0,
+            tty: false,
+            stdin: false,
             config_files: vec![],
             shutdown_timeout: Duration::ZERO,
             resources: Resources::default(),

@@ -14,6 +14,10 @@ pub use incoming::{Chunk, Incoming};
 pub use pack::pack;
 pub use unpack::{Options, Owner, Target, unpack};
 
+/// How deep a tree may be, with its top: on the way out each level is an open directory, on the way in each one that the
+/// archive tells of is kept by its whole path.
+const DEPTH_MAX: usize = 256;
+
 /// What was copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {

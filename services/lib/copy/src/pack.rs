@@ -17,13 +17,11 @@ use rustix::fs::{Dir, FileType, OFlags, Stat, fstat, fstatfs, readlinkat};
 use tar::{Builder, EntryType, Header};
 
 use crate::{
-    Totals,
+    DEPTH_MAX, Totals,
     error::CopyError,
     root::{entry, place, reopen},
 };
 
-/// How deep a tree may be: each level is an open directory.
-const DEPTH_MAX: usize = 256;
 /// Files with several names whose first name is remembered; further ones are written again as files of their own.
 const LINKS_MAX: usize = 64 << 10;
 /// Of their names together, in bytes.

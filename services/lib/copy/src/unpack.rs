@@ -24,7 +24,7 @@ use rustix::{
 };
 
 use crate::{
-    Totals,
+    DEPTH_MAX, Totals,
     error::CopyError,
     reader::{Entries, Entry, Kind},
     root::{below, directory, reopen},
@@ -547,6 +547,11 @@ fn names(path: &[u8]) -> Result<Vec<&[u8]>, CopyError> {
             name if name.contains(&0) => return Err(CopyError::archive(path, "has a zero byte")),
             name => names.push(name),
         }
+    }
+    if names.len() > DEPTH_MAX {
+        let begin = path.get(..64).unwrap_or(path);
+        let problem = format!("lies deeper than {DEPTH_MAX} directories");
+        return Err(CopyError::archive(begin, problem));
     }
     Ok(names)
 }

@@ -353,3 +353,26 @@ fn what_cannot_be_sent_is_said_and_ends_without_the_mark_of_an_end() {
     let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
     assert!(matches!(take(&dir, "s"), Err(CopyError::Refused { .. })));
 }
+
+#[test]
+fn a_tree_is_as_deep_on_the_way_in_as_it_may_be_on_the_way_out() {
+    let of_depth = |depth: usize| {
+        let path: PathBuf = (0..depth).map(|_| "n").collect();
+        let mut builder = tar::Builder::new(vec![]);
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        builder.append_data(&mut header, path, &[][..]).unwrap();
+        builder.into_inner().unwrap()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let totals = put(&dir, "/", INTO, &of_depth(256)).unwrap();
+    assert_eq!(totals.directories, 1);
+    take(&dir, "n").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let error = put(&dir, "/", INTO, &of_depth(257)).unwrap_err();
+    let told = error.to_string();
+    assert!(told.ends_with("deeper than 256 directories"), "{told}");
+    assert!(listing(dir.path()).is_empty());
+}

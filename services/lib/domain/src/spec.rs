@@ -98,6 +98,10 @@ pub struct Container {
     pub env: Vec<String>,
     pub ports: Vec<Port>,
     pub oom_score: i32,
+    /// It has a terminal.
+    pub tty: bool,
+    /// Its input is kept open for whoever attaches. Only with a terminal.
+    pub stdin: bool,
     pub config_files: Vec<ConfigFile>,
     pub shutdown_timeout: Duration,
     pub resources: Resources,
@@ -274,6 +278,8 @@ impl SandboxSpec {
                     env,
                     ports,
                     oom_score,
+                    tty,
+                    stdin,
                     config_files,
                     shutdown_timeout,
                     resources,
@@ -308,6 +314,8 @@ pub(crate) mod tests {
                 })
                 .collect(),
             oom_score: 0,
+            tty: false,
+            stdin: false,
             config_files: vec![],
             shutdown_timeout: STOP_GRACE_DEFAULT,
             resources: Resources::default(),

@@ -636,6 +636,8 @@ impl Subject {
                 node_port: None,
             }],
             oom_score: 0,
+            tty: false,
+            stdin: false,
             config_files: vec![],
             shutdown_timeout: GRACE,
             resources: Resources::default(),

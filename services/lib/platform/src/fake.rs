@@ -704,6 +704,15 @@ impl Runtime for FakeNode {
         self.run_exec(id, role, command, io).await
     }
 
+    async fn attach(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        io: ExecIo,
+    ) -> Result<Option<u32>, ExecError> {
+        self.run_attach(id, role, io).await
+    }
+
     async fn end_former_execs(&self) -> Result<usize, RuntimeError> {
         self.change("end_former_execs", "", |state| {
             Ok(std::mem::take(&mut state.former_execs))

@@ -127,6 +127,16 @@ pub trait Runtime: Send + Sync + 'static {
         io: ExecIo,
     ) -> impl Future<Output = Result<ExecExit, ExecError>> + Send;
 
+    /// Brings the container's own program what `io` says, until the container has ended, and returns its exit status; `None`
+    /// where nobody takes the output any more. Of it there is only what was taken: what the container says is in its log.
+    /// Nothing of the container ends with it, its input neither.
+    fn attach(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        io: ExecIo,
+    ) -> impl Future<Output = Result<Option<u32>, ExecError>> + Send;
+
     /// Ends the programs that `exec` of a former process has left running, and returns how many there were. Called once,
     /// before any `exec`, and again after it has failed.
     fn end_former_execs(&self) -> impl Future<Output = Result<usize, RuntimeError>> + Send;

@@ -148,6 +148,10 @@ struct StoredContainer {
     env: Vec<String>,
     ports: Vec<StoredPort>,
     oom_score: i32,
+    #[serde(default)]
+    tty: bool,
+    #[serde(default)]
+    stdin: bool,
     config_files: Vec<StoredFile>,
     shutdown_timeout: Duration,
     resources: StoredResources,
@@ -411,6 +415,8 @@ impl From<&Container> for StoredContainer {
                 })
                 .collect(),
             oom_score: it.oom_score,
+            tty: it.tty,
+            stdin: it.stdin,
             config_files: it
                 .config_files
                 .iter()
@@ -762,6 +768,8 @@ impl TryFrom<StoredContainer> for Container {
                 })
                 .collect(),
             oom_score: it.oom_score,
+            tty: it.tty,
+            stdin: it.stdin,
             config_files: it
                 .config_files
                 .into_iter()

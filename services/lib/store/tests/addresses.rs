@@ -90,6 +90,8 @@ fn with_ports(ports: Vec<Port>) -> Container {
         env: vec![],
         ports,
         oom_score: 0,
+        tty: false,
+        stdin: false,
         config_files: vec![],
         shutdown_timeout: Duration::ZERO,
         resources: Resources::default(),

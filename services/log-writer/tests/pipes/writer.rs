@@ -204,6 +204,13 @@ pub fn kill(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
+/// Whether the process waits for something.
+pub fn sleeps(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|it| it.1.starts_with('S'));
+    state == Some(true)
+}
+
 /// Waits for what is looked for.
 #[expect(
     clippy::disallowed_methods,

@@ -9,7 +9,7 @@ use std::{
 use berth_logs::format::Kind;
 use opentelemetry_proto::tonic::{
     collector::logs::v1::{
-        ExportLogsPartialSuccess, ExportLogsServiceResponse,
+        ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
         logs_service_server::{LogsService, LogsServiceServer},
     },
     common::v1::any_value::Value,
@@ -32,6 +32,8 @@ struct State {
     taken: Taken,
     /// What the next calls get.
     refusals: Vec<Status>,
+    /// A call with this line in it gets the same each time.
+    poison: Option<(&'static str, Status)>,
     /// What is said beside OK.
     partial: Option<ExportLogsPartialSuccess>,
     calls: usize,
@@ -90,7 +92,13 @@ impl LogsService for Receiver {
             if let Some(refusal) = state.refusals.pop() {
                 return Err(refusal);
             }
-            for resource in request.into_inner().resource_logs {
+            let request = request.into_inner();
+            if let Some((line, refusal)) = &state.poison
+                && has_line(&request, line)
+            {
+                return Err(refusal.clone());
+            }
+            for resource in request.resource_logs {
                 for record in resource
                     .scope_logs
                     .into_iter()
@@ -104,6 +112,14 @@ impl LogsService for Receiver {
             }))
         })
     }
+}
+
+fn has_line(request: &ExportLogsServiceRequest, line: &str) -> bool {
+    let scopes = request.resource_logs.iter().flat_map(|it| &it.scope_logs);
+    let bodies = scopes.flat_map(|it| &it.log_records).map(|it| &it.body);
+    bodies
+        .flatten()
+        .any(|it| it.value == Some(Value::StringValue(line.to_owned())))
 }
 
 fn take(taken: &mut Taken, record: LogRecord) {
@@ -275,6 +291,60 @@ async fn what_a_receiver_refuses_for_good_is_not_sent_again_and_holds_nothing_up
         receiver.until("the last line", |it| it.calls == 3).await;
         stop(&ground).await;
         receiver.state(|it| assert_eq!(of_app(&it.taken), [1, 2, 3]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_line_at_which_the_receiver_breaks_each_time_is_given_up_and_holds_up_no_other() {
+    local(async {
+        let ground = Ground::new();
+        for name in ["db", "web"] {
+            ground.admit(&id(name), |_| {}).await;
+        }
+        // Alone it may as well be the receiver that is broken, which others show.
+        let mut db = ground.log(&id("db"), "app");
+        db.line(Kind::Stdout, "line 7");
+        let mut app = ground.log(&id("web"), "app");
+        app.lines(600);
+        let receiver = Receiver::default();
+        receiver.state(|it| it.poison = Some(("line 7", Status::internal("it broke"))));
+        let (address, _stop) = receiver.serve(None).await;
+        start(&ground, address);
+        receiver
+            .until("all but one", |it| of_app(&it.taken).len() == 599)
+            .await;
+        let of_db = |state: &State| state.taken.get(&("db".into(), "app".into())).cloned();
+        receiver.state(|it| {
+            assert!(!of_app(&it.taken).contains(&7));
+            assert_eq!(of_db(it), None);
+        });
+        db.line(Kind::Stdout, "another");
+        receiver
+            .until("what follows it", |it| of_db(it).is_some())
+            .await;
+        stop(&ground).await;
+        receiver.state(|it| assert_eq!(of_db(it), Some(vec![(1, "another".to_owned())])));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_receiver_that_breaks_at_everything_loses_nothing() {
+    local(async {
+        let ground = Ground::new();
+        ground.admit(&id("web"), |_| {}).await;
+        ground.log(&id("web"), "app").lines(100);
+        let receiver = Receiver::default();
+        let broken = vec![Status::unknown("it is broken"); TRIES as usize + 40];
+        receiver.state(|it| it.refusals = broken);
+        let (address, _stop) = receiver.serve(None).await;
+        start(&ground, address);
+        receiver
+            .until("all lines", |it| of_app(&it.taken).len() == 100)
+            .await;
+        stop(&ground).await;
+        receiver.state(|it| assert_eq!(of_app(&it.taken), (0..100).collect::<Vec<_>>()));
     })
     .await;
 }

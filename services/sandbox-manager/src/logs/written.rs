@@ -9,7 +9,7 @@ use std::{
 };
 
 use berth_domain::{Generation, ImageRef, SandboxId, SandboxSpec, Status};
-use berth_logs::format::{Kind, Record, SegmentHeader, segment_name};
+use berth_logs::format::{Kind, PARTIAL, Record, SegmentHeader, segment_name};
 use berth_platform::{contract::Subject, fake::FakeNode};
 use berth_store::{Admitted, Arrival, Store};
 use tempfile::TempDir;
@@ -121,7 +121,7 @@ pub(crate) struct LogFile {
 }
 
 impl LogFile {
-    fn new(folder: PathBuf) -> Self {
+    pub(crate) fn new(folder: PathBuf) -> Self {
         fs::create_dir_all(&folder).unwrap();
         let mut new = Self {
             folder,
@@ -154,7 +154,13 @@ impl LogFile {
     }
 
     pub(crate) fn line(&mut self, kind: Kind, text: &str) {
-        self.append(kind, text.as_bytes(), usize::MAX);
+        self.append(kind, 0, text.as_bytes(), usize::MAX);
+        self.next += 1;
+    }
+
+    /// What the rest of its line has not followed yet.
+    pub(crate) fn part(&mut self, kind: Kind, text: &str) {
+        self.append(kind, PARTIAL, text.as_bytes(), usize::MAX);
         self.next += 1;
     }
 
@@ -166,16 +172,16 @@ impl LogFile {
     }
 
     pub(crate) fn half(&mut self, length: usize) {
-        self.append(Kind::Stdout, b"never whole", length);
+        self.append(Kind::Stdout, 0, b"never whole", length);
     }
 
-    fn append(&self, kind: Kind, body: &[u8], length: usize) {
+    fn append(&self, kind: Kind, flags: u8, body: &[u8], length: usize) {
         let mut bytes = vec![];
         Record {
             sequence: self.next,
             time_ns: 1_000_000_000 + self.next * 1000,
             kind,
-            flags: 0,
+            flags,
             body,
         }
         .encode(&mut bytes);

@@ -34,6 +34,8 @@ fn container(text: &str, ports: &[(u16, Protocol)]) -> Container {
         ports: ports.iter().map(port).collect(),
         oom_score: 0,
         config_files: vec![],
+        tty: false,
+        stdin: false,
         shutdown_timeout: Duration::ZERO,
         resources: Resources::default(),
         readiness_probe: None,

@@ -35,6 +35,8 @@ pub(super) fn spec() -> Arc<SandboxSpec> {
         env: vec![],
         ports: vec![],
         oom_score: 0,
+        tty: false,
+        stdin: false,
         config_files: vec![],
         shutdown_timeout: Duration::from_secs(10),
         resources: Resources::default(),

@@ -41,19 +41,15 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
     rpc: &SandboxRpc<R, N>,
     mut requests: Streaming<v1::ExecRequest>,
 ) -> Result<Response<Answers>, Status> {
-    let Ok(first) = tokio::time::timeout(START, requests.message()).await else {
-        let problem = format!("must come within {START:?}");
-        return Err(refuse(Failure::invalid("start", problem)));
-    };
-    let Some(Action::Start(start)) = first?.and_then(|it| it.action) else {
-        let problem = "must be the first message";
-        return Err(refuse(Failure::invalid("start", problem)));
+    let Some(Action::Start(start)) = first(&mut requests).await?.action else {
+        return Err(no_start());
     };
     let id = parse_id("start.id", &start.id)?;
     let command = command(&start).map_err(refuse)?;
     let expected = expected(start.expected_generation);
     let record = record_of(&rpc.registry, &id, expected).await;
-    let role = record.and_then(|it| role(&it, &start)).map_err(refuse)?;
+    let record = record.map_err(refuse)?;
+    let role = role(&record, &start.container).map_err(refuse)?;
     let place = rpc.execs.take(&id).map_err(|it| refuse(full(&id, it)))?;
 
     let registry = &rpc.registry;
@@ -84,13 +80,7 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
             // A program that was never told of has not ended either.
             (Ok(_), Ok(Some(_))) => return,
         };
-        // A caller that does not read holds up no stop.
-        tokio::select! {
-            room = answers.reserve() => if let Ok(room) = room {
-                room.send(last);
-            },
-            () = stopped => drop(answers.try_send(last)),
-        }
+        tell_last(&answers, last, stopped).await;
     });
     let stopping = registry.stopping();
     registry.spawn(async move {
@@ -104,6 +94,35 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
         Ok(Ok(())) => Ok(Response::new(Box::pin(ReceiverStream::new(taken)))),
         Ok(Err(failure)) => Err(refuse(failure)),
         Err(_) => Err(refuse(shutting_down())),
+    }
+}
+
+/// The first message of a caller, which is to say what is meant.
+pub(super) async fn first<T>(requests: &mut Streaming<T>) -> Result<T, Status> {
+    match tokio::time::timeout(START, requests.message()).await {
+        Ok(first) => first?.ok_or_else(no_start),
+        Err(_) => {
+            let problem = format!("must come within {START:?}");
+            Err(refuse(Failure::invalid("start", problem)))
+        }
+    }
+}
+
+pub(super) fn no_start() -> Status {
+    refuse(Failure::invalid("start", "must be the first message"))
+}
+
+/// Tells how it ended. A caller that does not read holds up no stop.
+pub(super) async fn tell_last<T>(
+    answers: &mpsc::Sender<Result<T, Status>>,
+    last: Result<T, Status>,
+    stopped: impl Future<Output = ()>,
+) {
+    tokio::select! {
+        room = answers.reserve() => if let Ok(room) = room {
+            room.send(last);
+        },
+        () = stopped => drop(answers.try_send(last)),
     }
 }
 
@@ -177,11 +196,7 @@ async fn take_input(
 
 fn input_of(action: Option<Action>) -> Result<ExecInput, Failure> {
     match action {
-        Some(Action::Stdin(bytes)) if bytes.len() > STDIN_MAX => {
-            let problem = format!("has {} bytes, must have at most {STDIN_MAX}", bytes.len());
-            Err(Failure::invalid("stdin", problem))
-        }
-        Some(Action::Stdin(bytes)) => Ok(ExecInput::Bytes(bytes)),
+        Some(Action::Stdin(it)) => bytes(it),
         Some(Action::StdinEnd(v1::StdinEnd {})) => Ok(ExecInput::End),
         Some(Action::Resize(it)) => size("resize", it).map(ExecInput::Resize),
         Some(Action::Signal(v1::ExecSignal { number })) if (1..=64).contains(&number) => {
@@ -193,17 +208,25 @@ fn input_of(action: Option<Action>) -> Result<ExecInput, Failure> {
     }
 }
 
+pub(super) fn bytes(bytes: Vec<u8>) -> Result<ExecInput, Failure> {
+    if bytes.len() > STDIN_MAX {
+        let problem = format!("has {} bytes, must have at most {STDIN_MAX}", bytes.len());
+        return Err(Failure::invalid("stdin", problem));
+    }
+    Ok(ExecInput::Bytes(bytes))
+}
+
 /// The container that is meant, of a sandbox that has not ended.
-fn role(record: &SandboxRecord, start: &v1::ExecStart) -> Result<Role, Failure> {
+pub(super) fn role(record: &SandboxRecord, container: &str) -> Result<Role, Failure> {
     let ended = matches!(record.status, SandboxStatus::Stopped | SandboxStatus::Dead);
     if ended || record.ending.is_some() {
         let message = format!("sandbox {} has ended or is ending", record.id);
         return Err(Failure::new(Reason::SandboxEnding, message));
     }
-    container_of(record, "start.container", &start.container)
+    container_of(record, "start.container", container)
 }
 
-fn full(id: &SandboxId, Full { of, limit }: Full) -> Failure {
+pub(super) fn full(id: &SandboxId, Full { of, limit }: Full) -> Failure {
     let whose = match of {
         "sandbox" => format!("sandbox {id}"),
         _ => "this node".to_owned(),
@@ -269,7 +292,7 @@ fn command(start: &v1::ExecStart) -> Result<ExecCommand, Failure> {
     })
 }
 
-fn size(field: &str, it: v1::TerminalSize) -> Result<TerminalSize, Failure> {
+pub(super) fn size(field: &str, it: v1::TerminalSize) -> Result<TerminalSize, Failure> {
     let side = |name: &str, number: u32| {
         let fits = (1..=SIDE_MAX).contains(&number);
         let number = u16::try_from(number).ok().filter(|_| fits);

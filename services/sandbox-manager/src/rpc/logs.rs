@@ -405,7 +405,7 @@ fn reason(reason: GapReason) -> v1::LogGapReason {
     }
 }
 
-fn unreadable(Unreadable { log, source }: Unreadable) -> Failure {
+pub(super) fn unreadable(Unreadable { log, source }: Unreadable) -> Failure {
     tracing::warn!(log, error = %source, "a log cannot be read");
     let message = format!("the log of {log:?} cannot be read: {source}");
     Failure::new(Reason::LogUnreadable, message).with("container", log)

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     PAGE_MAX,
     access::Streams,
+    attach,
     copy::{copy_from, copy_to},
     deadline::patience,
     denied_to_proto, exec, expected,
@@ -429,6 +430,15 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
         request: Request<Streaming<v1::ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
         exec::exec(self, request.into_inner()).await
+    }
+
+    type AttachStream = attach::Answers;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        attach::attach(self, request.into_inner()).await
     }
 }
 

@@ -32,17 +32,23 @@ pub(super) struct Renderer {
     pub(super) seen: Vec<String>,
     /// Lines whose end has not come yet, by container and stream.
     pub(super) begun: BTreeMap<(String, i32), (LogEntry, Vec<u8>)>,
+    /// Whose line a terminal shows without its end, as a prompt.
+    pub(super) open: Option<(String, i32)>,
 }
 
 impl Renderer {
     pub(super) fn entry(&mut self, entry: &LogEntry) -> Vec<Piece> {
         match &entry.content {
             Some(Content::Line(line)) => self.line(entry, line),
-            Some(Content::Gap(gap)) => vec![Piece::Note(format!(
-                "berth: {}: {}",
-                shown_name(&entry.container),
-                missing(gap)
-            ))],
+            Some(Content::Gap(gap)) => {
+                let mut pieces = Vec::from_iter(self.close());
+                pieces.push(Piece::Note(format!(
+                    "berth: {}: {}",
+                    shown_name(&entry.container),
+                    missing(gap)
+                )));
+                pieces
+            }
             None => vec![],
         }
     }
@@ -51,13 +57,22 @@ impl Renderer {
     pub(super) fn rest(&mut self) -> Vec<Piece> {
         let begun = std::mem::take(&mut self.begun);
         let lines = begun.into_values();
-        lines
-            .map(|(entry, text)| Piece::Text(self.shown(&entry, &text)))
-            .collect()
+        let lines = lines.map(|(entry, text)| Piece::Text(self.shown(&entry, &text)));
+        let mut pieces: Vec<_> = lines.collect();
+        pieces.extend(self.close());
+        pieces
+    }
+
+    /// Ends the line that is shown without its end.
+    fn close(&mut self) -> Option<Piece> {
+        self.open.take().map(|_| Piece::Text(b"\n".to_vec()))
     }
 
     fn line(&mut self, entry: &LogEntry, line: &LogLine) -> Vec<Piece> {
         let key = (entry.container.clone(), line.stream);
+        if self.terminal {
+            return self.at_once(entry, line, key);
+        }
         let (first, mut text) = self.begun.remove(&key).unwrap_or_else(|| {
             let head = LogEntry {
                 content: None,
@@ -71,17 +86,41 @@ impl Renderer {
             return vec![];
         }
         let mut pieces = vec![Piece::Text(self.shown(&first, &text))];
-        if line.truncated {
-            let name = shown_name(&entry.container);
-            pieces.push(Piece::Note(format!(
-                "berth: {name}: the end of this line is lost: it was too long"
-            )));
-        }
+        pieces.extend(cut(entry, line));
         pieces
     }
 
-    /// A whole line as it is printed.
+    /// What there is of a line. The rest of one into which another came begins anew.
+    fn at_once(&mut self, entry: &LogEntry, line: &LogLine, key: (String, i32)) -> Vec<Piece> {
+        let goes_on = self.open.as_ref() == Some(&key);
+        let mut pieces = vec![];
+        if !goes_on {
+            pieces.extend(self.close());
+        }
+        let mut shown = match goes_on {
+            true => vec![],
+            false => self.head(entry),
+        };
+        shown.extend(harmless(&line.text, self.colours).into_bytes());
+        self.open = line.partial.then_some(key);
+        if !line.partial {
+            shown.push(b'\n');
+        }
+        pieces.push(Piece::Text(shown));
+        pieces.extend(cut(entry, line));
+        pieces
+    }
+
+    /// A whole line as a pipe gets it.
     fn shown(&mut self, entry: &LogEntry, text: &[u8]) -> Vec<u8> {
+        let mut shown = self.head(entry);
+        shown.extend(text);
+        shown.push(b'\n');
+        shown
+    }
+
+    /// What stands before a line.
+    fn head(&mut self, entry: &LogEntry) -> Vec<u8> {
         let mut head = String::new();
         if self.timestamps {
             let time = entry.time.as_ref();
@@ -97,14 +136,7 @@ impl Renderer {
                 None => write!(head, "{name} | "),
             };
         }
-        let mut shown = head.into_bytes();
-        if self.terminal {
-            shown.extend(harmless(text, self.colours).into_bytes());
-        } else {
-            shown.extend(text);
-        }
-        shown.push(b'\n');
-        shown
+        head.into_bytes()
     }
 
     fn colour(&mut self, container: &str) -> Option<u8> {
@@ -121,6 +153,16 @@ impl Renderer {
         });
         Some(COLOURS[place % COLOURS.len()])
     }
+}
+
+/// Says that a line has lost its end.
+fn cut(entry: &LogEntry, line: &LogLine) -> Option<Piece> {
+    let name = shown_name(&entry.container);
+    line.truncated.then(|| {
+        Piece::Note(format!(
+            "berth: {name}: the end of this line is lost: it was too long"
+        ))
+    })
 }
 
 fn shown_name(container: &str) -> &str {
@@ -298,6 +340,25 @@ mod tests {
         assert_eq!(renderer.entry(&entry("app", b"c")), [text("abc\n")]);
         assert_eq!(renderer.entry(&piece(b"d")), []);
         assert_eq!(renderer.rest(), [text("d\n")]);
+        assert_eq!(renderer.rest(), []);
+    }
+
+    #[test]
+    fn a_terminal_shows_a_prompt_at_once_and_what_follows_behind_it() {
+        let mut renderer = Renderer {
+            terminal: true,
+            names: true,
+            ..Renderer::default()
+        };
+        let piece = |name, text| changed(entry(name, text), |it| it.partial = true);
+        assert_eq!(renderer.entry(&piece("a", b"name? ")), [text("a | name? ")]);
+        assert_eq!(renderer.entry(&piece("a", b"B")), [text("B")]);
+        assert_eq!(renderer.entry(&entry("a", b"o")), [text("o\n")]);
+        assert_eq!(renderer.entry(&piece("a", b"$ ")), [text("a | $ ")]);
+        let shown = renderer.entry(&entry("b", b"other"));
+        assert_eq!(shown, [text("\n"), text("b | other\n")]);
+        assert_eq!(renderer.entry(&piece("a", b"ls")), [text("a | ls")]);
+        assert_eq!(renderer.rest(), [text("\n")]);
         assert_eq!(renderer.rest(), []);
     }
 

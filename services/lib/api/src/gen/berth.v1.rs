@@ -175,10 +175,11 @@ pub struct Container {
     /// Run with all rights of the host. Refused with UNSUPPORTED_FIELD when true. Default: false.
     #[prost(bool, tag = "3")]
     pub privileged: bool,
-    /// Give the container a terminal. Refused with UNSUPPORTED_FIELD when true. Default: false.
+    /// Give the container a terminal. Its standard error is then part of standard output. Default: false.
     #[prost(bool, tag = "4")]
     pub tty: bool,
-    /// Keep standard input open. Refused with UNSUPPORTED_FIELD when true. Default: false.
+    /// Keep standard input open, for callers of Attach, until the container ends. Needs `tty`, else it is refused with
+    /// INVALID_FIELD. Default: false, it is empty.
     #[prost(bool, tag = "5")]
     pub stdin: bool,
     /// A shell command; it runs as `/bin/sh -c <command>` in place of the image's entrypoint and command. At most 128 KiB.
@@ -2240,6 +2241,103 @@ pub struct ExecEnded {
     #[prost(bool, tag = "4")]
     pub container_ended: bool,
 }
+/// One message of a caller of Attach. The first one is `start`, within 10 s, and there is no other `start`. The end of the
+/// stream of requests says nothing: the container's input stays open, and what it says goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachRequest {
+    /// What the caller says.
+    #[prost(oneof = "attach_request::Action", tags = "1, 2, 3")]
+    pub action: ::core::option::Option<attach_request::Action>,
+}
+/// Nested message and enum types in `AttachRequest`.
+pub mod attach_request {
+    /// What the caller says.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Action {
+        /// Attach to this container. First message, required.
+        #[prost(message, tag = "1")]
+        Start(super::AttachStart),
+        /// The next bytes of standard input: at most 64 KiB, else INVALID_FIELD. Dropped where `started` says that there is no
+        /// input.
+        #[prost(bytes, tag = "2")]
+        Stdin(::prost::alloc::vec::Vec<u8>),
+        /// The terminal has another size. Without a terminal it changes nothing.
+        #[prost(message, tag = "3")]
+        Resize(super::TerminalSize),
+    }
+}
+/// A container to attach to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachStart {
+    /// Id of the sandbox. Required.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Name of the container. Default: the only one; in a sandbox of several it is required, INVALID_FIELD.
+    #[prost(string, tag = "2")]
+    pub container: ::prost::alloc::string::String,
+    /// Hand input on, where the container asked for some with `stdin`. Callers that do so at once are mixed. Default: false.
+    #[prost(bool, tag = "3")]
+    pub stdin: bool,
+    /// Size of the terminal. Default: as it is.
+    #[prost(message, optional, tag = "4")]
+    pub terminal_size: ::core::option::Option<TerminalSize>,
+    /// Generation that the caller means; another one is refused with GENERATION_CONFLICT. Default: 0, any.
+    #[prost(uint64, tag = "5")]
+    pub expected_generation: u64,
+}
+/// One message of a container that is attached to. The first one is `started`. After `ended` nothing comes; without it the
+/// stream has failed, and its status says why.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachResponse {
+    /// What happened.
+    #[prost(oneof = "attach_response::Event", tags = "1, 2, 3, 4, 5")]
+    pub event: ::core::option::Option<attach_response::Event>,
+}
+/// Nested message and enum types in `AttachResponse`.
+pub mod attach_response {
+    /// What happened.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Event {
+        /// It is attached to.
+        #[prost(message, tag = "1")]
+        Started(super::AttachStarted),
+        /// What was said, and then what is being said, on standard output; with a terminal, on the terminal. At most 16 KiB. It
+        /// comes from the log of the container: first the last 64 KiB, or less where these are more than 1000 lines or parts of
+        /// lines, and a part of a line once it has been at rest for 200 ms. The log cuts a line at 1 MiB, trims its end, and takes
+        /// `!USER ` and `!ERROR ` from its beginning; what is missing from it is told by StreamLogs only.
+        #[prost(bytes, tag = "2")]
+        Stdout(::prost::alloc::vec::Vec<u8>),
+        /// The same for standard error.
+        #[prost(bytes, tag = "3")]
+        Stderr(::prost::alloc::vec::Vec<u8>),
+        /// More of standard input was taken. As for Exec.
+        #[prost(message, tag = "4")]
+        StdinTaken(super::StdinTaken),
+        /// The container has ended. Always the last message.
+        #[prost(message, tag = "5")]
+        Ended(super::AttachEnded),
+    }
+}
+/// A container is attached to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachStarted {
+    /// Whether it has a terminal.
+    #[prost(bool, tag = "1")]
+    pub tty: bool,
+    /// Whether it takes input from this caller.
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+}
+/// How the container ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachEnded {
+    /// Exit code; 128 + signal where a signal ended it.
+    #[prost(uint32, tag = "1")]
+    pub exit_code: u32,
+    /// Signal that ended it, 0 where none did. Codes of 129 to 192 are taken for signals.
+    #[prost(uint32, tag = "2")]
+    pub signal: u32,
+}
 /// An image by one of its names.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Image {
@@ -4151,7 +4249,8 @@ pub mod sandbox_service_client {
         /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
         /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
         /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
-        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// extended attributes are not; pipes, devices, sparse entries and trees deeper than 256 directories are refused. Size is
+        /// limited by the file system alone.
         /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
         /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
         /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
@@ -4263,6 +4362,34 @@ pub mod sandbox_service_client {
                 .insert(GrpcMethod::new("berth.v1.SandboxService", "Exec"));
             self.inner.streaming(req, path, codec).await
         }
+        /// Tells what the program of a container says, from the last 64 KiB of what it said before, and hands input on to one that
+        /// asked for it. A caller that goes away ends nothing. It counts as a program of Exec does.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// CONTAINER_NOT_RUNNING, EXEC_LIMIT, RUNTIME_UNREACHABLE, RUNTIME_REFUSED, LOG_UNREADABLE, SHUTTING_DOWN.
+        pub async fn attach(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::AttachRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::AttachResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.SandboxService/Attach",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.SandboxService", "Attach"));
+            self.inner.streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4366,7 +4493,8 @@ pub mod sandbox_service_server {
         /// Puts the files of a tar archive into a container that runs. Its entries go below the path, whatever their names say;
         /// no link below it is followed, and `..` is refused. Each file appears at once, whole: while it arrives it has a name
         /// that begins with `.berth-copy-`. What was made before a failure stays. Modes, times, symbolic and hard links are kept,
-        /// extended attributes are not; pipes, devices and sparse entries are refused. Size is limited by the file system alone.
+        /// extended attributes are not; pipes, devices, sparse entries and trees deeper than 256 directories are refused. Size is
+        /// limited by the file system alone.
         /// At most 16 copies run at once on a node, 4 for one sandbox. Ends with the container, and with the manager.
         /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, CONTAINER_NOT_RUNNING,
         /// PATH_NOT_FOUND, PATH_REFUSED, TAR_INVALID, NO_SPACE, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE, SHUTTING_DOWN.
@@ -4420,6 +4548,20 @@ pub mod sandbox_service_server {
             &self,
             request: tonic::Request<tonic::Streaming<super::ExecRequest>>,
         ) -> std::result::Result<tonic::Response<Self::ExecStream>, tonic::Status>;
+        /// Server streaming response type for the Attach method.
+        type AttachStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::AttachResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Tells what the program of a container says, from the last 64 KiB of what it said before, and hands input on to one that
+        /// asked for it. A caller that goes away ends nothing. It counts as a program of Exec does.
+        /// Errors: INVALID_FIELD, SANDBOX_NOT_FOUND, CONTAINER_NOT_FOUND, GENERATION_CONFLICT, SANDBOX_ENDING,
+        /// CONTAINER_NOT_RUNNING, EXEC_LIMIT, RUNTIME_UNREACHABLE, RUNTIME_REFUSED, LOG_UNREADABLE, SHUTTING_DOWN.
+        async fn attach(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::AttachRequest>>,
+        ) -> std::result::Result<tonic::Response<Self::AttachStream>, tonic::Status>;
     }
     /// Creates, ends and reports the sandboxes of this node.
     ///
@@ -5123,6 +5265,54 @@ pub mod sandbox_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExecSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.SandboxService/Attach" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachSvc<T: SandboxService>(pub Arc<T>);
+                    impl<
+                        T: SandboxService,
+                    > tonic::server::StreamingService<super::AttachRequest>
+                    for AttachSvc<T> {
+                        type Response = super::AttachResponse;
+                        type ResponseStream = T::AttachStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::AttachRequest>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as SandboxService>::attach(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -224,6 +224,7 @@ fn every_broken_rule_is_reported_by_the_path_of_its_field() {
                 ..port(80)
             }];
         }),
+        ("spec.containers[0].stdin", |it| web(it).stdin = true),
         ("spec.containers[0].oom_score", |it| {
             web(it).oom_score = 1001
         }),
@@ -586,8 +587,6 @@ fn what_is_not_built_yet_is_refused_by_name_and_never_ignored() {
         ("spec.containers[0].privileged", |it| {
             web(it).privileged = true
         }),
-        ("spec.containers[0].tty", |it| web(it).tty = true),
-        ("spec.containers[0].stdin", |it| web(it).stdin = true),
         ("spec.containers[0].mounts", |it| {
             web(it).mounts.push(v1::Mount::default())
         }),

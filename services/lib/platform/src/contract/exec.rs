@@ -71,6 +71,8 @@ pub async fn programs_run_beside_what_runs<R: Runtime + Images, N: Network>(
     a_signal_ends_a_program(runtime, &sandbox).await;
     a_program_whose_caller_has_gone_is_ended(runtime, &sandbox).await;
     what_cannot_be_started_says_why(runtime, &sandbox).await;
+    who_is_attached_learns_how_the_container_ends_and_ends_nothing(runtime, &sandbox).await;
+    bring_up_again(runtime, &sandbox).await;
     a_program_ends_with_its_container(runtime, &sandbox).await;
     let ended = runtime.end_former_execs().await.unwrap();
     assert_eq!(ended, 0, "programs of this very process are no former ones");
@@ -176,6 +178,44 @@ async fn what_cannot_be_started_says_why<R: Runtime>(runtime: &R, sandbox: &Sand
         matches!(outcome, Err(ExecError::NotRunning { .. })),
         "{outcome:?}"
     );
+}
+
+async fn who_is_attached_learns_how_the_container_ends_and_ends_nothing<R: Runtime>(
+    runtime: &R,
+    sandbox: &Sandbox,
+) {
+    let (role, (io, gone)) = (app(), io());
+    drop(gone);
+    let left = runtime.attach(&sandbox.id, &role, io).await.unwrap();
+    assert_eq!(left, None, "nobody listens");
+    let (role, (io, mut other)) = (app(), self::io());
+    let attached = runtime.attach(&sandbox.id, &role, io);
+    let ending = async {
+        other
+            .input
+            .send(ExecInput::Bytes(b"typed".to_vec()))
+            .await
+            .unwrap();
+        let word = other.output.recv().await;
+        assert_eq!(
+            word,
+            Some(ExecOutput::Taken(5)),
+            "it was not ended by who left"
+        );
+        let role = app();
+        let stopped = runtime.stop_task(&sandbox.id, &role, Duration::ZERO);
+        stopped.await.unwrap();
+    };
+    let both = async { tokio::join!(attached, ending) };
+    let (status, ()) = tokio::time::timeout(LONG, both).await.unwrap();
+    assert!(matches!(status.unwrap(), Some(129..)), "a signal ended it");
+}
+
+async fn bring_up_again<R: Runtime>(runtime: &R, sandbox: &Sandbox) {
+    let role = app();
+    runtime.delete_task(&sandbox.id, &role).await.unwrap();
+    runtime.create_task(sandbox, &role).await.unwrap();
+    runtime.start_task(&sandbox.id, &role).await.unwrap();
 }
 
 async fn a_program_ends_with_its_container<R: Runtime>(runtime: &R, sandbox: &Sandbox) {

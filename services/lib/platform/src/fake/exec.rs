@@ -94,6 +94,43 @@ impl FakeNode {
         }
     }
 
+    pub(super) async fn run_attach(
+        &self,
+        id: &SandboxId,
+        role: &Role,
+        mut io: ExecIo,
+    ) -> Result<Option<u32>, ExecError> {
+        if !self.runs(id, role) {
+            return Err(ExecError::NotRunning {
+                container: role.to_string(),
+            });
+        }
+        let (mut over, mut taken) = (false, 0);
+        loop {
+            tokio::select! {
+                word = io.input.recv(), if !over => match word {
+                    Some(ExecInput::Bytes(bytes)) => {
+                        taken += u64::try_from(bytes.len()).unwrap_or_default();
+                        let _ = io.output.send(ExecOutput::Taken(taken)).await;
+                    }
+                    Some(ExecInput::Signal(_) | ExecInput::Resize(_) | ExecInput::End) => {}
+                    None => over = true,
+                },
+                () = io.output.closed() => return Ok(None),
+                () = tokio::time::sleep(LOOK_AGAIN) => {
+                    let task = self.state().task(id, role).map(|it| *it);
+                    match task {
+                        Some(TaskSeen::Exited { code, .. }) => return Ok(Some(code)),
+                        Some(TaskSeen::Running) => {}
+                        None | Some(TaskSeen::Missing | TaskSeen::Created | TaskSeen::Unknown) => {
+                            return Ok(Some(KILLED));
+                        }
+                    }
+                },
+            }
+        }
+    }
+
     fn runs(&self, id: &SandboxId, role: &Role) -> bool {
         self.state().task(id, role).map(|it| *it) == Some(TaskSeen::Running)
     }

@@ -45,6 +45,8 @@ fn a_record_with_everything_in_it_is_read_back_as_it_was() {
                 node_port: Some(8080),
             }],
             oom_score: -5,
+            tty: true,
+            stdin: true,
             config_files: vec![
                 ConfigFile {
                     path: text("/a"),

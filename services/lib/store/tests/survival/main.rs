@@ -54,6 +54,8 @@ fn spec() -> Arc<SandboxSpec> {
         env: (0..20).map(|it| format!("VARIABLE_{it}=value")).collect(),
         ports: vec![],
         oom_score: 0,
+        tty: false,
+        stdin: false,
         config_files: vec![],
         shutdown_timeout: Duration::from_secs(10),
         resources: Resources::default(),

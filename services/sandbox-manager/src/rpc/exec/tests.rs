@@ -102,7 +102,7 @@ fn the_only_container_goes_without_saying_and_one_of_several_does_not() {
             container: wanted.to_owned(),
             ..v1::ExecStart::default()
         };
-        role(&record(containers), &start)
+        role(&record(containers), &start.container)
     };
     assert_eq!(choose(&[&app], "").unwrap(), Role::App(app.clone()));
     let chosen = choose(&[&app, &db], "db").unwrap();
