@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod catalog;
+pub mod collection;
 pub mod decide;
 pub mod egress;
 pub mod failure;
