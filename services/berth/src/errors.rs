@@ -336,6 +336,15 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::ExecNotStarted => {
             "check the program, the folder and what the image has; no shell is involved unless you name one"
         }
+        ErrorReason::WorkLeaseHeld => "wait until its holder gives it back, or until it ends",
+        ErrorReason::WorkLeaseLost => "take the lease again, and look at its work again",
+        ErrorReason::WorkLeasesExhausted => "release leases that nobody works under",
+        ErrorReason::ImagePinsExhausted => "take pins away with `berth images unpin`",
+        ErrorReason::CollectionNotFound => "see the latest runs with `berth gc ls`",
+        ErrorReason::CollectionAborted => "mend what cannot be read; nothing is deleted meanwhile",
+        ErrorReason::ManagerUnreachable => {
+            "check that the manager runs, and the `manager` setting of the process that was asked"
+        }
         ErrorReason::StoreFull => "make room on the file system of the manager's state directory",
         ErrorReason::RevisionUnknown => {
             "leave --from out to begin with the sandboxes as they stand"

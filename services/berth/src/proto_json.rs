@@ -53,6 +53,8 @@ named!(
     Sandbox,
     SnapshotResponse,
     WatchResponse,
+    PinImageResponse,
+    UnpinImageResponse,
 );
 
 fn descriptor<M: Named>() -> MessageDescriptor {

@@ -26,13 +26,16 @@ fn code(reason: Reason) -> Code {
         | Reason::CreateCancelled
         | Reason::ExpiryConflict
         | Reason::RevisionConflict
-        | Reason::ImportStalled => Code::Aborted,
+        | Reason::ImportStalled
+        | Reason::WorkLeaseHeld
+        | Reason::WorkLeaseLost => Code::Aborted,
         Reason::SandboxNotFound
         | Reason::ContainerNotFound
         | Reason::LeaseNotFound
         | Reason::SubnetNotFound
         | Reason::ImageNotFound
-        | Reason::PathNotFound => Code::NotFound,
+        | Reason::PathNotFound
+        | Reason::CollectionNotFound => Code::NotFound,
         Reason::SandboxEnding
         | Reason::PlatformMissing
         | Reason::ImageInUse
@@ -47,6 +50,7 @@ fn code(reason: Reason) -> Code {
         | Reason::PortUnreachable
         | Reason::ExecNotStarted
         | Reason::ContainerNotRunning
+        | Reason::CollectionAborted
         | Reason::RuntimeRefused => Code::FailedPrecondition,
         Reason::AddressesExhausted
         | Reason::SubnetsExhausted
@@ -56,10 +60,13 @@ fn code(reason: Reason) -> Code {
         | Reason::NoSpace
         | Reason::StreamsExhausted
         | Reason::DiskLow
-        | Reason::LogReadersExhausted => Code::ResourceExhausted,
+        | Reason::LogReadersExhausted
+        | Reason::WorkLeasesExhausted
+        | Reason::ImagePinsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown
+        | Reason::ManagerUnreachable
         | Reason::NodeDraining => Code::Unavailable,
         Reason::RegistryDenied => Code::PermissionDenied,
         Reason::ImageCorrupt | Reason::LogUnreadable => Code::DataLoss,

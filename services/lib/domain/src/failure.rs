@@ -73,6 +73,13 @@ reasons! {
     StreamsExhausted = "STREAMS_EXHAUSTED",
     ExecLimit = "EXEC_LIMIT",
     ExecNotStarted = "EXEC_NOT_STARTED",
+    WorkLeaseHeld = "WORK_LEASE_HELD",
+    WorkLeaseLost = "WORK_LEASE_LOST",
+    WorkLeasesExhausted = "WORK_LEASES_EXHAUSTED",
+    CollectionNotFound = "COLLECTION_NOT_FOUND",
+    CollectionAborted = "COLLECTION_ABORTED",
+    ManagerUnreachable = "MANAGER_UNREACHABLE",
+    ImagePinsExhausted = "IMAGE_PINS_EXHAUSTED",
 }
 
 impl Reason {

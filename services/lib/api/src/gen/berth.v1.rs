@@ -1607,6 +1607,1961 @@ pub mod catalog_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A lease on a piece of work.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkLease {
+    /// What is leased, as `image-gc/images/07`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Who holds it, as `image-gc-7f3a`.
+    #[prost(string, tag = "2")]
+    pub holder: ::prost::alloc::string::String,
+    /// Larger than that of every lease before it.
+    #[prost(uint64, tag = "3")]
+    pub token: u64,
+    /// When the holder took it.
+    #[prost(message, optional, tag = "4")]
+    pub acquired_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it ends unless it is renewed.
+    #[prost(message, optional, tag = "5")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What the holder says of itself.
+    #[prost(map = "string, string", tag = "6")]
+    pub attributes: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// One lease and the token that its holder has.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkLeaseRef {
+    /// Name of the lease. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Token of the lease. Required.
+    #[prost(uint64, tag = "2")]
+    pub token: u64,
+}
+/// Takes a lease.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AcquireWorkLeaseRequest {
+    /// Name of the lease: 1 to 128 bytes of `\[a-z0-9._/-\]`. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Name of the holder, that of one process: 1 to 128 bytes of `\[A-Za-z0-9._/-\]`. Required.
+    #[prost(string, tag = "2")]
+    pub holder: ::prost::alloc::string::String,
+    /// How long it lasts without being renewed: 1 s to 10 min. Default: 15 s.
+    #[prost(message, optional, tag = "3")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+    /// What others are shown. At most 16; key 1 to 64 bytes, value at most 256.
+    #[prost(map = "string, string", tag = "4")]
+    pub attributes: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+/// The lease is taken.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AcquireWorkLeaseResponse {
+    /// As it is held.
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<WorkLease>,
+}
+/// Renews leases.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RenewWorkLeasesRequest {
+    /// At most 256.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<WorkLeaseRef>,
+}
+/// The leases are renewed, or lost.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RenewWorkLeasesResponse {
+    /// Those that are renewed.
+    #[prost(message, repeated, tag = "1")]
+    pub renewed: ::prost::alloc::vec::Vec<WorkLease>,
+    /// Names of those that are lost: their work is another's by now, or will be.
+    #[prost(string, repeated, tag = "2")]
+    pub lost: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Gives leases back.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReleaseWorkLeasesRequest {
+    /// At most 256.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<WorkLeaseRef>,
+}
+/// The holder has none of them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseWorkLeasesResponse {}
+/// Asks for leases.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListWorkLeasesRequest {
+    /// Only those whose name begins so. Default: all.
+    #[prost(string, tag = "1")]
+    pub prefix: ::prost::alloc::string::String,
+}
+/// The leases.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListWorkLeasesResponse {
+    /// By name. At most 4096, which is as many as there can be.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: ::prost::alloc::vec::Vec<WorkLease>,
+}
+/// Generated client implementations.
+pub mod lease_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Leases on pieces of work, for processes that share it: at most one holder at a time, each holder with a fencing token, and
+    /// a holder that dies or hangs loses its leases by itself.
+    ///
+    /// Leases are kept in memory: a manager that starts again knows none, and every holder takes its own anew. Tokens never
+    /// repeat, also not over a restart.
+    #[derive(Debug, Clone)]
+    pub struct LeaseServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl LeaseServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> LeaseServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LeaseServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LeaseServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Takes a lease that nobody holds, or that the same holder has: then it is renewed and keeps its token. Errors:
+        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED, STORE_FULL.
+        pub async fn acquire_work_lease(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AcquireWorkLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcquireWorkLeaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.LeaseService/AcquireWorkLease",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.LeaseService", "AcquireWorkLease"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Renews leases, each to its whole time from now. Those that are lost are told, and the others renewed. Errors:
+        /// INVALID_FIELD.
+        pub async fn renew_work_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewWorkLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.LeaseService/RenewWorkLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.LeaseService", "RenewWorkLeases"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives leases back. One that is lost already is no error. Errors: INVALID_FIELD.
+        pub async fn release_work_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseWorkLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.LeaseService/ReleaseWorkLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.LeaseService", "ReleaseWorkLeases"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists leases by name. Errors: INVALID_FIELD.
+        pub async fn list_work_leases(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListWorkLeasesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.LeaseService/ListWorkLeases",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.LeaseService", "ListWorkLeases"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod lease_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with LeaseServiceServer.
+    #[async_trait]
+    pub trait LeaseService: std::marker::Send + std::marker::Sync + 'static {
+        /// Takes a lease that nobody holds, or that the same holder has: then it is renewed and keeps its token. Errors:
+        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED, STORE_FULL.
+        async fn acquire_work_lease(
+            &self,
+            request: tonic::Request<super::AcquireWorkLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AcquireWorkLeaseResponse>,
+            tonic::Status,
+        >;
+        /// Renews leases, each to its whole time from now. Those that are lost are told, and the others renewed. Errors:
+        /// INVALID_FIELD.
+        async fn renew_work_leases(
+            &self,
+            request: tonic::Request<super::RenewWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewWorkLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Gives leases back. One that is lost already is no error. Errors: INVALID_FIELD.
+        async fn release_work_leases(
+            &self,
+            request: tonic::Request<super::ReleaseWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseWorkLeasesResponse>,
+            tonic::Status,
+        >;
+        /// Lists leases by name. Errors: INVALID_FIELD.
+        async fn list_work_leases(
+            &self,
+            request: tonic::Request<super::ListWorkLeasesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListWorkLeasesResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Leases on pieces of work, for processes that share it: at most one holder at a time, each holder with a fencing token, and
+    /// a holder that dies or hangs loses its leases by itself.
+    ///
+    /// Leases are kept in memory: a manager that starts again knows none, and every holder takes its own anew. Tokens never
+    /// repeat, also not over a restart.
+    #[derive(Debug)]
+    pub struct LeaseServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> LeaseServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for LeaseServiceServer<T>
+    where
+        T: LeaseService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.LeaseService/AcquireWorkLease" => {
+                    #[allow(non_camel_case_types)]
+                    struct AcquireWorkLeaseSvc<T: LeaseService>(pub Arc<T>);
+                    impl<
+                        T: LeaseService,
+                    > tonic::server::UnaryService<super::AcquireWorkLeaseRequest>
+                    for AcquireWorkLeaseSvc<T> {
+                        type Response = super::AcquireWorkLeaseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AcquireWorkLeaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LeaseService>::acquire_work_lease(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AcquireWorkLeaseSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.LeaseService/RenewWorkLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewWorkLeasesSvc<T: LeaseService>(pub Arc<T>);
+                    impl<
+                        T: LeaseService,
+                    > tonic::server::UnaryService<super::RenewWorkLeasesRequest>
+                    for RenewWorkLeasesSvc<T> {
+                        type Response = super::RenewWorkLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewWorkLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LeaseService>::renew_work_leases(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewWorkLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.LeaseService/ReleaseWorkLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseWorkLeasesSvc<T: LeaseService>(pub Arc<T>);
+                    impl<
+                        T: LeaseService,
+                    > tonic::server::UnaryService<super::ReleaseWorkLeasesRequest>
+                    for ReleaseWorkLeasesSvc<T> {
+                        type Response = super::ReleaseWorkLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseWorkLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LeaseService>::release_work_leases(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseWorkLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.LeaseService/ListWorkLeases" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListWorkLeasesSvc<T: LeaseService>(pub Arc<T>);
+                    impl<
+                        T: LeaseService,
+                    > tonic::server::UnaryService<super::ListWorkLeasesRequest>
+                    for ListWorkLeasesSvc<T> {
+                        type Response = super::ListWorkLeasesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListWorkLeasesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LeaseService>::list_work_leases(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListWorkLeasesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for LeaseServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.LeaseService";
+    impl<T> tonic::server::NamedService for LeaseServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// A run over all slices.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Collection {
+    /// Grows.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// What it collects.
+    #[prost(enumeration = "CollectionKind", tag = "2")]
+    pub kind: i32,
+    /// Why it was begun.
+    #[prost(enumeration = "CollectionCause", tag = "3")]
+    pub cause: i32,
+    /// It stops when it has freed so much, in bytes, the longest unused first. 0: it deletes all that is of no use.
+    #[prost(uint64, tag = "4")]
+    pub goal_bytes: u64,
+    /// When it was begun.
+    #[prost(message, optional, tag = "5")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When its last slice was done. Absent while it runs.
+    #[prost(message, optional, tag = "6")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// The slices that are done, 0 to 63.
+    #[prost(uint32, repeated, tag = "7")]
+    pub slices_done: ::prost::alloc::vec::Vec<u32>,
+    /// Objects that were deleted; the names of images, the digests of blobs. The first 1,000.
+    #[prost(string, repeated, tag = "8")]
+    pub deleted: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How many were deleted.
+    #[prost(uint64, tag = "9")]
+    pub deleted_total: u64,
+    /// What they took, in bytes, as the workers measured it.
+    #[prost(uint64, tag = "10")]
+    pub deleted_bytes: u64,
+    /// Objects that could not be deleted, with the reason. The first 1,000.
+    #[prost(map = "string, string", tag = "11")]
+    pub failed: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// How many could not be deleted.
+    #[prost(uint64, tag = "12")]
+    pub failed_total: u64,
+    /// How many objects there were.
+    #[prost(uint64, tag = "13")]
+    pub objects_total: u64,
+    /// How many stay.
+    #[prost(uint64, tag = "14")]
+    pub retained_total: u64,
+    /// Why it deleted nothing: what could not be read. Empty when all was read.
+    #[prost(string, tag = "15")]
+    pub aborted: ::prost::alloc::string::String,
+    /// What it could not free of its goal, in bytes.
+    #[prost(uint64, tag = "16")]
+    pub goal_missed_bytes: u64,
+    /// The largest objects that are in use, where the goal was missed. At most 10.
+    #[prost(message, repeated, tag = "17")]
+    pub largest_held: ::prost::alloc::vec::Vec<HeldObject>,
+}
+/// An object that something holds.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeldObject {
+    /// Name of the image, or digest of the blob.
+    #[prost(string, tag = "1")]
+    pub object: ::prost::alloc::string::String,
+    /// Its size, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub size_bytes: u64,
+    /// Who holds it.
+    #[prost(message, repeated, tag = "3")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+}
+/// Who holds an object.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Holder {
+    /// What the holder is.
+    #[prost(enumeration = "HolderKind", tag = "1")]
+    pub kind: i32,
+    /// Its id; for a pin and a pull the name of the image. Empty for the manager, and for an import.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// Until when, where that is known: the end of a pin.
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Begins a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StartCollectionRequest {
+    /// Required.
+    #[prost(enumeration = "CollectionKind", tag = "1")]
+    pub kind: i32,
+    /// Default: REQUESTED.
+    #[prost(enumeration = "CollectionCause", tag = "2")]
+    pub cause: i32,
+    /// As in Collection.
+    #[prost(uint64, tag = "3")]
+    pub goal_bytes: u64,
+}
+/// The run is under way.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartCollectionResponse {
+    /// As it stands.
+    #[prost(message, optional, tag = "1")]
+    pub collection: ::core::option::Option<Collection>,
+    /// Whether it was under way before; then its goal is that of whoever began it.
+    #[prost(bool, tag = "2")]
+    pub joined: bool,
+}
+/// Asks for runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchCollectionsRequest {
+    /// Only this kind. Default: both.
+    #[prost(enumeration = "CollectionKind", tag = "1")]
+    pub kind: i32,
+}
+/// A run as it stands.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchCollectionsResponse {
+    /// The run. Absent once, when all that stood at the beginning has been sent.
+    #[prost(message, optional, tag = "1")]
+    pub collection: ::core::option::Option<Collection>,
+}
+/// Asks for the latest runs.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCollectionsRequest {
+    /// Only this kind. Default: both.
+    #[prost(enumeration = "CollectionKind", tag = "1")]
+    pub kind: i32,
+}
+/// The latest runs.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCollectionsResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub collections: ::prost::alloc::vec::Vec<Collection>,
+}
+/// An object that may be deleted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Deletable {
+    /// Name of an image, or empty for a blob.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// Digest of the image or of the blob: `sha256:` and 64 hexadecimal digits in lower case. Required.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+    /// What it takes, in bytes. For the figures.
+    #[prost(uint64, tag = "3")]
+    pub size_bytes: u64,
+}
+/// Claims objects.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClaimDeletionsRequest {
+    /// The run that they are deleted in. Required.
+    #[prost(uint64, tag = "1")]
+    pub collection: u64,
+    /// Lease of the slice that all of them are in. Required.
+    #[prost(message, optional, tag = "2")]
+    pub lease: ::core::option::Option<WorkLeaseRef>,
+    /// 1 to 256.
+    #[prost(message, repeated, tag = "3")]
+    pub objects: ::prost::alloc::vec::Vec<Deletable>,
+}
+/// What became of the claims.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClaimDeletionsResponse {
+    /// In the order of the objects.
+    #[prost(message, repeated, tag = "1")]
+    pub claims: ::prost::alloc::vec::Vec<DeletionClaim>,
+}
+/// A claim, or who is against it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeletionClaim {
+    /// Names the claim from now on. 0: it was not granted.
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    /// When the claim ends by itself. Absent where it was not granted.
+    #[prost(message, optional, tag = "2")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Who holds the object. Empty where it was granted.
+    #[prost(message, repeated, tag = "3")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+}
+/// Commits claims.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommitDeletionsRequest {
+    /// Lease of the slice. Required.
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<WorkLeaseRef>,
+    /// Tokens of claims. 1 to 256.
+    #[prost(uint64, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<u64>,
+}
+/// What became of them.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CommitDeletionsResponse {
+    /// In the order of the tokens.
+    #[prost(message, repeated, tag = "1")]
+    pub outcomes: ::prost::alloc::vec::Vec<DeletionOutcome>,
+}
+/// What became of a claim.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DeletionOutcome {
+    /// Whether the object is deleted, or for a blob, may be removed now.
+    #[prost(bool, tag = "1")]
+    pub committed: bool,
+    /// Who holds the object by now. Empty where it was committed, where the claim had ended, and where it failed.
+    #[prost(message, repeated, tag = "2")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+    /// Why it could not be deleted, for people. Empty where it was committed.
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
+}
+/// Gives claims back.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseDeletionsRequest {
+    /// Tokens of claims. At most 256.
+    #[prost(uint64, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<u64>,
+}
+/// None of them stands.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseDeletionsResponse {}
+/// Says that a slice is done.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportSliceRequest {
+    /// The run. Required.
+    #[prost(uint64, tag = "1")]
+    pub collection: u64,
+    /// Lease of the slice. Required.
+    #[prost(message, optional, tag = "2")]
+    pub lease: ::core::option::Option<WorkLeaseRef>,
+    /// Number of the slice: 0 to 63.
+    #[prost(uint32, tag = "3")]
+    pub slice: u32,
+    /// Objects of the slice that were looked at.
+    #[prost(uint64, tag = "4")]
+    pub objects_total: u64,
+    /// Of these, how many stay.
+    #[prost(uint64, tag = "5")]
+    pub retained_total: u64,
+    /// Objects that could not be deleted, with the reason. At most 1,000.
+    #[prost(map = "string, string", tag = "6")]
+    pub failed: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Why nothing of the slice was deleted: what could not be read. At most 1,024 bytes.
+    #[prost(string, tag = "7")]
+    pub aborted: ::prost::alloc::string::String,
+    /// What is missing to the goal over all slices, as this worker sees it.
+    #[prost(uint64, tag = "8")]
+    pub goal_missed_bytes: u64,
+    /// The largest objects in use over all slices, where the goal is missed. At most 10.
+    #[prost(message, repeated, tag = "9")]
+    pub largest_held: ::prost::alloc::vec::Vec<HeldObject>,
+}
+/// The slice is done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReportSliceResponse {}
+/// Asks who holds an object.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListHoldersRequest {
+    /// An image reference, or empty for a blob.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// Digest of a blob, where no image is named.
+    #[prost(string, tag = "2")]
+    pub digest: ::prost::alloc::string::String,
+}
+/// Who holds it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListHoldersResponse {
+    /// Digest of the image, where it is here.
+    #[prost(string, tag = "1")]
+    pub digest: ::prost::alloc::string::String,
+    /// Empty where nothing does.
+    #[prost(message, repeated, tag = "2")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+}
+/// What is collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CollectionKind {
+    /// Refused.
+    Unspecified = 0,
+    /// Images of the node.
+    Images = 1,
+    /// Blobs of the directory of the registry.
+    Blobs = 2,
+}
+impl CollectionKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLLECTION_KIND_UNSPECIFIED",
+            Self::Images => "COLLECTION_KIND_IMAGES",
+            Self::Blobs => "COLLECTION_KIND_BLOBS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLLECTION_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLLECTION_KIND_IMAGES" => Some(Self::Images),
+            "COLLECTION_KIND_BLOBS" => Some(Self::Blobs),
+            _ => None,
+        }
+    }
+}
+/// Why a run was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CollectionCause {
+    /// As REQUESTED.
+    Unspecified = 0,
+    /// Somebody asked for it.
+    Requested = 1,
+    /// Its time had come.
+    Scheduled = 2,
+    /// The disk is fuller than the high mark.
+    Pressure = 3,
+}
+impl CollectionCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLLECTION_CAUSE_UNSPECIFIED",
+            Self::Requested => "COLLECTION_CAUSE_REQUESTED",
+            Self::Scheduled => "COLLECTION_CAUSE_SCHEDULED",
+            Self::Pressure => "COLLECTION_CAUSE_PRESSURE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLLECTION_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLLECTION_CAUSE_REQUESTED" => Some(Self::Requested),
+            "COLLECTION_CAUSE_SCHEDULED" => Some(Self::Scheduled),
+            "COLLECTION_CAUSE_PRESSURE" => Some(Self::Pressure),
+            _ => None,
+        }
+    }
+}
+/// What holds an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum HolderKind {
+    /// Never sent.
+    Unspecified = 0,
+    /// A sandbox that is not DEAD.
+    Sandbox = 1,
+    /// A version of an app.
+    Version = 2,
+    /// An artifact that is not archived.
+    Artifact = 3,
+    /// A pin.
+    Pin = 4,
+    /// A pull or an import that is under way.
+    Pull = 5,
+    /// The manager itself, as for the pause image.
+    Manager = 6,
+    /// A manifest or an index that something holds.
+    Manifest = 7,
+}
+impl HolderKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "HOLDER_KIND_UNSPECIFIED",
+            Self::Sandbox => "HOLDER_KIND_SANDBOX",
+            Self::Version => "HOLDER_KIND_VERSION",
+            Self::Artifact => "HOLDER_KIND_ARTIFACT",
+            Self::Pin => "HOLDER_KIND_PIN",
+            Self::Pull => "HOLDER_KIND_PULL",
+            Self::Manager => "HOLDER_KIND_MANAGER",
+            Self::Manifest => "HOLDER_KIND_MANIFEST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HOLDER_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "HOLDER_KIND_SANDBOX" => Some(Self::Sandbox),
+            "HOLDER_KIND_VERSION" => Some(Self::Version),
+            "HOLDER_KIND_ARTIFACT" => Some(Self::Artifact),
+            "HOLDER_KIND_PIN" => Some(Self::Pin),
+            "HOLDER_KIND_PULL" => Some(Self::Pull),
+            "HOLDER_KIND_MANAGER" => Some(Self::Manager),
+            "HOLDER_KIND_MANIFEST" => Some(Self::Manifest),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod collection_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Who may delete which image and which blob, and what was deleted: the manager's part in the collection of images, used by
+    /// the workers of `image-gc`.
+    ///
+    /// A worker claims an object, and commits the claim. The manager grants a claim only for an object that nothing holds, and
+    /// looks again, in the same instant as it commits: a Create, a pull, a pin or an entry of the catalog that comes between the
+    /// two wins. An image is deleted by the manager itself, within the commit. A blob is renamed by the worker after the
+    /// claim, so that no path leads to it, and its renamed file is removed after the commit; where the commit is refused, the worker
+    /// names it back.
+    #[derive(Debug, Clone)]
+    pub struct CollectionServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl CollectionServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> CollectionServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> CollectionServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            CollectionServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Begins a run of a kind, or joins the one that is under way. Errors: INVALID_FIELD, STORE_FULL.
+        pub async fn start_collection(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartCollectionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartCollectionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/StartCollection",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.CollectionService", "StartCollection"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sends the latest runs as they stand, then each change of one. A reader that falls 1,024 changes behind is ended with
+        /// REVISION_UNKNOWN.
+        pub async fn watch_collections(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchCollectionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchCollectionsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/WatchCollections",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.CollectionService", "WatchCollections"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Lists the latest runs, newest first: at most 16 of each kind are kept. Errors: INVALID_FIELD.
+        pub async fn list_collections(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCollectionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCollectionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/ListCollections",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.CollectionService", "ListCollections"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Claims objects for a worker that holds the lease of their slice. Each gets a claim, or the holder that keeps it.
+        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND, RUNTIME_UNREACHABLE.
+        pub async fn claim_deletions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ClaimDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClaimDeletionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/ClaimDeletions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.CollectionService", "ClaimDeletions"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Commits claims, and counts them in their run. Images are gone when it returns. Errors: INVALID_FIELD, WORK_LEASE_LOST,
+        /// RUNTIME_UNREACHABLE.
+        pub async fn commit_deletions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CommitDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitDeletionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/CommitDeletions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.CollectionService", "CommitDeletions"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives claims back. Errors: INVALID_FIELD.
+        pub async fn release_deletions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReleaseDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseDeletionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/ReleaseDeletions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.CollectionService", "ReleaseDeletions"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says that a slice of a run is done, with what could not be deleted. The run ends with its last slice. Errors:
+        /// INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND.
+        pub async fn report_slice(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportSliceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportSliceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/ReportSlice",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.CollectionService", "ReportSlice"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says who holds an image or a blob. Errors: INVALID_FIELD, RUNTIME_UNREACHABLE.
+        pub async fn list_holders(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListHoldersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHoldersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.CollectionService/ListHolders",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.CollectionService", "ListHolders"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod collection_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with CollectionServiceServer.
+    #[async_trait]
+    pub trait CollectionService: std::marker::Send + std::marker::Sync + 'static {
+        /// Begins a run of a kind, or joins the one that is under way. Errors: INVALID_FIELD, STORE_FULL.
+        async fn start_collection(
+            &self,
+            request: tonic::Request<super::StartCollectionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartCollectionResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchCollections method.
+        type WatchCollectionsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::WatchCollectionsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends the latest runs as they stand, then each change of one. A reader that falls 1,024 changes behind is ended with
+        /// REVISION_UNKNOWN.
+        async fn watch_collections(
+            &self,
+            request: tonic::Request<super::WatchCollectionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchCollectionsStream>,
+            tonic::Status,
+        >;
+        /// Lists the latest runs, newest first: at most 16 of each kind are kept. Errors: INVALID_FIELD.
+        async fn list_collections(
+            &self,
+            request: tonic::Request<super::ListCollectionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCollectionsResponse>,
+            tonic::Status,
+        >;
+        /// Claims objects for a worker that holds the lease of their slice. Each gets a claim, or the holder that keeps it.
+        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND, RUNTIME_UNREACHABLE.
+        async fn claim_deletions(
+            &self,
+            request: tonic::Request<super::ClaimDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ClaimDeletionsResponse>,
+            tonic::Status,
+        >;
+        /// Commits claims, and counts them in their run. Images are gone when it returns. Errors: INVALID_FIELD, WORK_LEASE_LOST,
+        /// RUNTIME_UNREACHABLE.
+        async fn commit_deletions(
+            &self,
+            request: tonic::Request<super::CommitDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CommitDeletionsResponse>,
+            tonic::Status,
+        >;
+        /// Gives claims back. Errors: INVALID_FIELD.
+        async fn release_deletions(
+            &self,
+            request: tonic::Request<super::ReleaseDeletionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReleaseDeletionsResponse>,
+            tonic::Status,
+        >;
+        /// Says that a slice of a run is done, with what could not be deleted. The run ends with its last slice. Errors:
+        /// INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND.
+        async fn report_slice(
+            &self,
+            request: tonic::Request<super::ReportSliceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportSliceResponse>,
+            tonic::Status,
+        >;
+        /// Says who holds an image or a blob. Errors: INVALID_FIELD, RUNTIME_UNREACHABLE.
+        async fn list_holders(
+            &self,
+            request: tonic::Request<super::ListHoldersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListHoldersResponse>,
+            tonic::Status,
+        >;
+    }
+    /// Who may delete which image and which blob, and what was deleted: the manager's part in the collection of images, used by
+    /// the workers of `image-gc`.
+    ///
+    /// A worker claims an object, and commits the claim. The manager grants a claim only for an object that nothing holds, and
+    /// looks again, in the same instant as it commits: a Create, a pull, a pin or an entry of the catalog that comes between the
+    /// two wins. An image is deleted by the manager itself, within the commit. A blob is renamed by the worker after the
+    /// claim, so that no path leads to it, and its renamed file is removed after the commit; where the commit is refused, the worker
+    /// names it back.
+    #[derive(Debug)]
+    pub struct CollectionServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> CollectionServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for CollectionServiceServer<T>
+    where
+        T: CollectionService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.CollectionService/StartCollection" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartCollectionSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::StartCollectionRequest>
+                    for StartCollectionSvc<T> {
+                        type Response = super::StartCollectionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartCollectionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::start_collection(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartCollectionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/WatchCollections" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchCollectionsSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::ServerStreamingService<
+                        super::WatchCollectionsRequest,
+                    > for WatchCollectionsSvc<T> {
+                        type Response = super::WatchCollectionsResponse;
+                        type ResponseStream = T::WatchCollectionsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchCollectionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::watch_collections(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchCollectionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/ListCollections" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCollectionsSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::ListCollectionsRequest>
+                    for ListCollectionsSvc<T> {
+                        type Response = super::ListCollectionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCollectionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::list_collections(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCollectionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/ClaimDeletions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ClaimDeletionsSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::ClaimDeletionsRequest>
+                    for ClaimDeletionsSvc<T> {
+                        type Response = super::ClaimDeletionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ClaimDeletionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::claim_deletions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ClaimDeletionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/CommitDeletions" => {
+                    #[allow(non_camel_case_types)]
+                    struct CommitDeletionsSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::CommitDeletionsRequest>
+                    for CommitDeletionsSvc<T> {
+                        type Response = super::CommitDeletionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CommitDeletionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::commit_deletions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CommitDeletionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/ReleaseDeletions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReleaseDeletionsSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::ReleaseDeletionsRequest>
+                    for ReleaseDeletionsSvc<T> {
+                        type Response = super::ReleaseDeletionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReleaseDeletionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::release_deletions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReleaseDeletionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/ReportSlice" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportSliceSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::ReportSliceRequest>
+                    for ReportSliceSvc<T> {
+                        type Response = super::ReportSliceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportSliceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::report_slice(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportSliceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.CollectionService/ListHolders" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListHoldersSvc<T: CollectionService>(pub Arc<T>);
+                    impl<
+                        T: CollectionService,
+                    > tonic::server::UnaryService<super::ListHoldersRequest>
+                    for ListHoldersSvc<T> {
+                        type Response = super::ListHoldersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListHoldersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as CollectionService>::list_holders(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListHoldersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for CollectionServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.CollectionService";
+    impl<T> tonic::server::NamedService for CollectionServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// A message of CopyTo.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CopyToRequest {
@@ -1962,6 +3917,22 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. The program was not started; the message has the words of the OCI runtime. The metadata has `why`:
     /// `not_found`, `not_executable` or `other`.
     ExecNotStarted = 54,
+    /// ABORTED. Somebody else holds the lease on this work. The metadata has `lease`, `holder` and `expires_at`.
+    WorkLeaseHeld = 55,
+    /// ABORTED. The lease on this work is not the caller's any more: it has ended, another has it, or the manager was started
+    /// anew. The metadata has `lease`.
+    WorkLeaseLost = 56,
+    /// RESOURCE_EXHAUSTED. As many leases on work are held as can be. The metadata has `limit`.
+    WorkLeasesExhausted = 57,
+    /// NOT_FOUND. There is no such run of a collection, or it has ended. The metadata has `collection`.
+    CollectionNotFound = 58,
+    /// FAILED_PRECONDITION. A collection cannot be planned, because something that it depends on cannot be read; nothing is deleted
+    /// meanwhile. The metadata has `what`.
+    CollectionAborted = 59,
+    /// UNAVAILABLE. The process that was asked cannot reach its manager. The metadata has `manager`.
+    ManagerUnreachable = 60,
+    /// RESOURCE_EXHAUSTED. As many images are pinned as can be. The metadata has `limit`.
+    ImagePinsExhausted = 61,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -2025,6 +3996,13 @@ impl ErrorReason {
             Self::StreamsExhausted => "ERROR_REASON_STREAMS_EXHAUSTED",
             Self::ExecLimit => "ERROR_REASON_EXEC_LIMIT",
             Self::ExecNotStarted => "ERROR_REASON_EXEC_NOT_STARTED",
+            Self::WorkLeaseHeld => "ERROR_REASON_WORK_LEASE_HELD",
+            Self::WorkLeaseLost => "ERROR_REASON_WORK_LEASE_LOST",
+            Self::WorkLeasesExhausted => "ERROR_REASON_WORK_LEASES_EXHAUSTED",
+            Self::CollectionNotFound => "ERROR_REASON_COLLECTION_NOT_FOUND",
+            Self::CollectionAborted => "ERROR_REASON_COLLECTION_ABORTED",
+            Self::ManagerUnreachable => "ERROR_REASON_MANAGER_UNREACHABLE",
+            Self::ImagePinsExhausted => "ERROR_REASON_IMAGE_PINS_EXHAUSTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -2085,6 +4063,13 @@ impl ErrorReason {
             "ERROR_REASON_STREAMS_EXHAUSTED" => Some(Self::StreamsExhausted),
             "ERROR_REASON_EXEC_LIMIT" => Some(Self::ExecLimit),
             "ERROR_REASON_EXEC_NOT_STARTED" => Some(Self::ExecNotStarted),
+            "ERROR_REASON_WORK_LEASE_HELD" => Some(Self::WorkLeaseHeld),
+            "ERROR_REASON_WORK_LEASE_LOST" => Some(Self::WorkLeaseLost),
+            "ERROR_REASON_WORK_LEASES_EXHAUSTED" => Some(Self::WorkLeasesExhausted),
+            "ERROR_REASON_COLLECTION_NOT_FOUND" => Some(Self::CollectionNotFound),
+            "ERROR_REASON_COLLECTION_ABORTED" => Some(Self::CollectionAborted),
+            "ERROR_REASON_MANAGER_UNREACHABLE" => Some(Self::ManagerUnreachable),
+            "ERROR_REASON_IMAGE_PINS_EXHAUSTED" => Some(Self::ImagePinsExhausted),
             _ => None,
         }
     }
@@ -2339,7 +4324,7 @@ pub struct AttachEnded {
     pub signal: u32,
 }
 /// An image by one of its names.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Image {
     /// Full name, as `docker.io/library/nginx:1.27`.
     #[prost(string, tag = "1")]
@@ -2362,6 +4347,14 @@ pub struct Image {
     /// Ids of the sandboxes that use it.
     #[prost(string, repeated, tag = "7")]
     pub sandboxes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// All that keeps it from a collection, the sandboxes that use it under another name among them. Only in the answer of
+    /// ListImages.
+    #[prost(message, repeated, tag = "8")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+    /// When a sandbox last took hold of its digest or let go of it, under whatever name. Absent where none did. Only in the answer
+    /// of ListImages.
+    #[prost(message, optional, tag = "9")]
+    pub last_used_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Asks for the images.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2465,6 +4458,40 @@ pub struct RemoveImageRequest {
 /// The name is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveImageResponse {}
+/// Asks for a pin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinImageRequest {
+    /// Image reference of an image that is here. At most 512 bytes. Required.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// How long it holds: 1 s to 10 years. Default: until it is unpinned.
+    #[prost(message, optional, tag = "2")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+}
+/// The pin holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinImageResponse {
+    /// Full name of the image.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// When the pin ends. Absent where it does not end by itself.
+    #[prost(message, optional, tag = "2")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Asks for the end of a pin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinImageRequest {
+    /// Image reference. Required.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+}
+/// There is no pin on this name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinImageResponse {
+    /// Whether there was one.
+    #[prost(bool, tag = "1")]
+    pub existed: bool,
+}
 /// Generated client implementations.
 pub mod image_service_client {
     #![allow(
@@ -2667,6 +4694,58 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("berth.v1.ImageService", "RemoveImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Keeps an image from collections, for a time or until it is unpinned. A pin is on a name, and holds what the name stands
+        /// for at each moment; one that is there is set anew. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_PINS_EXHAUSTED,
+        /// RUNTIME_UNREACHABLE, STORE_FULL.
+        pub async fn pin_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageService/PinImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageService", "PinImage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the pin of a name away. Errors: INVALID_FIELD.
+        pub async fn unpin_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageService/UnpinImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageService", "UnpinImage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2723,6 +4802,24 @@ pub mod image_service_server {
             request: tonic::Request<super::RemoveImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveImageResponse>,
+            tonic::Status,
+        >;
+        /// Keeps an image from collections, for a time or until it is unpinned. A pin is on a name, and holds what the name stands
+        /// for at each moment; one that is there is set anew. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_PINS_EXHAUSTED,
+        /// RUNTIME_UNREACHABLE, STORE_FULL.
+        async fn pin_image(
+            &self,
+            request: tonic::Request<super::PinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinImageResponse>,
+            tonic::Status,
+        >;
+        /// Takes the pin of a name away. Errors: INVALID_FIELD.
+        async fn unpin_image(
+            &self,
+            request: tonic::Request<super::UnpinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinImageResponse>,
             tonic::Status,
         >;
     }
@@ -2986,6 +5083,96 @@ pub mod image_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/berth.v1.ImageService/PinImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinImageSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::UnaryService<super::PinImageRequest>
+                    for PinImageSvc<T> {
+                        type Response = super::PinImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::pin_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageService/UnpinImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinImageSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::UnaryService<super::UnpinImageRequest>
+                    for UnpinImageSvc<T> {
+                        type Response = super::UnpinImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::unpin_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -3023,6 +5210,631 @@ pub mod image_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "berth.v1.ImageService";
     impl<T> tonic::server::NamedService for ImageServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Asks for a plan.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageGcServicePlanRequest {
+    /// With images.
+    #[prost(bool, tag = "1")]
+    pub images: bool,
+    /// With blobs. Neither: both.
+    #[prost(bool, tag = "2")]
+    pub blobs: bool,
+    /// As in Collection. Default: 0, all that is of no use.
+    #[prost(uint64, tag = "3")]
+    pub goal_bytes: u64,
+    /// Only this image or blob, by name or digest. Default: all.
+    #[prost(string, tag = "4")]
+    pub object: ::prost::alloc::string::String,
+}
+/// One object of a plan.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageGcServicePlanResponse {
+    /// What it is.
+    #[prost(enumeration = "CollectionKind", tag = "1")]
+    pub kind: i32,
+    /// Name of the image, or digest of the blob.
+    #[prost(string, tag = "2")]
+    pub object: ::prost::alloc::string::String,
+    /// Digest of its manifest, or of the blob.
+    #[prost(string, tag = "3")]
+    pub digest: ::prost::alloc::string::String,
+    /// What it takes, in bytes.
+    #[prost(uint64, tag = "4")]
+    pub size_bytes: u64,
+    /// When it was last used, or else made.
+    #[prost(message, optional, tag = "5")]
+    pub last_used_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What a run would do with it.
+    #[prost(enumeration = "GcVerdict", tag = "6")]
+    pub verdict: i32,
+    /// Why, in plain words.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// Who holds it.
+    #[prost(message, repeated, tag = "8")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+    /// When it could go, as far as that is known. Absent where something holds it.
+    #[prost(message, optional, tag = "9")]
+    pub deletable_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Asks for a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageGcServiceRunRequest {
+    /// Of images.
+    #[prost(bool, tag = "1")]
+    pub images: bool,
+    /// Of blobs. Neither: both.
+    #[prost(bool, tag = "2")]
+    pub blobs: bool,
+    /// As in Collection. Default: 0, all that is of no use.
+    #[prost(uint64, tag = "3")]
+    pub goal_bytes: u64,
+}
+/// How far a run is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ImageGcServiceRunResponse {
+    /// As it stands. The last message of each kind has `ended_at`.
+    #[prost(message, optional, tag = "1")]
+    pub collection: ::core::option::Option<Collection>,
+}
+/// Asks for the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetImageGcStatusRequest {}
+/// The status.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetImageGcStatusResponse {
+    /// Name of the worker.
+    #[prost(string, tag = "1")]
+    pub worker: ::prost::alloc::string::String,
+    /// Version of the program.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Whether the manager answers.
+    #[prost(bool, tag = "3")]
+    pub manager_reachable: bool,
+    /// Slices that it holds, by their leases.
+    #[prost(string, repeated, tag = "4")]
+    pub leases: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Resident memory, in bytes.
+    #[prost(uint64, tag = "5")]
+    pub memory_rss_bytes: u64,
+    /// How full the file system of the data path is, in thousandths. 0 where it cannot be read.
+    #[prost(uint32, tag = "6")]
+    pub disk_used_permille: u32,
+    /// When the next run of its schedule is due. Absent while the manager has not told the last one.
+    #[prost(message, optional, tag = "7")]
+    pub next_scheduled_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What is wrong, one sentence each: a goal that cannot be reached, what cannot be read. Empty when all is well.
+    #[prost(string, repeated, tag = "8")]
+    pub alarms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What becomes of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GcVerdict {
+    /// Never sent.
+    Unspecified = 0,
+    /// It stays: something holds it, or it is none of ours.
+    Keep = 1,
+    /// It stays for now: it is too young, or the goal is reached without it.
+    Later = 2,
+    /// It goes.
+    Delete = 3,
+    /// A blob that no path leads to any more, until its grace has passed.
+    Tombstone = 4,
+    /// A blob that comes back: something needs it again.
+    Restore = 5,
+}
+impl GcVerdict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GC_VERDICT_UNSPECIFIED",
+            Self::Keep => "GC_VERDICT_KEEP",
+            Self::Later => "GC_VERDICT_LATER",
+            Self::Delete => "GC_VERDICT_DELETE",
+            Self::Tombstone => "GC_VERDICT_TOMBSTONE",
+            Self::Restore => "GC_VERDICT_RESTORE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GC_VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "GC_VERDICT_KEEP" => Some(Self::Keep),
+            "GC_VERDICT_LATER" => Some(Self::Later),
+            "GC_VERDICT_DELETE" => Some(Self::Delete),
+            "GC_VERDICT_TOMBSTONE" => Some(Self::Tombstone),
+            "GC_VERDICT_RESTORE" => Some(Self::Restore),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod image_gc_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// A worker of `image-gc`. Each serves the same: a plan is made of what the manager and the disk say, and a run is shared by all
+    /// workers.
+    #[derive(Debug, Clone)]
+    pub struct ImageGcServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl ImageGcServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> ImageGcServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ImageGcServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ImageGcServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Says of each object what a run would do with it now, and why. Changes nothing. Errors: INVALID_FIELD,
+        /// COLLECTION_ABORTED, MANAGER_UNREACHABLE.
+        pub async fn plan(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ImageGcServicePlanRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ImageGcServicePlanResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageGcService/Plan",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageGcService", "Plan"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Begins a run of each kind that is asked for, images first, and sends how far it is until it has ended. A caller that goes
+        /// away ends its wait and not the run. Errors: INVALID_FIELD, MANAGER_UNREACHABLE.
+        pub async fn run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ImageGcServiceRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ImageGcServiceRunResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageGcService/Run",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageGcService", "Run"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Says what this worker is and does.
+        pub async fn get_image_gc_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetImageGcStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetImageGcStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageGcService/GetImageGcStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageGcService", "GetImageGcStatus"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod image_gc_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ImageGcServiceServer.
+    #[async_trait]
+    pub trait ImageGcService: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Plan method.
+        type PlanStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::ImageGcServicePlanResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Says of each object what a run would do with it now, and why. Changes nothing. Errors: INVALID_FIELD,
+        /// COLLECTION_ABORTED, MANAGER_UNREACHABLE.
+        async fn plan(
+            &self,
+            request: tonic::Request<super::ImageGcServicePlanRequest>,
+        ) -> std::result::Result<tonic::Response<Self::PlanStream>, tonic::Status>;
+        /// Server streaming response type for the Run method.
+        type RunStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::ImageGcServiceRunResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Begins a run of each kind that is asked for, images first, and sends how far it is until it has ended. A caller that goes
+        /// away ends its wait and not the run. Errors: INVALID_FIELD, MANAGER_UNREACHABLE.
+        async fn run(
+            &self,
+            request: tonic::Request<super::ImageGcServiceRunRequest>,
+        ) -> std::result::Result<tonic::Response<Self::RunStream>, tonic::Status>;
+        /// Says what this worker is and does.
+        async fn get_image_gc_status(
+            &self,
+            request: tonic::Request<super::GetImageGcStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetImageGcStatusResponse>,
+            tonic::Status,
+        >;
+    }
+    /// A worker of `image-gc`. Each serves the same: a plan is made of what the manager and the disk say, and a run is shared by all
+    /// workers.
+    #[derive(Debug)]
+    pub struct ImageGcServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ImageGcServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ImageGcServiceServer<T>
+    where
+        T: ImageGcService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.ImageGcService/Plan" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanSvc<T: ImageGcService>(pub Arc<T>);
+                    impl<
+                        T: ImageGcService,
+                    > tonic::server::ServerStreamingService<
+                        super::ImageGcServicePlanRequest,
+                    > for PlanSvc<T> {
+                        type Response = super::ImageGcServicePlanResponse;
+                        type ResponseStream = T::PlanStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ImageGcServicePlanRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageGcService>::plan(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageGcService/Run" => {
+                    #[allow(non_camel_case_types)]
+                    struct RunSvc<T: ImageGcService>(pub Arc<T>);
+                    impl<
+                        T: ImageGcService,
+                    > tonic::server::ServerStreamingService<
+                        super::ImageGcServiceRunRequest,
+                    > for RunSvc<T> {
+                        type Response = super::ImageGcServiceRunResponse;
+                        type ResponseStream = T::RunStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ImageGcServiceRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageGcService>::run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageGcService/GetImageGcStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetImageGcStatusSvc<T: ImageGcService>(pub Arc<T>);
+                    impl<
+                        T: ImageGcService,
+                    > tonic::server::UnaryService<super::GetImageGcStatusRequest>
+                    for GetImageGcStatusSvc<T> {
+                        type Response = super::GetImageGcStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetImageGcStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageGcService>::get_image_gc_status(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetImageGcStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ImageGcServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.ImageGcService";
+    impl<T> tonic::server::NamedService for ImageGcServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
