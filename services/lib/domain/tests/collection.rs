@@ -80,6 +80,8 @@ fn record(number: usize, image: &ImageRef, now: SystemTime) -> SandboxRecord {
         shutdown_timeout: Duration::ZERO,
         resources: Resources::default(),
         readiness_probe: None,
+        tty: false,
+        stdin: false,
     };
     let spec = SandboxSpec {
         containers: vec![container],

@@ -31,6 +31,8 @@ fn container(name: &str, image: &str) -> Container {
         shutdown_timeout: Duration::ZERO,
         resources: crate::Resources::default(),
         readiness_probe: None,
+        tty: false,
+        stdin: false,
     }
 }
 
