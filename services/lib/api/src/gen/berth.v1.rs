@@ -2479,8 +2479,13 @@ pub struct ReleaseDeletionsRequest {
     pub tokens: ::prost::alloc::vec::Vec<u64>,
 }
 /// None of them stands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReleaseDeletionsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseDeletionsResponse {
+    /// Those that did not stand before: they had ended, or something has come to need the object since it was claimed. A worker
+    /// names such a blob back.
+    #[prost(uint64, repeated, tag = "1")]
+    pub lost: ::prost::alloc::vec::Vec<u64>,
+}
 /// Says that a slice is done.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportSliceRequest {
