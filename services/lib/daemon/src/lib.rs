@@ -1,6 +1,7 @@
 //! What every process of Berth does alike: configuration, log output, signals. Functions, not a framework.
 
 mod config;
+pub mod crash;
 mod process;
 
 pub use config::{ConfigError, SOCKET_PATH_MAX, duration, key_value, load_config};
