@@ -61,7 +61,8 @@ fn code(reason: Reason) -> Code {
         | Reason::StreamsExhausted
         | Reason::DiskLow
         | Reason::LogReadersExhausted
-        | Reason::WorkLeasesExhausted => Code::ResourceExhausted,
+        | Reason::WorkLeasesExhausted
+        | Reason::ImagePinsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown

@@ -79,6 +79,7 @@ reasons! {
     CollectionNotFound = "COLLECTION_NOT_FOUND",
     CollectionAborted = "COLLECTION_ABORTED",
     ManagerUnreachable = "MANAGER_UNREACHABLE",
+    ImagePinsExhausted = "IMAGE_PINS_EXHAUSTED",
 }
 
 impl Reason {

@@ -1805,7 +1805,7 @@ pub mod lease_service_client {
             self
         }
         /// Takes a lease that nobody holds, or that the same holder has: then it is renewed and keeps its token. Errors:
-        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED.
+        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED, STORE_FULL.
         pub async fn acquire_work_lease(
             &mut self,
             request: impl tonic::IntoRequest<super::AcquireWorkLeaseRequest>,
@@ -1922,7 +1922,7 @@ pub mod lease_service_server {
     #[async_trait]
     pub trait LeaseService: std::marker::Send + std::marker::Sync + 'static {
         /// Takes a lease that nobody holds, or that the same holder has: then it is renewed and keeps its token. Errors:
-        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED.
+        /// INVALID_FIELD, WORK_LEASE_HELD, WORK_LEASES_EXHAUSTED, STORE_FULL.
         async fn acquire_work_lease(
             &self,
             request: tonic::Request<super::AcquireWorkLeaseRequest>,
@@ -2337,7 +2337,7 @@ pub struct Holder {
     /// What the holder is.
     #[prost(enumeration = "HolderKind", tag = "1")]
     pub kind: i32,
-    /// Its id. Empty for a pin and for the manager.
+    /// Its id; for a pin and a pull the name of the image. Empty for the manager, and for an import.
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
     /// Until when, where that is known: the end of a pin.
@@ -2848,7 +2848,7 @@ pub mod collection_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Claims objects for a worker that holds the lease of their slice. Each gets a claim, or the holder that keeps it.
-        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, RUNTIME_UNREACHABLE.
+        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND, RUNTIME_UNREACHABLE.
         pub async fn claim_deletions(
             &mut self,
             request: impl tonic::IntoRequest<super::ClaimDeletionsRequest>,
@@ -3029,7 +3029,7 @@ pub mod collection_service_server {
             tonic::Status,
         >;
         /// Claims objects for a worker that holds the lease of their slice. Each gets a claim, or the holder that keeps it.
-        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, RUNTIME_UNREACHABLE.
+        /// Errors: INVALID_FIELD, WORK_LEASE_LOST, COLLECTION_NOT_FOUND, RUNTIME_UNREACHABLE.
         async fn claim_deletions(
             &self,
             request: tonic::Request<super::ClaimDeletionsRequest>,
@@ -3935,6 +3935,8 @@ pub enum ErrorReason {
     CollectionAborted = 59,
     /// UNAVAILABLE. The process that was asked cannot reach its manager. The metadata has `manager`.
     ManagerUnreachable = 60,
+    /// RESOURCE_EXHAUSTED. As many images are pinned as can be. The metadata has `limit`.
+    ImagePinsExhausted = 61,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4004,6 +4006,7 @@ impl ErrorReason {
             Self::CollectionNotFound => "ERROR_REASON_COLLECTION_NOT_FOUND",
             Self::CollectionAborted => "ERROR_REASON_COLLECTION_ABORTED",
             Self::ManagerUnreachable => "ERROR_REASON_MANAGER_UNREACHABLE",
+            Self::ImagePinsExhausted => "ERROR_REASON_IMAGE_PINS_EXHAUSTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4070,6 +4073,7 @@ impl ErrorReason {
             "ERROR_REASON_COLLECTION_NOT_FOUND" => Some(Self::CollectionNotFound),
             "ERROR_REASON_COLLECTION_ABORTED" => Some(Self::CollectionAborted),
             "ERROR_REASON_MANAGER_UNREACHABLE" => Some(Self::ManagerUnreachable),
+            "ERROR_REASON_IMAGE_PINS_EXHAUSTED" => Some(Self::ImagePinsExhausted),
             _ => None,
         }
     }
@@ -4227,7 +4231,7 @@ pub struct ExecEnded {
     pub container_ended: bool,
 }
 /// An image by one of its names.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Image {
     /// Full name, as `docker.io/library/nginx:1.27`.
     #[prost(string, tag = "1")]
@@ -4250,6 +4254,14 @@ pub struct Image {
     /// Ids of the sandboxes that use it.
     #[prost(string, repeated, tag = "7")]
     pub sandboxes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// All that keeps it from a collection, the sandboxes that use it under another name among them. Only in the answer of
+    /// ListImages.
+    #[prost(message, repeated, tag = "8")]
+    pub holders: ::prost::alloc::vec::Vec<Holder>,
+    /// When a sandbox last took hold of its digest or let go of it, under whatever name. Absent where none did. Only in the answer
+    /// of ListImages.
+    #[prost(message, optional, tag = "9")]
+    pub last_used_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Asks for the images.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4353,6 +4365,40 @@ pub struct RemoveImageRequest {
 /// The name is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveImageResponse {}
+/// Asks for a pin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinImageRequest {
+    /// Image reference of an image that is here. At most 512 bytes. Required.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// How long it holds: 1 s to 10 years. Default: until it is unpinned.
+    #[prost(message, optional, tag = "2")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+}
+/// The pin holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PinImageResponse {
+    /// Full name of the image.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+    /// When the pin ends. Absent where it does not end by itself.
+    #[prost(message, optional, tag = "2")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Asks for the end of a pin.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinImageRequest {
+    /// Image reference. Required.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+}
+/// There is no pin on this name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnpinImageResponse {
+    /// Whether there was one.
+    #[prost(bool, tag = "1")]
+    pub existed: bool,
+}
 /// Generated client implementations.
 pub mod image_service_client {
     #![allow(
@@ -4555,6 +4601,58 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("berth.v1.ImageService", "RemoveImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Keeps an image from collections, for a time or until it is unpinned. A pin is on a name, and holds what the name stands
+        /// for at each moment; one that is there is set anew. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_PINS_EXHAUSTED,
+        /// RUNTIME_UNREACHABLE, STORE_FULL.
+        pub async fn pin_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageService/PinImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageService", "PinImage"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the pin of a name away. Errors: INVALID_FIELD.
+        pub async fn unpin_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnpinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinImageResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageService/UnpinImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageService", "UnpinImage"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4611,6 +4709,24 @@ pub mod image_service_server {
             request: tonic::Request<super::RemoveImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RemoveImageResponse>,
+            tonic::Status,
+        >;
+        /// Keeps an image from collections, for a time or until it is unpinned. A pin is on a name, and holds what the name stands
+        /// for at each moment; one that is there is set anew. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_PINS_EXHAUSTED,
+        /// RUNTIME_UNREACHABLE, STORE_FULL.
+        async fn pin_image(
+            &self,
+            request: tonic::Request<super::PinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PinImageResponse>,
+            tonic::Status,
+        >;
+        /// Takes the pin of a name away. Errors: INVALID_FIELD.
+        async fn unpin_image(
+            &self,
+            request: tonic::Request<super::UnpinImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnpinImageResponse>,
             tonic::Status,
         >;
     }
@@ -4859,6 +4975,96 @@ pub mod image_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageService/PinImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct PinImageSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::UnaryService<super::PinImageRequest>
+                    for PinImageSvc<T> {
+                        type Response = super::PinImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PinImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::pin_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PinImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageService/UnpinImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct UnpinImageSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::UnaryService<super::UnpinImageRequest>
+                    for UnpinImageSvc<T> {
+                        type Response = super::UnpinImageResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UnpinImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::unpin_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UnpinImageSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
