@@ -11,12 +11,7 @@ use std::{
     time::SystemTime,
 };
 
-use berth_collect::{
-    Digest,
-    blobs::Found,
-    manifest,
-    verdict::Tombstone,
-};
+use berth_collect::{Digest, blobs::Found, manifest, verdict::Tombstone};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest as _, Sha256};
 
@@ -112,7 +107,9 @@ impl BlobDir {
             BlobLayout::Distribution => self.scan()?,
         };
         let found = scan.map(|it| it.found).unwrap_or_default();
-        Ok(found.iter().any(|it| it.buried.is_some() || it.links_buried))
+        Ok(found
+            .iter()
+            .any(|it| it.buried.is_some() || it.links_buried))
     }
 
     /// Takes the path of a blob away, links first. What is not as it was seen is left alone, and `false` returned.
@@ -291,6 +288,3 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Digests by what stands for them, as those of tags.
 pub(crate) type ByTag = BTreeMap<String, Vec<Digest>>;
-
-#[cfg(test)]
-mod tests;

@@ -103,7 +103,11 @@ pub(crate) fn is(status: &Status, reason: Reason) -> bool {
 /// Whether it is the manager that is away, and not something that it needs.
 pub(crate) fn is_away(status: &Status) -> bool {
     let answered = status.get_error_details().error_info().is_some();
-    !answered && matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+    !answered
+        && matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::Cancelled
+        )
 }
 
 /// An error with its causes, in one line.

@@ -68,7 +68,10 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    pub(crate) fn of(&self, kind: CollectionKind) -> impl DoubleEndedIterator<Item = &v1::Collection> {
+    pub(crate) fn of(
+        &self,
+        kind: CollectionKind,
+    ) -> impl DoubleEndedIterator<Item = &v1::Collection> {
         let wire = crate::wire::kind_to_proto(kind);
         self.by_id.values().filter(move |it| it.kind() == wire)
     }

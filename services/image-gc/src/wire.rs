@@ -71,7 +71,10 @@ pub(crate) fn held_to_proto(it: &Held) -> v1::HeldObject {
     }
 }
 
-pub(crate) fn planned_to_proto(kind: CollectionKind, it: &Object) -> v1::ImageGcServicePlanResponse {
+pub(crate) fn planned_to_proto(
+    kind: CollectionKind,
+    it: &Object,
+) -> v1::ImageGcServicePlanResponse {
     let verdict = match it.action {
         Action::Keep => v1::GcVerdict::Keep,
         Action::Later => v1::GcVerdict::Later,

@@ -135,7 +135,14 @@ impl Links {
 
 /// Removes the directories above a file that was removed, as far as they are empty.
 pub(super) fn prune(file: &Path) {
-    const STAY: [&str; 6] = ["_layers", "_manifests", "revisions", "tags", "sha256", "blobs"];
+    const STAY: [&str; 6] = [
+        "_layers",
+        "_manifests",
+        "revisions",
+        "tags",
+        "sha256",
+        "blobs",
+    ];
     for directory in file.ancestors().skip(1) {
         let stays = directory
             .file_name()
