@@ -34,6 +34,7 @@ macro_rules! named {
 named!(
     AddressLease,
     AuditResponse,
+    Collection,
     CountLeasesResponse,
     ListRulesResponse,
     CreateRequest,
@@ -43,7 +44,9 @@ named!(
     Entry,
     GetStatusResponse,
     Image,
+    ImageGcServicePlanResponse,
     ListEntriesResponse,
+    ListHoldersResponse,
     ListSubnetsResponse,
     LogEntry,
     ReleaseLeaseResponse,
@@ -53,6 +56,7 @@ named!(
     Sandbox,
     SnapshotResponse,
     WatchResponse,
+    WorkLease,
 );
 
 fn descriptor<M: Named>() -> MessageDescriptor {
