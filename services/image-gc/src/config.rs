@@ -67,8 +67,8 @@ pub struct Config {
     pub disk_pressure_threshold: u8,
     /// In percent.
     pub disk_low_mark: u8,
-    /// How old an image is at least that the catalog does not know. 0: 24 hours.
-    #[serde(with = "berth_daemon::duration")]
+    /// How old an image is at least that the catalog does not know. Zero or less: 24 hours, never at once.
+    #[serde(with = "grace")]
     pub orphan_grace: Duration,
     /// How old a blob is at least.
     #[serde(with = "berth_daemon::duration")]
@@ -191,6 +191,26 @@ fn check(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A duration that may be negative, which is as zero.
+mod grace {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(from)?;
+        let read = text.parse::<jiff::SignedDuration>();
+        let read = read.map_err(|_| {
+            serde::de::Error::custom(format!("`{text}` is no duration like `10s` or `1h 30m`"))
+        })?;
+        Ok(Duration::try_from(read).unwrap_or_default())
+    }
+
+    pub(super) fn serialize<S: Serializer>(it: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        berth_daemon::duration::serialize(it, to)
+    }
+}
+
 fn is_of_name(it: char) -> bool {
     it.is_ascii_lowercase() || it.is_ascii_digit() || ['.', '_', '-'].contains(&it)
 }
@@ -200,4 +220,21 @@ fn own_name() -> String {
     let host = system.nodename().to_string_lossy().to_lowercase();
     let host: String = host.chars().filter(|it| is_of_name(*it)).take(64).collect();
     format!("{host}-{}", std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_may_be_negative_and_is_as_zero_then() {
+        for (text, expected) in [("-1h", 0), ("0s", 0), ("2h", 7200)] {
+            let set = vec![("orphan_grace".to_owned(), text.to_owned())];
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let config = Some(file.path().to_owned());
+            let flags = Flags { config, set };
+            let config = load(&flags).unwrap();
+            assert_eq!(config.orphan_grace, Duration::from_secs(expected), "{text}");
+        }
+    }
 }

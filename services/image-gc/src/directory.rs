@@ -288,3 +288,6 @@ fn sync_directory(path: &Path) -> io::Result<()> {
 
 /// Digests by what stands for them, as those of tags.
 pub(crate) type ByTag = BTreeMap<String, Vec<Digest>>;
+
+#[cfg(test)]
+mod tests;

@@ -133,20 +133,15 @@ impl Links {
     }
 }
 
-/// Removes the directories above a file that was removed, as far as they are empty.
+/// Removes the directories above a file that was removed, as far as they are empty, and those that a tag is made of.
 pub(super) fn prune(file: &Path) {
-    const STAY: [&str; 6] = [
-        "_layers",
-        "_manifests",
-        "revisions",
-        "tags",
-        "sha256",
-        "blobs",
-    ];
+    const STAY: [&str; 5] = ["_layers", "_manifests", "revisions", "tags", "blobs"];
+    let name = |it: &Path| it.file_name().map(|it| it.to_string_lossy().into_owned());
     for directory in file.ancestors().skip(1) {
-        let stays = directory
-            .file_name()
-            .is_none_or(|it| STAY.iter().any(|stay| *stay == it));
+        let (own, above) = (name(directory), directory.parent().and_then(name));
+        let stays = own.is_none_or(|it| {
+            STAY.contains(&it.as_str()) || it == "sha256" && above.as_deref() != Some("index")
+        });
         // What is not empty, or has gone meanwhile, is not ours to mind.
         if stays || fs::remove_dir(directory).is_err() {
             return;
