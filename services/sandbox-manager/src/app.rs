@@ -13,7 +13,9 @@ use anyhow::{Context as _, bail};
 use berth_api::{
     Place,
     v1::{
-        catalog_service_server::CatalogServiceServer, image_service_server::ImageServiceServer,
+        catalog_service_server::CatalogServiceServer,
+        collection_service_server::CollectionServiceServer,
+        image_service_server::ImageServiceServer, lease_service_server::LeaseServiceServer,
         network_service_server::NetworkServiceServer, node_service_server::NodeServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
@@ -39,8 +41,8 @@ use crate::{
     places::Places,
     registry::{Limits, Registry},
     rpc::{
-        About, CatalogRpc, ImageRpc, Imports, NetworkRpc, NodeRpc, SandboxRpc, Streams,
-        deadline::DeadlineLayer,
+        About, CatalogRpc, CollectionRpc, ImageRpc, Imports, LeaseRpc, NetworkRpc, NodeRpc,
+        SandboxRpc, Streams, deadline::DeadlineLayer,
     },
     slots,
 };
@@ -215,6 +217,12 @@ impl App {
         health
             .set_serving::<NetworkServiceServer<NetworkRpc<Containerd, NetnsNetwork>>>()
             .await;
+        health
+            .set_serving::<LeaseServiceServer<LeaseRpc<Containerd, NetnsNetwork>>>()
+            .await;
+        health
+            .set_serving::<CollectionServiceServer<CollectionRpc<Containerd, NetnsNetwork>>>()
+            .await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
@@ -254,6 +262,12 @@ impl App {
             .add_service(NodeServiceServer::new(NodeRpc {
                 registry: registry.clone(),
                 about,
+            }))
+            .add_service(LeaseServiceServer::new(LeaseRpc {
+                registry: registry.clone(),
+            }))
+            .add_service(CollectionServiceServer::new(CollectionRpc {
+                registry: registry.clone(),
             }))
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
         let at_rest = async {

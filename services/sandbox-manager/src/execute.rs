@@ -3,15 +3,19 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
+    time::SystemTime,
 };
 
-use berth_domain::{ContainerName, Failure, PortSighting, Role, Sandbox, Step};
+use berth_domain::{
+    ContainerName, Failure, ImageRef, PortSighting, Role, Sandbox, SandboxRecord, Step,
+};
 use berth_platform::{Images, LayerProgress, Network, Runtime};
+use berth_store::UpdateError;
 use tokio::sync::{Notify, SemaphorePermit, watch};
 
 use crate::{
     crash,
-    failures::{image_failure, network_failure, runtime_failure},
+    failures::{image_failure, network_failure, runtime_failure, store_failure},
     node::Node,
     ready::{ReadyError, await_ready},
     registry::Shared,
@@ -36,6 +40,8 @@ pub(crate) struct Executor<'a, R, N> {
     /// Rings when a task of the sandbox may have ended.
     exits: &'a Notify,
     view: &'a watch::Sender<View>,
+    /// The record that is brought up, which holds its images.
+    record: Option<&'a SandboxRecord>,
     found: Mutex<Found>,
 }
 
@@ -53,7 +59,16 @@ impl<'a, R, N> Executor<'a, R, N> {
             sandbox,
             exits,
             view,
+            record: None,
             found: Mutex::default(),
+        }
+    }
+
+    /// Writes down in this record which images it holds.
+    pub(crate) fn holding(self, record: &'a SandboxRecord) -> Self {
+        Self {
+            record: Some(record),
+            ..self
         }
     }
 
@@ -134,6 +149,28 @@ impl<'a, R: Runtime + Images, N: Network> Execute for Executor<'a, R, N> {
 }
 
 impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
+    /// Writes down what a name of the spec stands for, where that was not known before.
+    async fn hold(&self, image: &ImageRef, digest: String) -> Result<(), Failure> {
+        let Some(record) = self.record else {
+            return Ok(());
+        };
+        if record.held_images.get(image) == Some(&digest) {
+            return Ok(());
+        }
+        let (image, now) = (image.clone(), SystemTime::now());
+        let held = self
+            .shared
+            .store
+            .update(&record.id, record.generation, now, move |record| {
+                record.held_images.insert(image, digest);
+            });
+        match crash::around("create/hold", held).await {
+            // Of a record that is gone, the plan is about to be interrupted.
+            Ok(_) | Err(UpdateError::Gone | UpdateError::NotAllowed(_)) => Ok(()),
+            Err(UpdateError::Store(error)) => Err(store_failure(error)),
+        }
+    }
+
     async fn carry_out(
         &self,
         step: &Step,
@@ -142,11 +179,11 @@ impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
         let Node { runtime, network } = &self.shared.node;
         let (sandbox, id) = (self.sandbox, &self.sandbox.id);
         match step {
-            Step::EnsureImage(image) => runtime
-                .ensure(image, progress)
-                .await
-                .map(drop)
-                .map_err(image_failure),
+            Step::EnsureImage(image) => {
+                let ensured = runtime.ensure(image, progress).await;
+                self.hold(image, ensured.map_err(image_failure)?.digest)
+                    .await
+            }
             Step::Prepare => runtime.prepare(sandbox).await.map_err(runtime_failure),
             Step::OpenNamespaces => network
                 .open_namespaces(sandbox)

@@ -5,7 +5,7 @@ use std::{error::Error, time::Duration};
 use berth_domain::{ExitRecord, Failure, Reason, Role, Violation};
 use berth_platform::{ExecError, ImageError, NetworkError, RuntimeError};
 use berth_store::{
-    AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, UnreserveError,
+    AdmitError, CatalogError, PinError, ReleaseError, ReserveError, StoreError, UnreserveError,
 };
 
 /// containerd is usually back within seconds of a restart.
@@ -215,6 +215,16 @@ pub(crate) fn catalog_failure(error: CatalogError) -> Failure {
             Failure::new(Reason::CatalogFull, message).with("limit", limit)
         }
         CatalogError::Store(error) => store_failure(error),
+    }
+}
+
+pub(crate) fn pin_failure(error: PinError) -> Failure {
+    let message = error.to_string();
+    match error {
+        PinError::Full { limit } => {
+            Failure::new(Reason::ImagePinsExhausted, message).with("limit", limit)
+        }
+        PinError::Store(error) => store_failure(error),
     }
 }
 

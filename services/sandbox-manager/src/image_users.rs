@@ -1,13 +1,19 @@
 //! Which sandboxes use which images, and the removal of an image that none uses. A sandbox uses its images from its
 //! admission until it is DEAD.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
-use berth_domain::{Failure, ImageRef, Reason, SandboxId, Status};
-use berth_platform::{ImageInfo, Images, Network, Runtime};
+use berth_domain::{
+    Failure, ImageRef, Reason, SandboxId, Status,
+    holders::{NamedImage, Pin},
+};
+use berth_platform::{ImageError, ImageInfo, Images, Network, Runtime};
 
 use crate::{
-    failures::{image_failure, store_failure},
+    failures::{image_failure, pin_failure, store_failure},
     registry::Registry,
 };
 
@@ -56,6 +62,34 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         Ok(users)
     }
 
+    /// Keeps an image that is here from collections; returns when its pin ends.
+    pub(crate) async fn pin_image(
+        &self,
+        image: &ImageRef,
+        time_to_live: Option<Duration>,
+    ) -> Result<Option<SystemTime>, Failure> {
+        let now = SystemTime::now();
+        let pin = Pin {
+            image: image.to_string(),
+            expires_at: time_to_live.map(|it| now + it),
+        };
+        let expires_at = pin.expires_at;
+        let _no_removal = self.image_lock().read().await;
+        let named = self.node().runtime.image_names().await;
+        let named = named.map_err(image_failure)?;
+        let digest = |it: &NamedImage| Some(it.digest.as_str()) == image.digest();
+        if !named.contains_key(&pin.image) && !named.values().any(digest) {
+            let missing = ImageError::NotFound {
+                image: pin.image,
+                source: None,
+            };
+            return Err(image_failure(missing));
+        }
+        let pinned = self.store().pin_image(pin, now).await;
+        pinned.map_err(pin_failure)?;
+        Ok(expires_at)
+    }
+
     /// Removes a name that no sandbox uses, and what only it held.
     pub(crate) async fn remove_image(&self, image: &ImageRef) -> Result<(), Failure> {
         let runtime = &self.node().runtime;
@@ -92,7 +126,7 @@ fn in_use(image: &ImageRef, holder: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use berth_platform::{contract::Subject, fake::FakeNode};
     use berth_store::Store;

@@ -3,6 +3,7 @@
 mod app;
 mod audit;
 mod claim;
+mod collecting;
 mod config;
 mod crash;
 mod execute;

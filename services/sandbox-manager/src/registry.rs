@@ -10,7 +10,7 @@ use std::{
 };
 
 use berth_domain::{
-    Egress, Failure, Generation, NetworkPolicy, Protocol, Reason, Sandbox, SandboxId,
+    Egress, Failure, Generation, ImageRef, NetworkPolicy, Protocol, Reason, Sandbox, SandboxId,
     SandboxRecord, SandboxSpec, Status, Violation, record::Ending,
 };
 use berth_platform::{Images, Network, Runtime};
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    collecting::Collecting,
     crash,
     failures::{admit_failure, exited, internal, network_failure, store_failure},
     lifecycle::LifecycleLog,
@@ -57,8 +58,10 @@ pub(crate) struct Shared<R, N> {
     pub(crate) boot_id: String,
     /// Where sandboxes are told of; without it, nowhere.
     pub(crate) lifecycle: OnceLock<LifecycleLog>,
-    /// Shared by admissions, alone for the removal of an image: it looks who uses the image, and that stays true.
+    /// Shared by admissions and by all else that takes hold of an image or a blob, alone for a removal: it looks who holds what
+    /// it removes, and that stays true.
     images: RwLock<()>,
+    collecting: Arc<Collecting>,
     limits: Limits,
     tasks: Mutex<BTreeMap<SandboxId, Handle>>,
     pub(crate) tracker: TaskTracker,
@@ -129,6 +132,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             boot_id,
             lifecycle: OnceLock::new(),
             images: RwLock::default(),
+            collecting: Arc::new(Collecting::new()),
             limits,
             tasks: Mutex::default(),
             tracker: TaskTracker::new(),
@@ -152,6 +156,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     pub(crate) fn image_lock(&self) -> &RwLock<()> {
         &self.0.images
+    }
+
+    pub(crate) fn collecting(&self) -> &Arc<Collecting> {
+        &self.0.collecting
     }
 
     /// Takes up every record, and follows the ends of tasks from here on.
@@ -290,7 +298,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
 
     /// Does what a request has begun to its end, whether or not its caller waits to hear of it: a promise that was written
     /// down and that no task was told of would be nobody's.
-    async fn see_through<T: Send + 'static>(
+    pub(crate) async fn see_through<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
@@ -364,7 +372,8 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let at = Instant::now();
         let now = SystemTime::now();
         self.can_carry_out(&spec).await?;
-        let arrival = Arrival {
+        let mut arrival = Arrival {
+            held_images: BTreeMap::new(),
             node_listens: self.node_listens(&spec).await?,
             expected: terms.expected,
             expires_at: terms.time_to_live.map(|it| now + it),
@@ -372,6 +381,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         };
         let admitted = {
             let _no_removal = self.0.images.read().await;
+            arrival.held_images = self.images_here(&spec).await;
             let admitted = self.0.store.admit(id, spec, arrival, now);
             crash::around("create/promise", admitted).await
         };
@@ -388,6 +398,18 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             Ok(StoreAdmitted::Joined(record)) => Ok(record),
             Err(error) => Err(admit_failure(error)),
         }
+    }
+
+    /// Digests of the images of `spec` that are on the node. One that is not, or of which nobody can say, is held by its
+    /// name until it is.
+    async fn images_here(&self, spec: &SandboxSpec) -> BTreeMap<ImageRef, String> {
+        let mut here = BTreeMap::new();
+        for image in spec.images() {
+            if let Ok(Some(digest)) = self.node().runtime.image_digest(image).await {
+                here.insert(image.clone(), digest);
+            }
+        }
+        here
     }
 
     /// Refuses what only the rules of a node carry out, on one that can have none.

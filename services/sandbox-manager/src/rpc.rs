@@ -2,11 +2,13 @@
 
 mod access;
 mod catalog;
+mod collections;
 mod copy;
 pub(crate) mod deadline;
 mod exec;
 mod forward;
 mod images;
+mod leases;
 mod logs;
 mod network;
 mod node;
@@ -15,7 +17,9 @@ mod watches;
 
 pub(crate) use access::Streams;
 pub(crate) use catalog::CatalogRpc;
+pub(crate) use collections::CollectionRpc;
 pub(crate) use images::{ImageRpc, Imports};
+pub(crate) use leases::LeaseRpc;
 pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
 pub(crate) use sandboxes::SandboxRpc;

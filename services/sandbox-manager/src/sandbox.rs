@@ -257,7 +257,8 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         }
         let plan = decide(Goal::Present, &record.spec, &seen);
         let sandbox = record.sandbox();
-        let executor = Executor::new("create", &self.shared, &sandbox, &self.exits, &self.view);
+        let executor = Executor::new("create", &self.shared, &sandbox, &self.exits, &self.view)
+            .holding(record);
         let ran = {
             let watching = interrupted(&self.shared, &mut self.pokes, &self.view, record);
             let running = run(&plan, &executor, OnFailure::Stop, &interrupt, origin);

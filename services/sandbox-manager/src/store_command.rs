@@ -60,13 +60,17 @@ fn check(store: &Path) -> anyhow::Result<Outcome> {
         leases,
         entries,
         subnets,
+        pins,
+        uses,
+        collections,
         changes,
         last_change_incomplete,
         unreadable,
     } = berth_store::check(store)?;
     say(&format!(
         "{}: {bytes} bytes, schema {schema}, revision {revision}, {records} records, {leases} leases, \
-         {entries} entries of the catalog, {subnets} reserved subnets, {changes} changes",
+         {entries} entries of the catalog, {subnets} reserved subnets, {pins} pins and {uses} uses of images, {collections} collections, \
+         {changes} changes",
         store.display()
     ));
     if last_change_incomplete {

@@ -1,6 +1,7 @@
 //! The contract `berth.v1` in Rust: generated messages, clients and servers, and the way between them and the domain.
 
 pub mod catalog;
+pub mod collection;
 mod connect;
 mod failures;
 mod inbound;

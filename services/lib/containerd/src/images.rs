@@ -7,7 +7,7 @@ use std::{
     time::SystemTime,
 };
 
-use berth_domain::ImageRef;
+use berth_domain::{ImageRef, holders::NamedImage};
 use berth_platform::{ImageError, ImageInfo, Images, Progress};
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
@@ -318,6 +318,34 @@ impl Images for Containerd {
             Ok(infos)
         };
         finish(imported.await, lease).await
+    }
+
+    async fn image_digest(&self, image: &ImageRef) -> Result<Option<String>, ImageError> {
+        let client = self.client();
+        let request = GetImageRequest {
+            name: image.to_string(),
+        };
+        let got = client
+            .call("looking for an image", client.images().get(request))
+            .await;
+        let stored = found(got)?.and_then(|it| it.image);
+        Ok(stored.map(|it| target_of(&it).digest))
+    }
+
+    async fn image_names(&self) -> Result<BTreeMap<String, NamedImage>, ImageError> {
+        let client = self.client();
+        let request = ListImagesRequest { filters: vec![] };
+        let list = client
+            .call("listing images", client.images().list(request))
+            .await?;
+        let named = list.images.into_iter().map(|stored| {
+            let image = NamedImage {
+                digest: target_of(&stored).digest,
+                pinned: stored.labels.contains_key(LABEL_PINNED),
+            };
+            (stored.name, image)
+        });
+        Ok(named.collect())
     }
 
     async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {

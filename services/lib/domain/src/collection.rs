@@ -1,7 +1,20 @@
 //! How the work of a collection is cut, so that any number of workers can share it: by digest, into slices of which each
-//! is leased under a name of its own.
+//! is leased under a name of its own; and what becomes of a run as its slices are reported.
 
-use std::fmt;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::SystemTime,
+};
+
+use crate::holders::Holder;
+
+/// Objects that a run names of those that it deleted, and of those that it could not delete.
+pub const NAMED_MAX: usize = 1000;
+/// Objects that a run names of those that are in the way of its goal.
+pub const LARGEST_MAX: usize = 10;
+/// Runs of each kind that are kept.
+pub const RUNS_KEPT: usize = 16;
 
 /// A byte of a digest has as many values in each of them.
 pub const SLICES: u8 = 64;
@@ -10,6 +23,54 @@ pub const SLICES: u8 = 64;
 pub enum CollectionKind {
     Images,
     Blobs,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CollectionCause {
+    #[default]
+    Requested,
+    Scheduled,
+    Pressure,
+}
+
+/// A run over all slices. Which objects it has deleted is written down beside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collection {
+    pub id: u64,
+    pub kind: CollectionKind,
+    pub cause: CollectionCause,
+    /// 0: all that is of no use.
+    pub goal_bytes: u64,
+    pub started_at: SystemTime,
+    pub ended_at: Option<SystemTime>,
+    pub slices_done: BTreeSet<Slice>,
+    pub deleted_total: u64,
+    pub deleted_bytes: u64,
+    pub failed: BTreeMap<String, String>,
+    pub failed_total: u64,
+    pub objects_total: u64,
+    pub retained_total: u64,
+    pub aborted: String,
+    pub goal_missed_bytes: u64,
+    pub largest_held: Vec<HeldObject>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldObject {
+    pub object: String,
+    pub size_bytes: u64,
+    pub holders: Vec<Holder>,
+}
+
+/// What a worker says of a slice that it is done with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SliceReport {
+    pub objects_total: u64,
+    pub retained_total: u64,
+    pub failed: BTreeMap<String, String>,
+    pub aborted: String,
+    pub goal_missed_bytes: u64,
+    pub largest_held: Vec<HeldObject>,
 }
 
 /// A part of the work.
@@ -26,9 +87,84 @@ impl CollectionKind {
         }
     }
 
+    /// The kind and the slice that a lease of this name is for.
+    pub fn of_lease(name: &str) -> Option<(Self, Slice)> {
+        let all = Self::ALL.into_iter();
+        all.flat_map(|kind| Slice::all().map(move |slice| (kind, slice)))
+            .find(|(kind, slice)| kind.lease(*slice) == name)
+    }
+
     /// Name of the lease that its holder works on the slice under.
     pub fn lease(self, slice: Slice) -> String {
         format!("image-gc/{}/{slice}", self.as_str())
+    }
+}
+
+impl Collection {
+    pub fn new(
+        id: u64,
+        kind: CollectionKind,
+        cause: CollectionCause,
+        goal_bytes: u64,
+        started_at: SystemTime,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            cause,
+            goal_bytes,
+            started_at,
+            ended_at: None,
+            slices_done: BTreeSet::new(),
+            deleted_total: 0,
+            deleted_bytes: 0,
+            failed: BTreeMap::new(),
+            failed_total: 0,
+            objects_total: 0,
+            retained_total: 0,
+            aborted: String::new(),
+            goal_missed_bytes: 0,
+            largest_held: vec![],
+        }
+    }
+
+    /// Takes up what was said of a slice, once; the run ends with the last one. Returns whether it was news.
+    pub fn report(&mut self, slice: Slice, report: SliceReport, now: SystemTime) -> bool {
+        if self.ended_at.is_some() || !self.slices_done.insert(slice) {
+            return false;
+        }
+        self.objects_total += report.objects_total;
+        self.retained_total += report.retained_total;
+        self.failed_total += report.failed.len() as u64;
+        let room = NAMED_MAX.saturating_sub(self.failed.len());
+        self.failed.extend(report.failed.into_iter().take(room));
+        if self.aborted.is_empty() {
+            self.aborted = report.aborted;
+        }
+        // Each worker sees all slices, and the last one sees most of what was freed.
+        self.goal_missed_bytes = report.goal_missed_bytes;
+        self.largest_held = report.largest_held;
+        self.largest_held.truncate(LARGEST_MAX);
+        if self.slices_done.len() == usize::from(SLICES) {
+            self.ended_at = Some(now);
+        }
+        true
+    }
+}
+
+impl CollectionCause {
+    pub const ALL: [CollectionCause; 3] = [
+        CollectionCause::Requested,
+        CollectionCause::Scheduled,
+        CollectionCause::Pressure,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            CollectionCause::Requested => "requested",
+            CollectionCause::Scheduled => "scheduled",
+            CollectionCause::Pressure => "pressure",
+        }
     }
 }
 
@@ -90,5 +226,64 @@ mod tests {
         let slice = Slice::of("sha256:1fab").unwrap();
         assert_eq!(CollectionKind::Images.lease(slice), "image-gc/images/07");
         assert_eq!(CollectionKind::Blobs.lease(slice), "image-gc/blobs/07");
+        for kind in CollectionKind::ALL {
+            for slice in Slice::all() {
+                let lease = kind.lease(slice);
+                assert_eq!(CollectionKind::of_lease(&lease), Some((kind, slice)));
+            }
+        }
+        for other in ["image-gc/images/64", "image-gc/images/7", "images/07", ""] {
+            assert_eq!(CollectionKind::of_lease(other), None, "{other}");
+        }
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds)
+    }
+
+    fn run() -> Collection {
+        let (kind, cause) = (CollectionKind::Blobs, CollectionCause::Scheduled);
+        Collection::new(7, kind, cause, 0, at(1))
+    }
+
+    fn failed(names: std::ops::Range<usize>) -> BTreeMap<String, String> {
+        names.map(|it| (format!("{it:04}"), "why".into())).collect()
+    }
+
+    #[test]
+    fn a_run_ends_with_its_last_slice_and_counts_each_slice_once() {
+        let mut run = run();
+        let report = SliceReport {
+            objects_total: 3,
+            retained_total: 2,
+            ..SliceReport::default()
+        };
+        for slice in Slice::all() {
+            assert_eq!(run.ended_at, None);
+            assert!(run.report(slice, report.clone(), at(9)));
+            assert!(
+                !run.report(slice, report.clone(), at(10)),
+                "it was said before"
+            );
+        }
+        assert_eq!(run.ended_at, Some(at(9)));
+        assert_eq!((run.objects_total, run.retained_total), (3 * 64, 2 * 64));
+    }
+
+    #[test]
+    fn a_run_names_so_many_failures_counts_all_and_keeps_the_first_reason_to_abort() {
+        let mut run = run();
+        let reports = [(0..600, "first"), (600..1300, "second")];
+        for (slice, (names, aborted)) in Slice::all().zip(reports) {
+            let report = SliceReport {
+                failed: failed(names),
+                aborted: aborted.into(),
+                goal_missed_bytes: 10 - u64::from(slice.0),
+                ..SliceReport::default()
+            };
+            run.report(slice, report, at(2));
+        }
+        assert_eq!((run.failed.len(), run.failed_total), (NAMED_MAX, 1300));
+        assert_eq!((run.aborted.as_str(), run.goal_missed_bytes), ("first", 9));
     }
 }

@@ -2,12 +2,14 @@
 
 pub mod admit;
 pub mod catalog;
+pub mod claims;
 pub mod collection;
 pub mod decide;
 pub mod egress;
 pub mod failure;
 pub mod files;
 pub mod health;
+pub mod holders;
 pub mod id;
 pub mod image_ref;
 pub mod ipam;
@@ -18,6 +20,7 @@ pub mod record;
 pub mod spec;
 pub mod step;
 pub mod subnets;
+pub mod work_leases;
 
 pub use admit::{Admission, Terms, admit, node_port_conflict};
 pub use decide::{Goal, decide};

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::{
     failure::Failure,
     id::{ContainerName, Generation, SandboxId},
+    image_ref::ImageRef,
     lifecycle::Status,
     spec::{Protocol, SandboxSpec},
     step::Role,
@@ -50,6 +51,8 @@ pub struct SandboxRecord {
     pub ending: Option<Ending>,
     /// Held until nothing of the sandbox is left.
     pub addresses: Vec<IpNet>,
+    /// Digests that the images of the spec were seen to have, from its admission on: held until it is DEAD.
+    pub held_images: BTreeMap<ImageRef, String>,
     /// Manifest digest by container.
     pub images: BTreeMap<ContainerName, String>,
     pub exit: Option<ExitRecord>,
@@ -184,6 +187,7 @@ impl SandboxRecord {
             updated_at: now,
             ending: None,
             addresses,
+            held_images: BTreeMap::new(),
             images: BTreeMap::new(),
             exit: None,
             failure: None,

@@ -153,6 +153,13 @@ pub async fn an_image_that_is_there_is_listed<R: Images>(runtime: &R, subject: &
         listed.iter().any(|it| it.name == name),
         "{name} is not in {listed:?}"
     );
+    let digest = runtime.image_digest(&subject.image).await.unwrap();
+    assert_eq!(digest.as_ref(), Some(&ensured.digest));
+    assert_eq!(runtime.image_digest(&missing_image()).await.unwrap(), None);
+    let named = runtime.image_names().await.unwrap();
+    let named = named.iter().map(|(name, it)| (name, &it.digest, it.pinned));
+    let listed = listed.iter().map(|it| (&it.name, &it.digest, it.pinned));
+    assert_eq!(named.collect::<BTreeSet<_>>(), listed.collect());
     runtime.collect().await.unwrap();
     let kept = runtime.list_images().await.unwrap();
     assert!(kept.iter().any(|it| it.name == name), "it has a name");

@@ -1,8 +1,8 @@
 //! The images of the node.
 
-use std::{path::Path, time::SystemTime};
+use std::{collections::BTreeMap, path::Path, time::SystemTime};
 
-use berth_domain::ImageRef;
+use berth_domain::{ImageRef, holders::NamedImage};
 use tokio::sync::watch;
 
 use crate::Source;
@@ -33,6 +33,17 @@ pub trait Images: Send + Sync + 'static {
         name: Option<&ImageRef>,
         pin: bool,
     ) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
+
+    /// Digest of what the name stands for; `None` where the image is not here.
+    fn image_digest(
+        &self,
+        image: &ImageRef,
+    ) -> impl Future<Output = Result<Option<String>, ImageError>> + Send;
+
+    /// What each name of the node stands for, by name: `list_images` without what takes a look into the content.
+    fn image_names(
+        &self,
+    ) -> impl Future<Output = Result<BTreeMap<String, NamedImage>, ImageError>> + Send;
 
     fn list_images(&self) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
 

@@ -31,6 +31,13 @@ pub(crate) const CHANGES: TableDefinition<u64, &[u8]> = TableDefinition::new("ch
 pub(crate) const CATALOG: TableDefinition<&str, &[u8]> = TableDefinition::new("catalog");
 pub(crate) const SUBNETS: TableDefinition<&str, &[u8]> = TableDefinition::new("subnets");
 pub(crate) const SETTINGS: TableDefinition<&str, &str> = TableDefinition::new("settings");
+/// By name of the image; when the pin ends, in milliseconds since 1970, if it does.
+pub(crate) const PINS: TableDefinition<&str, Option<u64>> = TableDefinition::new("pins");
+/// By digest of the image, in milliseconds since 1970.
+pub(crate) const USES: TableDefinition<&str, u64> = TableDefinition::new("uses");
+pub(crate) const COLLECTIONS: TableDefinition<u64, &[u8]> = TableDefinition::new("collections");
+/// What a collection has deleted, with its size.
+pub(crate) const COLLECTED: TableDefinition<(u64, &str), u64> = TableDefinition::new("collected");
 
 pub(crate) const REVISION: &str = "revision";
 pub(crate) const SCHEMA: &str = "schema";
@@ -123,6 +130,10 @@ fn make_tables(txn: &WriteTransaction, schema: u64) -> Result<(), StoreError> {
     txn.open_table(SETTINGS)?;
     txn.open_table(CATALOG)?;
     txn.open_table(SUBNETS)?;
+    txn.open_table(PINS)?;
+    txn.open_table(USES)?;
+    txn.open_table(COLLECTIONS)?;
+    txn.open_table(COLLECTED)?;
     Ok(())
 }
 

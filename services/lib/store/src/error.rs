@@ -119,6 +119,14 @@ pub enum CatalogError {
 }
 
 #[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    #[error("{limit} images are pinned, as many as can be")]
+    Full { limit: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+#[derive(Debug, thiserror::Error)]
 pub enum ReleaseError {
     #[error("{address} was never given out")]
     NotFound { address: Ipv4Addr },
@@ -214,6 +222,22 @@ impl WriteError for CatalogError {
         match self {
             Self::Store(error) => Ok(error),
             Self::Conflict { .. } | Self::Full { .. } => Err(self),
+        }
+    }
+}
+
+impl WriteError for PinError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            Self::Full { .. } => None,
+        }
+    }
+
+    fn into_store(self) -> Result<StoreError, Self> {
+        match self {
+            Self::Store(error) => Ok(error),
+            Self::Full { .. } => Err(self),
         }
     }
 }

@@ -14,14 +14,15 @@ mod stored;
 mod watch;
 
 pub use error::{
-    AdmitError, CatalogError, ReleaseError, ReserveError, StoreError, Unreadable, UnreserveError,
-    UpdateError,
+    AdmitError, CatalogError, PinError, ReleaseError, ReserveError, StoreError, Unreadable,
+    UnreserveError, UpdateError,
 };
 pub use offline::{Checked, ExportError, Exported, ImportError, Imported, check, export, import};
 pub use rows::Lease;
 pub use store::{
     Admitted, Arrival, LeaseCounts, Store,
     catalog::Whole,
+    collections::{CollectionView, Reference},
     leases::{LeaseState, LeaseView},
     subnets::SubnetView,
 };

@@ -7,7 +7,10 @@ use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CATALOG, CHANGES, LEASES, META, RECORDS, SCHEMA, SETTINGS, SUBNETS},
+    database::{
+        self, CATALOG, CHANGES, COLLECTED, COLLECTIONS, LEASES, META, PINS, RECORDS, SCHEMA,
+        SETTINGS, SUBNETS, USES,
+    },
     error::StoreError,
 };
 
@@ -20,7 +23,7 @@ type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
 const FORMER_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// The first leads from schema 1 to 2, and so on. One that was released is never changed.
-const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog, subnets_and_boots];
+const MIGRATIONS: &[Migration] = &[ends_and_boots, catalog, subnets_and_boots, collections];
 
 /// Brings a store from schema `from` to the known one.
 pub(crate) fn run(txn: &WriteTransaction, from: u64) -> Result<(), StoreError> {
@@ -104,6 +107,18 @@ fn subnets_and_boots(txn: &WriteTransaction) -> Result<(), StoreError> {
             let boot = boot.cloned().unwrap_or_else(|| Value::from(""));
             lease.insert("boot_id".to_owned(), boot);
         }
+    })
+}
+
+/// 4 to 5: images are pinned and held, their uses are known, and collections are kept.
+fn collections(txn: &WriteTransaction) -> Result<(), StoreError> {
+    txn.open_table(PINS)?;
+    txn.open_table(USES)?;
+    txn.open_table(COLLECTIONS)?;
+    txn.open_table(COLLECTED)?;
+    rewrite_records(txn, |record| {
+        let none = Value::Object(Fields::new());
+        record.insert("held_images".to_owned(), none);
     })
 }
 

@@ -22,7 +22,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    database::{self, CATALOG, CHANGES, LEASES, Lock, META, RECORDS, REVISION, SETTINGS, SUBNETS},
+    database::{
+        self, CATALOG, CHANGES, COLLECTED, COLLECTIONS, LEASES, Lock, META, PINS, RECORDS,
+        REVISION, SETTINGS, SUBNETS, USES,
+    },
     error::{StoreError, Unreadable},
     migrations::{self, KNOWN_SCHEMA},
     rows::{self, CHANGES_KEPT, Lease, put_lease, put_subnet},
@@ -38,6 +41,9 @@ pub struct Checked {
     pub leases: u64,
     pub entries: u64,
     pub subnets: u64,
+    pub pins: u64,
+    pub uses: u64,
+    pub collections: u64,
     pub changes: u64,
     /// The last change is in pieces; a start takes it back.
     pub last_change_incomplete: bool,
@@ -120,6 +126,27 @@ enum Line {
         identifier: String,
         subnet: Ipv4Net,
     },
+    /// A pinned image; milliseconds since 1970.
+    Pin {
+        image: String,
+        expires_at: Option<u64>,
+    },
+    /// When an image was last used; milliseconds since 1970.
+    Use {
+        digest: String,
+        at: u64,
+    },
+    /// A run of a collection.
+    Collection {
+        #[serde(flatten)]
+        collection: Value,
+    },
+    /// What a run has deleted.
+    Collected {
+        collection: u64,
+        object: String,
+        size_bytes: u64,
+    },
     /// The bytes of an entry as text, for people to look at.
     Unreadable {
         key: String,
@@ -153,6 +180,9 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
         let (subnets, unread) = rows::subnets(&txn.open_table(SUBNETS)?)?;
         let subnets = (subnets.len() + unread.len()) as u64;
         unreadable.extend(unread);
+        let (collections, unread) = rows::collections(&txn.open_table(COLLECTIONS)?)?;
+        let collections = (collections.len() + unread.len()) as u64;
+        unreadable.extend(unread);
         let changes = txn.open_table(CHANGES)?;
         for entry in changes.iter()? {
             let (at, bytes) = entry?;
@@ -166,6 +196,9 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
             leases: count,
             entries,
             subnets,
+            pins: txn.open_table(PINS)?.len()?,
+            uses: txn.open_table(USES)?.len()?,
+            collections,
             changes: changes.len()?,
             last_change_incomplete,
             unreadable,
@@ -174,7 +207,7 @@ pub fn check(path: &Path) -> Result<Checked, StoreError> {
 }
 
 /// Writes a store out as JSON lines: a header, the settings, the records, the leases, the catalog, the reserved
-/// subnets.
+/// subnets, the pins and uses of images, the collections.
 pub fn export(path: &Path, output: &mut impl Write) -> Result<Exported, ExportError> {
     let _lock = lock(path)?;
     let database = match database::copied(path) {
@@ -307,6 +340,43 @@ fn lines(database: &Database, schema: u64) -> Result<(Vec<Line>, Exported), Stor
             read.map(|subnet| Line::Subnet { identifier, subnet }),
             bytes,
         );
+    }
+    let pins = match txn.open_table(PINS) {
+        Ok(table) => table,
+        // Schema 4 has none.
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok((lines, exported)),
+        Err(error) => return Err(error.into()),
+    };
+    for entry in pins.iter()? {
+        let (image, ends) = entry?;
+        let (image, expires_at) = (image.value().to_owned(), ends.value());
+        add(Ok(Line::Pin { image, expires_at }), &[]);
+    }
+    for entry in txn.open_table(USES)?.iter()? {
+        let (digest, at) = entry?;
+        let (digest, at) = (digest.value().to_owned(), at.value());
+        add(Ok(Line::Use { digest, at }), &[]);
+    }
+    for entry in txn.open_table(COLLECTIONS)?.iter()? {
+        let (id, bytes) = entry?;
+        let (id, bytes) = (id.value(), bytes.value());
+        let read = rows::collection(id, bytes).and_then(|_| {
+            serde_json::from_slice(bytes).map_err(|it| Unreadable::other("collection", id, it))
+        });
+        add(
+            read.map(|collection| Line::Collection { collection }),
+            bytes,
+        );
+    }
+    for entry in txn.open_table(COLLECTED)?.iter()? {
+        let (key, size) = entry?;
+        let (collection, object) = key.value();
+        let line = Line::Collected {
+            collection,
+            object: object.to_owned(),
+            size_bytes: size.value(),
+        };
+        add(Ok(line), &[]);
     }
     Ok((lines, exported))
 }
@@ -491,6 +561,37 @@ fn fill(path: &Path, input: impl BufRead) -> Result<Imported, ImportError> {
             Line::Subnet { identifier, subnet } => {
                 reserve(&txn, &mut reserved, identifier, subnet).map_err(|it| at(number, it))?;
                 imported.subnets += 1;
+            }
+            Line::Pin { image, expires_at } => {
+                let mut table = txn.open_table(PINS).map_err(StoreError::from)?;
+                let before = table.insert(image.as_str(), expires_at);
+                if before.map_err(StoreError::from)?.is_some() {
+                    return Err(at(number, format!("there is a pin of {image} already")));
+                }
+            }
+            Line::Use { digest, at } => {
+                let mut table = txn.open_table(USES).map_err(StoreError::from)?;
+                let inserted = table.insert(digest.as_str(), at);
+                inserted.map_err(StoreError::from)?;
+            }
+            Line::Collection { collection } => {
+                let id = collection["id"].as_u64().unwrap_or_default();
+                let bytes = collection.to_string();
+                rows::collection(id, bytes.as_bytes()).map_err(|it| at(number, it))?;
+                let mut table = txn.open_table(COLLECTIONS).map_err(StoreError::from)?;
+                let before = table.insert(id, bytes.as_bytes());
+                if before.map_err(StoreError::from)?.is_some() {
+                    return Err(at(number, format!("there is a collection {id} already")));
+                }
+            }
+            Line::Collected {
+                collection,
+                object,
+                size_bytes,
+            } => {
+                let mut table = txn.open_table(COLLECTED).map_err(StoreError::from)?;
+                let inserted = table.insert((collection, object.as_str()), size_bytes);
+                inserted.map_err(StoreError::from)?;
             }
             Line::Unreadable { .. } | Line::Found(_) => imported.left_out += 1,
         }

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, net::Ipv4Addr, time::SystemTime};
 use berth_domain::{
     Generation, SandboxId, SandboxRecord,
     catalog::{Entry, Key, Kind},
+    collection::Collection,
     subnets::{self, Reserved},
 };
 use ipnet::Ipv4Net;
@@ -14,7 +15,9 @@ use crate::{
     database::{CHANGES, META, RECORDS, REVISION},
     error::{StoreError, Unreadable},
     store::catalog::Found,
-    stored::{StoredChange, StoredEntry, StoredLease, StoredRecord, StoredSubnet},
+    stored::{
+        StoredChange, StoredCollection, StoredEntry, StoredLease, StoredRecord, StoredSubnet,
+    },
     watch::Change,
 };
 
@@ -226,6 +229,41 @@ pub(crate) fn put_subnet(
     subnet: Ipv4Net,
 ) -> Result<(), StoreError> {
     table.insert(identifier, encode(&StoredSubnet { subnet }).as_slice())?;
+    Ok(())
+}
+
+pub(crate) fn collection(id: u64, bytes: &[u8]) -> Result<Collection, Unreadable> {
+    let unreadable = |problem: String| Unreadable::other("collection", id, problem);
+    let stored: StoredCollection =
+        serde_json::from_slice(bytes).map_err(|it| unreadable(it.to_string()))?;
+    let collection = Collection::try_from(stored).map_err(unreadable)?;
+    if collection.id != id {
+        let problem = format!("it is the collection {}", collection.id);
+        return Err(Unreadable::other("collection", id, problem));
+    }
+    Ok(collection)
+}
+
+/// The collections that can be read, oldest first, and those that cannot.
+pub(crate) fn collections(
+    table: &impl ReadableTable<u64, &'static [u8]>,
+) -> Result<(Vec<Collection>, Vec<Unreadable>), StoreError> {
+    let (mut readable, mut unreadable) = (vec![], vec![]);
+    for row in table.iter()? {
+        let (id, bytes) = row?;
+        match collection(id.value(), bytes.value()) {
+            Ok(it) => readable.push(it),
+            Err(entry) => unreadable.push(entry),
+        }
+    }
+    Ok((readable, unreadable))
+}
+
+pub(crate) fn put_collection(
+    table: &mut redb::Table<'_, u64, &'static [u8]>,
+    it: &Collection,
+) -> Result<(), StoreError> {
+    table.insert(it.id, encode(&StoredCollection::from(it)).as_slice())?;
     Ok(())
 }
 

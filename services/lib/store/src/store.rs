@@ -1,11 +1,13 @@
 //! The transactions. Writers go one after another, so that changes are published in the order of their revisions.
 
 pub(crate) mod catalog;
+pub(crate) mod collections;
+pub(crate) mod images;
 pub(crate) mod leases;
 pub(crate) mod subnets;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -17,7 +19,7 @@ use std::{
 };
 
 use berth_domain::{
-    Admission, Generation, Protocol, SandboxId, SandboxRecord, SandboxSpec, Terms, admit,
+    Admission, Generation, ImageRef, Protocol, SandboxId, SandboxRecord, SandboxSpec, Terms, admit,
     ipam::{self, Subnets},
     node_port_conflict,
     record::Ending,
@@ -29,7 +31,8 @@ use tokio::sync::broadcast;
 use crate::{
     addresses::Addresses,
     database::{
-        self, CATALOG, CHANGES, LEASES, Lock, RECORDS, SETTINGS, SUBNETS, contain, damaged,
+        self, CATALOG, CHANGES, COLLECTIONS, LEASES, Lock, RECORDS, SETTINGS, SUBNETS, contain,
+        damaged,
     },
     error::{AdmitError, StoreError, Unreadable, UpdateError, WriteError},
     node_ports::NodePorts,
@@ -78,6 +81,8 @@ pub struct Arrival {
     pub boot_id: String,
     /// Ports on which programs of the node listen.
     pub node_listens: BTreeSet<(Protocol, u16)>,
+    /// Digests of those images of its spec that are on the node.
+    pub held_images: BTreeMap<ImageRef, String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -254,7 +259,7 @@ impl Store {
             .map(|(readable, _)| readable)
     }
 
-    /// The records, leases, entries of the catalog and reserved subnets that cannot be read. A change that cannot be read only ends a watch, and goes with time.
+    /// The records, leases, entries of the catalog, reserved subnets and collections that cannot be read. A change that cannot be read only ends a watch, and goes with time.
     pub async fn unreadable(&self) -> Result<Vec<Unreadable>, StoreError> {
         self.blocking(|inner| {
             inner.read(|txn| {
@@ -263,6 +268,7 @@ impl Store {
                 unreadable.extend(leases.into_iter().filter_map(|it| it.lease.err()));
                 unreadable.extend(rows::entries(&txn.open_table(CATALOG)?)?.1);
                 unreadable.extend(rows::subnets(&txn.open_table(SUBNETS)?)?.1);
+                unreadable.extend(rows::collections(&txn.open_table(COLLECTIONS)?)?.1);
                 Ok(unreadable)
             })
         })
@@ -674,9 +680,11 @@ impl Inner {
                     let record = SandboxRecord {
                         expires_at: arrival.expires_at,
                         boot_id: arrival.boot_id.clone(),
+                        held_images: arrival.held_images.clone(),
                         ..SandboxRecord::new(id.clone(), generation, spec.clone(), addresses, now)
                     };
                     put(&mut table, &record)?;
+                    images::note_uses(txn, None, Some(&record), now)?;
                     let change = Change::Upserted(Box::new(record.clone()));
                     Ok((Admitted::Begun(record), Some(change)))
                 }
@@ -765,6 +773,7 @@ impl Inner {
             record.revision = next;
             record.updated_at = now;
             put(&mut table, &record)?;
+            images::note_uses(txn, Some(&before), Some(&record), now)?;
             Ok((record.clone(), Some(Change::Upserted(Box::new(record)))))
         })
     }
@@ -782,6 +791,7 @@ impl Inner {
             };
             self.release_leases(txn, &record, now)?;
             table.remove(id.as_str())?;
+            images::note_uses(txn, Some(&record), None, now)?;
             let id = id.clone();
             Ok((true, Some(Change::Removed { id, generation })))
         })

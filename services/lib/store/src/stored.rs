@@ -1,6 +1,7 @@
 //! How records lie on disk: JSON whose field names are this file's, so that a renamed field elsewhere loses nothing.
 
 mod catalog;
+mod collection;
 
 use std::{
     collections::BTreeMap,
@@ -17,6 +18,7 @@ use berth_domain::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use catalog::StoredEntry;
+pub(crate) use collection::StoredCollection;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct StoredRecord {
@@ -32,6 +34,8 @@ pub(crate) struct StoredRecord {
     updated_at: SystemTime,
     ending: Option<StoredEnding>,
     addresses: Vec<ipnet::IpNet>,
+    #[serde(default)]
+    held_images: BTreeMap<String, String>,
     images: BTreeMap<String, String>,
     exit: Option<StoredExit>,
     failure: Option<StoredFailure>,
@@ -293,6 +297,11 @@ impl From<&SandboxRecord> for StoredRecord {
                 Ending::Delete => StoredEnding::Delete,
             }),
             addresses: it.addresses.clone(),
+            held_images: it
+                .held_images
+                .iter()
+                .map(|(image, digest)| (image.to_string(), digest.clone()))
+                .collect(),
             images: it
                 .images
                 .iter()
@@ -549,6 +558,14 @@ impl TryFrom<StoredRecord> for SandboxRecord {
                 StoredEnding::Delete => Ending::Delete,
             }),
             addresses: it.addresses,
+            held_images: it
+                .held_images
+                .into_iter()
+                .map(|(image, digest)| {
+                    let image = ImageRef::parse(&image);
+                    Ok((image.map_err(|it| format!("held image: {it}"))?, digest))
+                })
+                .collect::<Result<_, String>>()?,
             images: it
                 .images
                 .into_iter()

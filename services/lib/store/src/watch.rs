@@ -34,6 +34,19 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The next change that is made already.
+    pub fn ready(&mut self) -> Result<Option<(u64, Change)>, WatchEnded> {
+        if let Some(change) = self.past.pop_front() {
+            return Ok(Some(change));
+        }
+        match self.changes.try_recv() {
+            Ok(change) => Ok(Some(change)),
+            Err(broadcast::error::TryRecvError::Empty) => Ok(None),
+            Err(broadcast::error::TryRecvError::Lagged(_)) => Err(WatchEnded::Lagged),
+            Err(broadcast::error::TryRecvError::Closed) => Err(WatchEnded::Closed),
+        }
+    }
+
     pub async fn next(&mut self) -> Result<(u64, Change), WatchEnded> {
         if let Some(change) = self.past.pop_front() {
             return Ok(change);

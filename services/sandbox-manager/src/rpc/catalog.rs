@@ -46,7 +46,10 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
         let request = request.into_inner();
         let object = object_from_proto(request.entry).map_err(refuse)?;
         let expected = revision(request.expected_revision);
-        let entry = self.registry.store().put_entry(object, expected).await;
+        let entry = {
+            let _no_deletion = self.registry.image_lock().read().await;
+            self.registry.store().put_entry(object, expected).await
+        };
         let entry = entry.map_err(|it| refuse(catalog_failure(it)))?;
         Ok(Response::new(v1::PutEntryResponse {
             entry: Some(entry_to_proto(&entry)),

@@ -1,19 +1,32 @@
 //! `ImageService`.
 
-use std::{path::PathBuf, pin::Pin, time::Duration};
-
-use berth_api::v1::{
-    self, image_service_server::ImageService, import_image_request::Part,
-    pull_image_response::Event,
+use std::{
+    path::PathBuf,
+    pin::Pin,
+    time::{Duration, SystemTime},
 };
-use berth_domain::{Failure, ImageRef, Reason};
+
+use berth_api::{
+    collection::holder_to_proto,
+    time_to_live,
+    v1::{
+        self, image_service_server::ImageService, import_image_request::Part,
+        pull_image_response::Event,
+    },
+};
+use berth_domain::{Failure, ImageRef, Reason, holders::Arriving};
 use berth_platform::{ArchiveLimits, ImageInfo, Images, LayerProgress, Network, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::refuse;
-use crate::{failures::image_failure, image_users::Users, registry::Registry, spool::Spool};
+use crate::{
+    failures::{image_failure, store_failure},
+    image_users::Users,
+    registry::Registry,
+    spool::Spool,
+};
 
 /// Progress that nobody can read faster is not sent.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -43,11 +56,22 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         _request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
         let users = self.registry.image_users().await.map_err(refuse)?;
+        let holders = self.registry.image_holders().await.map_err(refuse)?;
+        let uses = self.registry.store().last_uses().await;
+        let uses = uses.map_err(|it| refuse(store_failure(it)))?;
         let list = self.registry.node().runtime.list_images().await;
+        let list = list.map_err(|it| refuse(image_failure(it)))?;
         let mut images: Vec<v1::Image> = list
-            .map_err(|it| refuse(image_failure(it)))?
             .into_iter()
-            .map(|it| render(it, &users))
+            .map(|it| {
+                let of_digest = holders.get(&it.digest).into_iter().flatten();
+                let of_digest = of_digest.cloned().map(holder_to_proto).collect();
+                v1::Image {
+                    holders: of_digest,
+                    last_used_at: uses.get(&it.digest).copied().map(Into::into),
+                    ..render(it, &users)
+                }
+            })
             .collect();
         images.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Response::new(v1::ListImagesResponse { images }))
@@ -74,8 +98,11 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         };
         let spool = receive(&mut parts, &self.imports).await?;
         let runtime = &self.registry.node().runtime;
+        let arrival = self.registry.begin_arrival(Arriving::Import).await;
         let images = runtime.import(spool.path(), name.as_ref(), false).await;
         let images = images.map_err(|it| refuse(image_failure(it)))?;
+        arrival.has_brought(&images);
+        drop(arrival);
         let users = self.registry.image_users().await.map_err(refuse)?;
         let images = images.into_iter().map(|it| render(it, &users)).collect();
         Ok(Response::new(v1::ImportImageResponse { images }))
@@ -92,7 +119,10 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         let users = self.registry.image_users().await.map_err(refuse)?;
         let runtime = self.registry.node().runtime.clone();
         let (sender, receiver) = mpsc::channel(4);
+        let registry = self.registry.clone();
         self.registry.spawn(async move {
+            let arriving = Arriving::Pull(image.clone());
+            let arrival = registry.begin_arrival(arriving).await;
             let (progress, layers) = watch::channel(vec![]);
             let pulled = tokio::select! {
                 pulled = runtime.pull(&image, &progress) => pulled,
@@ -100,9 +130,12 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
                 () = report(layers, &sender) => return,
             };
             let answer = match pulled {
-                Ok(info) => Ok(v1::PullImageResponse {
-                    event: Some(Event::Image(render(info, &users))),
-                }),
+                Ok(info) => {
+                    arrival.has_brought(std::slice::from_ref(&info));
+                    Ok(v1::PullImageResponse {
+                        event: Some(Event::Image(render(info, &users))),
+                    })
+                }
                 Err(error) => Err(refuse(image_failure(error))),
             };
             let _ = sender.send(answer).await;
@@ -117,6 +150,31 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         let image = parse_image("image", &request.into_inner().image)?;
         self.registry.remove_image(&image).await.map_err(refuse)?;
         Ok(Response::new(v1::RemoveImageResponse {}))
+    }
+
+    async fn pin_image(
+        &self,
+        request: Request<v1::PinImageRequest>,
+    ) -> Result<Response<v1::PinImageResponse>, Status> {
+        let request = request.into_inner();
+        let image = parse_image("image", &request.image)?;
+        let time_to_live = time_to_live(request.time_to_live).map_err(refuse)?;
+        let expires_at = self.registry.pin_image(&image, time_to_live).await;
+        Ok(Response::new(v1::PinImageResponse {
+            image: image.to_string(),
+            expires_at: expires_at.map_err(refuse)?.map(Into::into),
+        }))
+    }
+
+    async fn unpin_image(
+        &self,
+        request: Request<v1::UnpinImageRequest>,
+    ) -> Result<Response<v1::UnpinImageResponse>, Status> {
+        let image = parse_image("image", &request.into_inner().image)?;
+        let (store, now) = (self.registry.store(), SystemTime::now());
+        let existed = store.unpin_image(image.to_string(), now).await;
+        let existed = existed.map_err(|it| refuse(store_failure(it)))?;
+        Ok(Response::new(v1::UnpinImageResponse { existed }))
     }
 }
 
@@ -165,6 +223,8 @@ fn render(image: ImageInfo, users: &Users) -> v1::Image {
         updated_at: Some(image.updated_at.into()),
         pinned: image.pinned,
         sandboxes,
+        holders: vec![],
+        last_used_at: None,
     }
 }
 

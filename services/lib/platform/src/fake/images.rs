@@ -1,8 +1,8 @@
 //! The images of the fake node.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
-use berth_domain::ImageRef;
+use berth_domain::{ImageRef, holders::NamedImage};
 
 use super::{FakeNode, read_archive};
 use crate::{ImageError, ImageInfo, Images, Progress};
@@ -41,6 +41,29 @@ impl Images for FakeNode {
                 .iter()
                 .map(|image| state.keep_image(image, pin))
                 .collect())
+        })
+        .await
+    }
+
+    async fn image_digest(&self, image: &ImageRef) -> Result<Option<String>, ImageError> {
+        let name = image.to_string();
+        self.call("image_digest", &name, |state| {
+            let stored = state.images.get(&name);
+            Ok(stored.map(|it| it.digest.clone()))
+        })
+        .await
+    }
+
+    async fn image_names(&self) -> Result<BTreeMap<String, NamedImage>, ImageError> {
+        self.call("image_names", "", |state| {
+            let named = state.images.values().map(|it| {
+                let image = NamedImage {
+                    digest: it.digest.clone(),
+                    pinned: it.pinned,
+                };
+                (it.name.clone(), image)
+            });
+            Ok(named.collect())
         })
         .await
     }

@@ -77,13 +77,14 @@ async fn a_store_of_schema_1_is_brought_up_and_loses_nothing() {
     }
     drop(store);
 
-    assert_eq!(schema(&path), 4);
+    assert_eq!(schema(&path), 5);
     let stored = stored(&path);
     assert!(stored.len() > records.len());
     let mut exits = 0;
     for record in stored {
         assert_eq!(record.get("expires_at"), Some(&Value::Null));
         assert_eq!(record.get("boot_id"), Some(&Value::from("")));
+        assert_eq!(record.get("held_images"), Some(&serde_json::json!({})));
         if !record["exit"].is_null() {
             exits += 1;
             assert_eq!(record["exit"].get("oom_cgroup"), Some(&Value::from("")));
@@ -141,6 +142,41 @@ async fn a_lease_of_schema_3_learns_its_boot_from_the_record_that_holds_it() {
 }
 
 #[tokio::test]
+async fn a_store_of_schema_4_keeps_pins_uses_and_collections_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = file(dir.path());
+    let store = open(&path);
+    run(&store, "held").await;
+    drop(store);
+    with(&path, |txn| {
+        let pins = redb::TableDefinition::<&str, Option<u64>>::new("pins");
+        let uses = redb::TableDefinition::<&str, u64>::new("uses");
+        let collections = redb::TableDefinition::<u64, &[u8]>::new("collections");
+        let collected = redb::TableDefinition::<(u64, &str), u64>::new("collected");
+        assert!(txn.delete_table(pins).unwrap() && txn.delete_table(uses).unwrap());
+        assert!(txn.delete_table(collections).unwrap() && txn.delete_table(collected).unwrap());
+        let mut records = txn.open_table(RECORDS).unwrap();
+        let bytes = records.get("held").unwrap().unwrap().value().to_vec();
+        let mut record: Value = serde_json::from_slice(&bytes).unwrap();
+        record
+            .as_object_mut()
+            .unwrap()
+            .remove("held_images")
+            .unwrap();
+        let text = record.to_string();
+        records.insert("held", text.as_bytes()).unwrap();
+        txn.open_table(META).unwrap().insert("schema", 4).unwrap();
+    });
+    let store = open(&path);
+    assert!(store.get(&id("held")).await.unwrap().is_some());
+    assert_eq!(store.pins().await.unwrap(), []);
+    assert!(store.last_uses().await.unwrap().is_empty());
+    assert_eq!(store.collections().await.unwrap(), []);
+    drop(store);
+    assert_eq!(stored(&path)[0]["held_images"], serde_json::json!({}));
+}
+
+#[tokio::test]
 async fn a_migration_leaves_an_unreadable_record_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = file(dir.path());
@@ -175,7 +211,7 @@ async fn a_store_of_a_newer_version_is_refused_with_both_schemas_and_what_to_do(
         "{error:?}"
     );
     let said = error.to_string();
-    for part in [path.to_str().unwrap(), "schema 5", "up to 4", "newer"] {
+    for part in [path.to_str().unwrap(), "schema 6", "up to 5", "newer"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert_eq!(schema(&path), known + 1, "it is left as it was");

@@ -35,7 +35,7 @@ async fn a_store_is_the_same_after_export_and_import() {
         .collect();
     assert_eq!(
         lines[0],
-        json!({"berth_store": {"schema": 4, "revision": 7}})
+        json!({"berth_store": {"schema": 5, "revision": 7}})
     );
     assert_eq!(lines[1]["record"]["status"], "RUNNING");
     assert_eq!(lines[4]["lease"]["address"], "10.9.0.3");
@@ -115,12 +115,12 @@ async fn a_line_that_cannot_be_imported_is_named_and_nothing_is_made() {
     let twin = lines[1].replace("\"id\":\"a\"", "\"id\":\"x\"");
     let halved = &lines[2][..40];
     let status = lines[1].replace("RUNNING", "WALKING");
-    let newer = lines[0].replace("\"schema\":4", "\"schema\":5");
+    let newer = lines[0].replace("\"schema\":5", "\"schema\":6");
     #[rustfmt::skip]
     let cases: [(Vec<&str>, usize, &str); 8] = [
         (vec![],                              1, "header"),
         (vec![lines[1]],                      1, "header"),
-        (vec![&newer],                        1, "schema is 5"),
+        (vec![&newer],                        1, "schema is 6"),
         (vec![lines[0], halved],              2, "EOF"),
         (vec![lines[0], lines[1], &status],   3, "already"),
         (vec![lines[0], lines[2], &status],   3, "WALKING"),
