@@ -108,7 +108,7 @@ async fn with_manager(shared: &Shared, manager: &Manager) -> Broken {
     let Shared { config, state, .. } = shared;
     let ended = tokio::select! {
         it = members::keep(manager, config, state) => it,
-        it = follow::runs(manager, state) => it,
+        it = follow::runs(manager, config, state) => it,
         it = catalog::follow(manager, config, state) => it,
         it = run::work(manager, config, state) => it,
         it = duties::attend(manager, config, state) => it,

@@ -3,6 +3,7 @@
 use berth_api::v1;
 
 use crate::{
+    config::Config,
     manager::{Broken, Manager},
     state::State,
 };
@@ -12,6 +13,7 @@ const RUNS_MAX: usize = 64;
 
 pub(crate) async fn runs(
     manager: &Manager,
+    config: &Config,
     state: &State,
 ) -> Result<std::convert::Infallible, Broken> {
     state.runs.send_replace(Default::default());
@@ -28,18 +30,20 @@ pub(crate) async fn runs(
                 }
             }
         });
-        tell_how_the_last_one_ended(state);
+        tell_how_the_last_one_ended(config, state);
     }
     Err(Broken::Ended)
 }
 
-fn tell_how_the_last_one_ended(state: &State) {
+fn tell_how_the_last_one_ended(config: &Config, state: &State) {
     let runs = state.runs.borrow();
     let ended = runs.by_id.values().rev().find(|it| it.ended_at.is_some());
     let Some(it) = ended else { return };
     let aborted =
         (!it.aborted.is_empty()).then(|| format!("run {} deleted nothing: {}", it.id, it.aborted));
-    let missed = (it.goal_missed_bytes > 0).then(|| {
+    // What images cannot free the blobs may, which come next.
+    let is_last = it.kind() == v1::CollectionKind::Blobs || !config.collect_blobs;
+    let missed = (it.goal_missed_bytes > 0 && is_last).then(|| {
         let largest = it.largest_held.first();
         let largest = largest.map_or_else(String::new, |it| {
             format!("; the largest that is in use is {}", it.object)

@@ -129,7 +129,7 @@ async fn carry_out(
         return Ok(vec![]);
     };
     let (mut shares, links, plan) = match facts {
-        Ok(facts) => planned(facts, &now),
+        Ok(facts) => planned(facts, &now, slices),
         Err(problem) => {
             let mut done = Vec::new();
             for (slice, lease) in slices {
@@ -191,12 +191,18 @@ async fn standing(
 type Shares = BTreeMap<Slice, Vec<Object>>;
 
 /// The plan over all slices, which is the same for all workers, cut into slices.
-fn planned(facts: Facts, run: &v1::Collection) -> (Shares, Arc<Links>, Plan) {
+fn planned(
+    facts: Facts,
+    run: &v1::Collection,
+    own: &BTreeMap<Slice, Lease>,
+) -> (Shares, Arc<Links>, Plan) {
     let Facts { mut objects, links } = facts;
     let goal = Goal::left(run.goal_bytes, run.deleted_bytes);
     if goal != Goal::All {
+        // What is counted in a slice of this worker's own and is still there was left by a worker or a manager that died.
+        let is_own = |it: &Object| Slice::of(&it.digest).is_some_and(|it| own.contains_key(&it));
         let gone: BTreeSet<_> = run.deleted.iter().collect();
-        objects.retain(|it| !gone.contains(&it.name));
+        objects.retain(|it| is_own(it) || !gone.contains(&it.name));
     }
     let mut plan = plan(objects, goal);
     let mut shares = Shares::new();

@@ -157,37 +157,41 @@ impl Drop for Worker {
     }
 }
 
-/// Slices of both kinds by the name of their worker.
-pub async fn slices(node: &TestNode) -> anyhow::Result<BTreeMap<String, BTreeSet<String>>> {
+async fn leases(node: &TestNode) -> anyhow::Result<Vec<v1::WorkLease>> {
     let request = v1::ListWorkLeasesRequest {
         prefix: "image-gc/".into(),
     };
     let mut client = LeaseServiceClient::new(node.channel.clone());
-    let leases = client.list_work_leases(request).await?.into_inner().leases;
-    let mut slices: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for lease in leases {
-        let (worker, _) = lease.holder.split_once('/').context("a holder")?;
-        if !lease.name.starts_with("image-gc/worker/") {
-            slices
-                .entry(worker.to_owned())
-                .or_default()
-                .insert(lease.name);
-        }
+    Ok(client.list_work_leases(request).await?.into_inner().leases)
+}
+
+/// Slices of both kinds of each of these workers; an error where one is not known yet, or another one has a slice.
+pub async fn slices(node: &TestNode, workers: &[&Worker]) -> anyhow::Result<Vec<BTreeSet<String>>> {
+    let leases = leases(node).await?;
+    let mut all = Vec::new();
+    for worker in workers {
+        let pid = worker.child.id().to_string();
+        let lives = |it: &&v1::WorkLease| it.attributes.get("pid") == Some(&pid);
+        let own = leases.iter().find(lives).context("it is not known yet")?;
+        let of_it = |it: &&v1::WorkLease| it.holder == own.holder && it.name != own.name;
+        let slices = leases.iter().filter(of_it).map(|it| it.name.clone());
+        all.push(slices.collect());
     }
-    Ok(slices)
+    ensure!(
+        all.iter().map(BTreeSet::len).sum::<usize>() == 128,
+        "some are another's"
+    );
+    Ok(all)
 }
 
 /// Waits until these workers have all slices among them, as even as can be.
-pub async fn shared_by(node: &TestNode, workers: &[&str]) -> anyhow::Result<()> {
+pub async fn shared_by(node: &TestNode, workers: &[&Worker]) -> anyhow::Result<()> {
     let even = || async {
-        let Ok(slices) = slices(node).await else {
+        let Ok(slices) = slices(node, workers).await else {
             return false;
         };
-        let names: Vec<_> = slices.keys().map(String::as_str).collect();
-        let counts = slices.values().map(BTreeSet::len);
-        names == workers
-            && counts.clone().sum::<usize>() == 128
-            && counts.clone().max().unwrap_or(0) - counts.min().unwrap_or(0) <= 2
+        let counts = slices.iter().map(BTreeSet::len);
+        counts.clone().max().unwrap_or(0) - counts.min().unwrap_or(0) <= 2
     };
     eventually("the slices are shared", DEADLINE, even).await
 }

@@ -1,7 +1,7 @@
 //! Collection of images and blobs by real workers, against a real manager and a real containerd.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::PathBuf,
     process::Command,
     time::{Duration, SystemTime},
@@ -131,17 +131,20 @@ async fn archived_images_go_and_what_is_used_under_any_name_stays() -> anyhow::R
     node.finish()
 }
 
-/// Blobs by the worker that has their slice.
-async fn by_worker(node: &TestNode, digests: &[String]) -> anyhow::Result<BTreeMap<String, usize>> {
-    let mut counts = BTreeMap::new();
-    for (worker, slices) in slices(node).await? {
+/// How many of the blobs are in the slices of each worker.
+async fn shares(
+    node: &TestNode,
+    workers: &[&Worker],
+    digests: &[String],
+) -> anyhow::Result<Vec<usize>> {
+    let count = |slices: &BTreeSet<String>| {
         let of_it = |it: &&String| {
             let byte = u8::from_str_radix(&it[7..9], 16).unwrap_or(0);
             slices.contains(&format!("image-gc/blobs/{:02}", byte / 4))
         };
-        counts.insert(worker, digests.iter().filter(of_it).count());
-    }
-    Ok(counts)
+        digests.iter().filter(of_it).count()
+    };
+    Ok(slices(node, workers).await?.iter().map(count).collect())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,12 +160,10 @@ async fn three_workers_share_3000_blobs_and_one_that_is_killed_leaves_nothing() 
             registry.root,
             registry.layout()
         );
-        let names = ["gc-1", "gc-2", "gc-3"];
-        let workers = names.map(|it| Worker::start(&node, it, &toml));
-        let [one, mut two, three] = workers;
-        let two = two.as_mut().map_err(|error| anyhow::anyhow!("{error}"))?;
-        let (one, three) = (one?, three?);
-        shared_by(&node, &names).await?;
+        let one = Worker::start(&node, "gc-1", &toml)?;
+        let mut two = Worker::start(&node, "gc-2", &toml)?;
+        let three = Worker::start(&node, "gc-3", &toml)?;
+        shared_by(&node, &[&one, &two, &three]).await?;
         settled(&node).await?;
         let first = latest(&node).await?.first().map_or(0, |it| it.id);
         let digests = (0..BLOBS)
@@ -170,12 +171,11 @@ async fn three_workers_share_3000_blobs_and_one_that_is_killed_leaves_nothing() 
             .collect::<anyhow::Result<Vec<_>>>()?;
         let kept = registry.write(b"kept")?;
         put_artifact(&node, "artifact/kept", Active, vec![kept.clone()]).await?;
-        for (worker, count) in by_worker(&node, &digests).await? {
-            ensure!(
-                (800..=1200).contains(&count),
-                "{worker} has {count} of {BLOBS}"
-            );
-        }
+        let shares = shares(&node, &[&one, &two, &three], &digests).await?;
+        ensure!(
+            shares.iter().all(|it| (800..=1200).contains(it)),
+            "{shares:?} of {BLOBS}"
+        );
         let run = one.run(false, 0).await?;
         assert_eq!(
             (run.objects_total, run.retained_total),
@@ -209,7 +209,7 @@ async fn three_workers_share_3000_blobs_and_one_that_is_killed_leaves_nothing() 
         let failed: u64 = runs.map(|it| it.failed_total).sum();
         assert_eq!(failed, 0);
         ensure!(registry.has(&kept), "what is needed stays");
-        shared_by(&node, &["gc-1", "gc-3"]).await?;
+        shared_by(&node, &[&one, &three]).await?;
         drop((one, three));
     }
     node.finish()
@@ -220,10 +220,10 @@ async fn a_worker_that_hangs_loses_its_slices_and_comes_back_anew() -> anyhow::R
     let node = TestNode::start().await?;
     let one = Worker::start(&node, "gc-1", "")?;
     let two = Worker::start(&node, "gc-2", "")?;
-    shared_by(&node, &["gc-1", "gc-2"]).await?;
+    shared_by(&node, &[&one, &two]).await?;
     settled(&node).await?;
     two.signal("-STOP")?;
-    shared_by(&node, &["gc-1"]).await?;
+    shared_by(&node, &[&one]).await?;
     let registry = Registry::new(node.home().join("blobs"), false)?;
     let digests = (0..100)
         .map(|it| registry.write(format!("blob {it}").as_bytes()))
@@ -231,7 +231,7 @@ async fn a_worker_that_hangs_loses_its_slices_and_comes_back_anew() -> anyhow::R
     let run = one.run(false, 0).await?;
     assert_eq!(run.slices_done.len(), 64);
     two.signal("-CONT")?;
-    shared_by(&node, &["gc-1", "gc-2"]).await?;
+    shared_by(&node, &[&one, &two]).await?;
     let gone = || async { registry.files().is_ok_and(|it| it.is_empty()) };
     eventually("all are gone", DEADLINE, gone).await?;
     let deleted: u64 = latest(&node).await?.iter().map(|it| it.deleted_total).sum();
@@ -251,9 +251,10 @@ async fn a_blob_that_is_needed_again_is_named_back_at_once() -> anyhow::Result<(
             registry.layout()
         );
         let worker = Worker::start(&node, "gc-1", &toml)?;
-        shared_by(&node, &["gc-1"]).await?;
+        shared_by(&node, &[&worker]).await?;
         settled(&node).await?;
-        let layer = registry.write(b"\x1f\x8blayer")?;
+        // Of its own, so that the entries of one directory hold nothing of the other.
+        let layer = registry.write(format!("layer {tree}").as_bytes())?;
         let manifest = registry.write(
             json!({ "layers": [{ "digest": layer }] })
                 .to_string()
@@ -264,7 +265,7 @@ async fn a_blob_that_is_needed_again_is_named_back_at_once() -> anyhow::Result<(
                 .to_string()
                 .as_bytes(),
         )?;
-        let other = registry.write(b"other")?;
+        let other = registry.write(format!("other {tree}").as_bytes())?;
         let all = [&layer, &manifest, &index, &other];
         worker.run(false, 0).await?;
         ensure!(all.iter().all(|it| !registry.has(it)), "a path is left");
@@ -303,7 +304,7 @@ async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> 
     let node = TestNode::start().await?;
     let registry = Registry::new(node.home().join("blobs"), false)?;
     let worker = Worker::start(&node, "gc-1", "")?;
-    shared_by(&node, &["gc-1"]).await?;
+    shared_by(&node, &[&worker]).await?;
     settled(&node).await?;
     let unneeded = registry.write(b"unneeded")?;
     let manifest = registry.write(b"{\"layers\":[]}")?;
@@ -352,7 +353,7 @@ async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> 
         "{refused}"
     );
     node.up().await?;
-    shared_by(&node, &["gc-1"]).await?;
+    shared_by(&node, &[&worker]).await?;
     registry.write(b"{\"layers\":[]}")?;
     worker.run(false, 0).await?;
     let gone = || async { registry.files().is_ok_and(|it| it.len() == 1) };
@@ -386,7 +387,7 @@ async fn a_worker_that_is_killed_anywhere_leaves_what_the_next_run_ends() -> any
                 &[("BERTH_CRASH_AT", &format!("image-gc/{point}"))],
             )?;
             if point != "report" {
-                shared_by(&node, &["gc-1"]).await?;
+                shared_by(&node, &[&worker]).await?;
                 // The first of all begins with runs of the schedule, that find nothing.
                 settled(&node).await?;
             }
@@ -401,7 +402,7 @@ async fn a_worker_that_is_killed_anywhere_leaves_what_the_next_run_ends() -> any
             eventually(&format!("it dies at {point}: {asked:?}"), DEADLINE, ended).await?;
         }
         let worker = Worker::start(&node, "gc-1", toml)?;
-        shared_by(&node, &["gc-1"]).await?;
+        shared_by(&node, &[&worker]).await?;
         worker.run(true, 0).await?;
         worker.run(false, 0).await?;
         let ended = || async {
@@ -501,7 +502,7 @@ async fn a_full_disk_is_freed_down_to_the_low_mark_oldest_first() -> anyhow::Res
         registry.root
     );
     let worker = Worker::start(&node, "gc-1", &toml)?;
-    shared_by(&node, &["gc-1"]).await?;
+    shared_by(&node, &[&worker]).await?;
     settled(&node).await?;
     let digests = disk.fill(&registry, 85)?;
     let (_, all) = disk.usage()?;
