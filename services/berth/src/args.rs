@@ -343,6 +343,19 @@ pub(crate) enum Images {
         /// Image reference
         image: String,
     },
+    /// Keep an image that is here from collections
+    Pin {
+        /// How long, as `24h`; at least 1s. Default: until it is unpinned
+        #[arg(long = "for", value_name = "DURATION", value_parser = parse_timeout)]
+        time: Option<Duration>,
+        /// Image reference
+        image: String,
+    },
+    /// Take the pin of an image away
+    Unpin {
+        /// Image reference
+        image: String,
+    },
 }
 
 /// Commands of `catalog`.

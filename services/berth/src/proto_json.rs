@@ -56,6 +56,8 @@ named!(
     Sandbox,
     SnapshotResponse,
     WatchResponse,
+    PinImageResponse,
+    UnpinImageResponse,
     WorkLease,
 );
 

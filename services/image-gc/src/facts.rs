@@ -5,11 +5,10 @@ use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 use berth_api::v1::{self, entry::Object as Entry};
 use berth_collect::{
     Digest, Holder, HolderKind, Object, Status as ArtifactStatus,
-    artifact::id_of_tag,
     blobs::{Ages, Blobs},
     images::{Image, Images},
 };
-use berth_domain::collection::CollectionKind;
+use berth_domain::{collection::CollectionKind, holders::artifact_key};
 use tonic::Status;
 
 use crate::{
@@ -147,7 +146,7 @@ fn hold_artifact(blobs: &mut Blobs, links: &Links, it: v1::Artifact) -> Result<(
     for text in &it.blobs {
         blobs.hold(&read(text, || it.id.clone())?, &holder);
     }
-    let tag = it.id.strip_prefix(&id_of_tag("")).unwrap_or(&it.id);
+    let tag = artifact_key(&it.id);
     for digest in links.tags.get(tag).into_iter().flatten() {
         blobs.hold(digest, &holder);
     }

@@ -1,9 +1,9 @@
 //! Commands on the images of the node.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use berth_api::v1::{
-    self, image_service_client::ImageServiceClient, import_image_request::Part,
+    self, HolderKind, image_service_client::ImageServiceClient, import_image_request::Part,
     pull_image_response::Event,
 };
 use jiff::Timestamp;
@@ -16,11 +16,11 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::Session;
+use super::{Session, sandboxes::to_proto};
 use crate::{
     args::Images,
     errors::Failure,
-    output::{age, size, table},
+    output::{age, moment, size, table, word},
     progress::{Pulling, Waiting},
     proto_json::ProtoJson,
 };
@@ -36,6 +36,8 @@ pub(super) async fn run(session: &Session, command: Images) -> Result<(), Failur
         Images::Import { file, name } => import(session, &file, name.unwrap_or_default()).await,
         Images::Pull { image } => pull(session, image).await,
         Images::Rm { image } => remove(session, image).await,
+        Images::Pin { time, image } => pin(session, image, time).await,
+        Images::Unpin { image } => unpin(session, image).await,
     }
 }
 
@@ -70,23 +72,38 @@ fn print(session: &Session, images: &[v1::Image]) -> Result<(), Failure> {
 
 fn image_table(images: &[v1::Image], now: Timestamp) -> String {
     let rows = images.iter().map(|it| {
-        let mut users = it.sandboxes.clone();
-        users.extend(it.pinned.then(|| "(pinned)".to_owned()));
+        let users: Vec<_> = it.holders.iter().map(holder).collect();
         let bytes = if it.size_bytes == 0 {
             String::new()
         } else {
             size(it.size_bytes)
         };
-        let age = age(it.created_at.as_ref(), now);
         [
             it.name.clone(),
             it.digest.clone(),
             bytes,
-            age,
+            age(it.created_at.as_ref(), now),
+            age(it.last_used_at.as_ref(), now),
             users.join(","),
         ]
     });
-    table(["NAME", "DIGEST", "SIZE", "AGE", "USED BY"], rows.collect())
+    let titles = ["NAME", "DIGEST", "SIZE", "AGE", "LAST USED", "HELD BY"];
+    table(titles, rows.collect())
+}
+
+/// A sandbox by its id, all else by what it is.
+fn holder(it: &v1::Holder) -> String {
+    let kind = it.kind();
+    let word = word(kind.as_str_name(), "HOLDER_KIND_").to_ascii_lowercase();
+    match kind {
+        HolderKind::Sandbox => it.id.clone(),
+        HolderKind::Version | HolderKind::Artifact | HolderKind::Manifest => {
+            format!("{word} {}", it.id)
+        }
+        HolderKind::Pin | HolderKind::Pull | HolderKind::Manager | HolderKind::Unspecified => {
+            format!("({word})")
+        }
+    }
 }
 
 async fn import(session: &Session, path: &Path, name: String) -> Result<(), Failure> {
@@ -189,6 +206,35 @@ async fn remove(session: &Session, image: String) -> Result<(), Failure> {
         .object(&object, || format!("{} removed", object.removed))?)
 }
 
+async fn pin(session: &Session, image: String, time: Option<Duration>) -> Result<(), Failure> {
+    let request = session.request(v1::PinImageRequest {
+        image,
+        time_to_live: time.map(to_proto),
+    });
+    let pinned = client(session).await?.pin_image(request).await?;
+    let pinned = pinned.into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&pinned), || match &pinned.expires_at {
+            Some(end) => format!("{} pinned until {}", pinned.image, moment(Some(end))),
+            None => format!("{} pinned", pinned.image),
+        })?)
+}
+
+async fn unpin(session: &Session, image: String) -> Result<(), Failure> {
+    let request = session.request(v1::UnpinImageRequest {
+        image: image.clone(),
+    });
+    let answer = client(session).await?.unpin_image(request).await?;
+    let answer = answer.into_inner();
+    Ok(session
+        .output
+        .object(&ProtoJson(&answer), || match answer.existed {
+            true => format!("{image} unpinned"),
+            false => format!("{image} was not pinned"),
+        })?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,18 +281,31 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_one_line_with_its_users() {
+    fn an_image_is_one_line_with_its_holders() {
+        let holder = |kind: HolderKind, id: &str| v1::Holder {
+            kind: kind.into(),
+            id: id.to_owned(),
+            until: None,
+        };
         let image = v1::Image {
             name: "docker.io/library/nginx:1.27".to_owned(),
             digest: "sha256:ab".to_owned(),
             size_bytes: 3 << 20,
-            sandboxes: vec!["a".to_owned(), "b".to_owned()],
-            pinned: true,
+            last_used_at: Some(prost_types::Timestamp {
+                seconds: -60,
+                nanos: 0,
+            }),
+            holders: vec![
+                holder(HolderKind::Sandbox, "a"),
+                holder(HolderKind::Version, "v1"),
+                holder(HolderKind::Pin, "docker.io/library/nginx:1.27"),
+                holder(HolderKind::Manager, ""),
+            ],
             ..Default::default()
         };
         assert_eq!(
             output_line(&image),
-            "docker.io/library/nginx:1.27  sha256:ab  3.0 MiB  -    a,b,(pinned)"
+            "docker.io/library/nginx:1.27  sha256:ab  3.0 MiB  -    1m         a,version v1,(pin),(manager)"
         );
     }
 

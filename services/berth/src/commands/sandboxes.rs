@@ -97,7 +97,7 @@ async fn show_steps(client: &mut SandboxServiceClient<Channel>, id: String, wait
     }
 }
 
-fn to_proto(it: Duration) -> prost_types::Duration {
+pub(super) fn to_proto(it: Duration) -> prost_types::Duration {
     // Nothing that can be typed is longer than the contract can say.
     it.try_into().unwrap_or_default()
 }

@@ -396,6 +396,19 @@ async fn a_pull_ends_with_the_image() {
 }
 
 #[tokio::test]
+async fn a_pin_says_when_it_ends_and_an_unpin_whether_there_was_one() {
+    let node = Node::start();
+    let pinned = node.run(&["images", "pin", "--for", "24h", "nginx"]).await;
+    assert_eq!(pinned.stdout, "nginx pinned until 1970-01-02T00:00:00Z\n");
+    let pinned = node.run(&["images", "pin", "nginx"]).await;
+    assert_eq!(pinned.stdout, "nginx pinned\n");
+    let unpinned = node.run(&["images", "unpin", "nginx", "-o", "json"]).await;
+    assert_eq!(unpinned.json()["existed"].as_bool(), Some(true));
+    let unpinned = node.run(&["images", "unpin", "redis"]).await;
+    assert_eq!(unpinned.stdout, "redis was not pinned\n");
+}
+
+#[tokio::test]
 async fn events_end_when_all_that_stands_was_told() {
     let events = Node::start().run(&["events", "-o", "json"]).await;
     assert_eq!((events.code, events.stdout.lines().count()), (Some(0), 2));

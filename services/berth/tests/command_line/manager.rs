@@ -426,4 +426,27 @@ impl images::ImageService for ScriptedManager {
             "it is in use",
         ))
     }
+
+    async fn pin_image(
+        &self,
+        request: Request<v1::PinImageRequest>,
+    ) -> Answer<v1::PinImageResponse> {
+        let request = request.into_inner();
+        let ends = |it: prost_types::Duration| prost_types::Timestamp {
+            seconds: it.seconds,
+            nanos: 0,
+        };
+        Ok(Response::new(v1::PinImageResponse {
+            image: request.image,
+            expires_at: request.time_to_live.map(ends),
+        }))
+    }
+
+    async fn unpin_image(
+        &self,
+        request: Request<v1::UnpinImageRequest>,
+    ) -> Answer<v1::UnpinImageResponse> {
+        let existed = request.into_inner().image == "nginx";
+        Ok(Response::new(v1::UnpinImageResponse { existed }))
+    }
 }

@@ -1,7 +1,6 @@
 //! Which images are artifacts of the cluster.
 
-/// What the names of all artifacts begin with.
-pub const PREFIX: &str = "cluster.local:5000/";
+use berth_domain::holders;
 
 /// Whether an artifact is still wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,20 +10,15 @@ pub enum Status {
     Empty,
 }
 
-/// The artifact that an image's name stands for: `artifact/shop-8f3a` for `cluster.local:5000/shop:shop-8f3a`. A name with a
-/// digest stands for content and for no artifact, though it has a colon too.
+/// The artifact that an image's name stands for: `artifact/shop-8f3a` for `cluster.local:5000/shop:shop-8f3a`. A name that has
+/// only a digest stands for content and for no artifact, though it has a colon too.
 pub fn parse_artifact_id(image: &str) -> Option<String> {
-    let rest = image.strip_prefix(PREFIX)?;
-    if rest.contains('@') {
-        return None;
-    }
-    let (_, name) = rest.split_once(':')?;
-    (!name.is_empty()).then(|| id_of_tag(name))
+    holders::parse_artifact_id(image).map(in_full)
 }
 
-/// The artifact that a tag of the cluster's registry stands for.
-pub fn id_of_tag(tag: &str) -> String {
-    format!("artifact/{tag}")
+/// An id as it is compared: `shop-8f3a`, also as a tag of the cluster's registry, stands for `artifact/shop-8f3a`.
+pub fn in_full(id: &str) -> String {
+    format!("artifact/{}", holders::artifact_key(id))
 }
 
 #[cfg(test)]
@@ -49,10 +43,16 @@ mod tests {
             ("docker.io/library/nginx:1.27",        None),
             ("",                                    None),
             (digest.as_str(),                       None),
-            (both.as_str(),                         None),
+            (both.as_str(),                         Some("artifact/shop-1")),
         ];
         for (name, expected) in cases {
             assert_eq!(parse_artifact_id(name).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_id_is_the_same_with_and_without_its_prefix() {
+        assert_eq!(in_full("shop-1"), "artifact/shop-1");
+        assert_eq!(in_full("artifact/shop-1"), "artifact/shop-1");
     }
 }

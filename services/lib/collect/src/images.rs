@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    artifact::{Status, parse_artifact_id},
+    artifact::{Status, in_full, parse_artifact_id},
     verdict::{Action, Holder, HolderKind, Object, Why},
 };
 
@@ -63,7 +63,7 @@ impl Images {
 
     /// Takes an artifact of the catalog in.
     pub fn artifact(&mut self, id: &str, status: Status) {
-        if let Some(known) = self.artifacts.get_mut(id) {
+        if let Some(known) = self.artifacts.get_mut(&in_full(id)) {
             *known = Some(status);
         }
     }
@@ -71,7 +71,7 @@ impl Images {
     /// Takes a version of the catalog in: it holds the image that it names, and the artifact.
     pub fn version(&mut self, id: &str, image: Option<&str>, artifact: Option<&str>) {
         let holder = || Arc::new(Holder::new(HolderKind::Version, id));
-        let named = artifact.map(str::to_owned).into_iter();
+        let named = artifact.map(in_full).into_iter();
         for artifact in named.chain(image.and_then(parse_artifact_id)) {
             if self.artifacts.contains_key(&artifact) {
                 self.versions.entry(artifact).or_insert_with(holder);

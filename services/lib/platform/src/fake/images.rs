@@ -7,6 +7,17 @@ use berth_domain::{ImageRef, holders::NamedImage};
 use super::{FakeNode, read_archive};
 use crate::{ImageError, ImageInfo, Images, Progress};
 
+impl FakeNode {
+    /// Gives a digest a name, as a tag that somebody moves.
+    pub fn name_image(&self, image: &ImageRef, digest: &str) {
+        let mut state = self.state();
+        state.keep_image(image, false);
+        if let Some(named) = state.images.get_mut(&image.to_string()) {
+            digest.clone_into(&mut named.digest);
+        }
+    }
+}
+
 impl Images for FakeNode {
     async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
         self.change("ensure", image, |state| {

@@ -234,7 +234,14 @@ fn begin(
     let last = table.last()?.map_or(0, |(id, _)| id.value());
     let run = Collection::new(last + 1, kind, cause, goal_bytes, now);
     rows::put_collection(&mut table, &run)?;
-    let same: Vec<_> = all.iter().filter(|it| it.kind == kind).collect();
+    // The latest of a schedule tells when the next one is due, however many runs were begun by pressure since.
+    let scheduled = |it: &&Collection| {
+        it.kind == kind && it.cause == CollectionCause::Scheduled && it.goal_bytes == 0
+    };
+    let latest = all.iter().rev().find(scheduled).map(|it| it.id);
+    let latest = latest.filter(|_| !scheduled(&&run));
+    let same = all.iter().filter(|it| it.kind == kind);
+    let same: Vec<_> = same.filter(|it| Some(it.id) != latest).collect();
     let surplus = (same.len() + 1).saturating_sub(RUNS_KEPT);
     let mut old: Vec<u64> = same.iter().take(surplus).map(|it| it.id).collect();
     if !unreadable.is_empty() {
