@@ -70,10 +70,8 @@ impl catalog::CatalogService for Librarian {
     ) -> Answer<v1::ListEntriesResponse> {
         let request = request.into_inner();
         let first: usize = request.page_token.parse().unwrap_or(0);
-        let all = match request.kind() {
-            v1::EntryKind::Artifact => ARTIFACTS,
-            _ => 0,
-        };
+        let artifacts = request.kind() == v1::EntryKind::Artifact;
+        let all = if artifacts { ARTIFACTS } else { 0 };
         let end = all.min(first + request.page_size as usize);
         Ok(Response::new(v1::ListEntriesResponse {
             entries: (first..end).map(artifact).collect(),
@@ -162,7 +160,7 @@ impl leases::LeaseService for Librarian {
         &self,
         _request: Request<v1::ListWorkLeasesRequest>,
     ) -> Answer<v1::ListWorkLeasesResponse> {
-        Ok(Response::default())
+        Ok(Response::new(v1::ListWorkLeasesResponse::default()))
     }
 }
 
