@@ -1,3 +1,5 @@
+//! What each verb leaves on a real disk, in both layouts.
+
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;

@@ -1,3 +1,5 @@
+//! The verdict of each file, and what is kept by what.
+
 use super::*;
 use proptest::prelude::*;
 

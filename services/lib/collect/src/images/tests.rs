@@ -1,3 +1,5 @@
+//! The verdict of each image, rule by rule.
+
 use super::*;
 use proptest::prelude::*;
 

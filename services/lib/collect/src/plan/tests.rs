@@ -1,3 +1,5 @@
+//! The order, the goal and the marks.
+
 use std::time::{Duration, SystemTime};
 
 use proptest::prelude::*;
