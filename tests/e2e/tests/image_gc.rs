@@ -299,6 +299,15 @@ async fn a_blob_that_is_needed_again_is_named_back_at_once() -> anyhow::Result<(
     node.finish()
 }
 
+/// Waits until a worker tells of something wrong.
+async fn alarmed(worker: &Worker, what: &str) -> anyhow::Result<()> {
+    let told = || async {
+        let status = worker.status().await;
+        status.is_ok_and(|it| it.alarms.iter().any(|it| it.contains(what)))
+    };
+    eventually(&format!("an alarm on {what}"), DEADLINE, told).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
@@ -313,8 +322,7 @@ async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> 
     let run = worker.run(false, 0).await?;
     ensure!(run.aborted.contains(&manifest), "{}", run.aborted);
     assert_eq!((run.deleted_total, registry.has(&unneeded)), (0, true));
-    let alarms = worker.status().await?.alarms;
-    ensure!(alarms.iter().any(|it| it.contains(&manifest)), "{alarms:?}");
+    alarmed(&worker, &manifest).await?;
     let refused = worker.plan(v1::ImageGcServicePlanRequest::default()).await;
     let refused = refused.err().context("it is refused")?.to_string();
     ensure!(refused.contains(&manifest), "{refused}");
@@ -340,13 +348,7 @@ async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> 
     node.kill_manager()?;
     let away = || async { worker.status().await.is_ok_and(|it| !it.manager_reachable) };
     eventually("the worker says that it is alone", DEADLINE, away).await?;
-    let alarms = worker.status().await?.alarms;
-    ensure!(
-        alarms
-            .iter()
-            .any(|it| it.starts_with("nothing is collected")),
-        "{alarms:?}"
-    );
+    alarmed(&worker, "nothing is collected").await?;
     let refused = worker.run(false, 0).await.err().context("it is refused")?;
     ensure!(
         refused.to_string().contains("the manager is not reachable"),
