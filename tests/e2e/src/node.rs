@@ -10,8 +10,10 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use berth_api::v1::{
-    self, image_service_client::ImageServiceClient, import_image_request::Part,
-    node_service_client::NodeServiceClient, sandbox_service_client::SandboxServiceClient,
+    self, collection_service_client::CollectionServiceClient,
+    image_service_client::ImageServiceClient, import_image_request::Part,
+    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
+    sandbox_service_client::SandboxServiceClient,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -93,6 +95,14 @@ impl TestNode {
 
     pub fn images(&self) -> ImageServiceClient<Channel> {
         ImageServiceClient::new(self.channel.clone())
+    }
+
+    pub fn collections(&self) -> CollectionServiceClient<Channel> {
+        CollectionServiceClient::new(self.channel.clone())
+    }
+
+    pub fn leases(&self) -> LeaseServiceClient<Channel> {
+        LeaseServiceClient::new(self.channel.clone())
     }
 
     pub fn node(&self) -> NodeServiceClient<Channel> {

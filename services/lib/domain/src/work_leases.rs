@@ -36,7 +36,7 @@ pub struct LeaseRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotAcquired {
     /// With the lease of the other one.
-    Held(WorkLease),
+    Held(Box<WorkLease>),
     /// There are as many as can be, or as many tokens were given out.
     Exhausted,
 }
@@ -64,7 +64,7 @@ impl WorkLeases {
         let expires_at = now.saturating_add(asked.time_to_live);
         if let Some(lease) = self.leases.get_mut(&asked.name) {
             if lease.holder != asked.holder {
-                return Err(NotAcquired::Held(lease.clone()));
+                return Err(NotAcquired::Held(Box::new(lease.clone())));
             }
             lease.expires_at = expires_at;
             lease.time_to_live = asked.time_to_live;
@@ -161,7 +161,7 @@ mod tests {
         let first = leases.acquire(EPOCH, asked("a", "x"), seconds(0)).unwrap();
         assert_eq!(first.token, fencing_token(3, 1));
         let refused = leases.acquire(EPOCH, asked("a", "y"), seconds(9));
-        assert_eq!(refused, Err(NotAcquired::Held(first.clone())));
+        assert_eq!(refused, Err(NotAcquired::Held(Box::new(first.clone()))));
         let second = leases.acquire(EPOCH, asked("a", "y"), seconds(10)).unwrap();
         assert!(second.token > first.token);
         assert_eq!(leases.held(&lease_ref(&first), seconds(10)), None);

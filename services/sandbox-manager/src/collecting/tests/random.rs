@@ -4,7 +4,7 @@
 use super::*;
 
 const INTERLEAVINGS: u64 = 200;
-const CALLS: usize = 60;
+const CALLS: usize = 40;
 const NAMES: [&str; 4] = [
     "cluster.local:5000/app:a",
     "one",
@@ -40,7 +40,7 @@ async fn assert_in_use_is_here(ground: &Ground, case: &str) {
 
 async fn interleave(seed: u64) -> u64 {
     let (ground, mut random) = (Ground::new(), Random(seed));
-    NAMES.map(|it| ground.node.publish(&image(it)));
+    NAMES.iter().for_each(|it| ground.node.publish(&image(it)));
     let mut manager = ground.manager().await;
     let mut workers: [Option<(Worker, Vec<u64>)>; 3] = [None, None, None];
     for call in 0..CALLS {
