@@ -24,7 +24,7 @@ TEST_THREADS ?= 2
 DURATION ?= 60
 SEED ?=
 
-.PHONY: help build demo test e2e-matrix smoke-v2 check bench crash soak soak-logs fmt proto tools
+.PHONY: help build demo test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -58,6 +58,10 @@ check: tools ## look without running: format, lints, contract, scripts
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
 	deploy/dev/bench
+
+bench-gc: tools ## measure one worker of image-gc beside three of them
+	cargo build --workspace --bins
+	cargo run --package berth-e2e --example collect
 
 crash: tools ## kill the manager at every named point, and write docs/crash-matrix.md
 	cargo build --workspace --bins $(crash_points)

@@ -2,6 +2,7 @@
 //! It does not know what the commands do with it.
 
 mod access;
+mod gc;
 mod logs;
 
 use std::{path::PathBuf, time::Duration};
@@ -11,6 +12,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub(crate) use self::access::{Copy, Forward, PortForward, Side};
+pub(crate) use gc::{Collected, Explain, Gc, Worker};
 pub(crate) use logs::Logs;
 
 /// Sets the arguments of all commands apart from those of one.
@@ -106,6 +108,12 @@ pub(crate) enum Command {
     /// The images of the node
     #[command(subcommand)]
     Images(Images),
+    /// The collection of images and blobs that nothing needs
+    #[command(subcommand)]
+    Gc(Gc),
+    /// Say in plain words why something is as it is
+    #[command(subcommand)]
+    Explain(Explain),
     /// Apps, versions, services and hosts: what sandboxes belong to and are found by
     #[command(subcommand)]
     Catalog(Catalog),
@@ -132,7 +140,7 @@ impl Command {
     pub(crate) fn goes_on_alone(&self) -> bool {
         matches!(
             self,
-            Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_)
+            Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_) | Self::Gc(Gc::Run { .. })
         )
     }
 

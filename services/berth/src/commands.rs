@@ -6,7 +6,9 @@ mod catalog;
 mod copy;
 mod events;
 mod exec;
+mod explain;
 mod forward;
+mod gc;
 mod images;
 mod logs;
 mod network;
@@ -51,12 +53,16 @@ impl Session {
     }
 
     async fn connect(&self) -> Result<Channel, Failure> {
+        self.connect_to(&self.address).await
+    }
+
+    async fn connect_to(&self, address: &str) -> Result<Channel, Failure> {
         let limit = self.timeout.unwrap_or(CONNECT_TIMEOUT);
         let unreachable = |source| Failure::Unreachable {
-            address: self.address.clone(),
+            address: address.to_owned(),
             source,
         };
-        match tokio::time::timeout(limit, berth_api::connect(&self.address)).await {
+        match tokio::time::timeout(limit, berth_api::connect(address)).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(ConnectError::Unreachable { source, .. })) => Err(unreachable(source.into())),
             Ok(Err(err @ ConnectError::Malformed { .. })) => Err(Failure::Address(err)),
@@ -91,6 +97,8 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failu
         Command::Cp(args) => copy::copy(session, args).await,
         Command::PortForward(args) => forward::forward(session, args).await,
         Command::Images(command) => images::run(session, command).await,
+        Command::Gc(command) => gc::run(session, command).await,
+        Command::Explain(command) => explain::run(session, command).await,
         Command::Catalog(command) => catalog::run(session, command).await,
         Command::Net(command) => network::run(session, command).await,
         Command::Audit(args) => node::audit(session, args).await,

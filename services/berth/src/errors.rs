@@ -32,6 +32,13 @@ pub(crate) enum Failure {
         address: String,
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("no worker of image-gc answers at {address}")]
+    NoWorker {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("{0} runs could not read or delete all")]
+    NotCollected(usize),
     #[error(transparent)]
     Address(ConnectError),
     #[error("cannot read {}", shown(path))]
@@ -135,6 +142,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::Listen { .. }
         | Failure::NoLease(_)
         | Failure::NotClean(_)
+        | Failure::NoWorker { .. }
+        | Failure::NotCollected(_)
         | Failure::Output(_) => EXIT_FAILED,
     }
 }
@@ -167,6 +176,16 @@ fn lines(failure: &Failure) -> Vec<String> {
             chain(failure),
             "hint: the column WHAT TO DO says why; objects of a running plan settle by themselves, so look again"
                 .to_owned(),
+        ],
+        Failure::NoWorker { .. } => vec![
+            chain(failure),
+            "hint: is image-gc running? `berth gc workers` lists those that the manager knows; say where one listens with \
+             --gc-address or BERTH_GC_ADDRESS"
+                .to_owned(),
+        ],
+        Failure::NotCollected(_) => vec![
+            chain(failure),
+            "hint: nothing that could not be read was deleted; `berth gc ls` keeps the reasons".to_owned(),
         ],
         Failure::Address(_)
         | Failure::File { .. }

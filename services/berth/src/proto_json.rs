@@ -34,6 +34,7 @@ macro_rules! named {
 named!(
     AddressLease,
     AuditResponse,
+    Collection,
     CountLeasesResponse,
     ListRulesResponse,
     CreateRequest,
@@ -43,7 +44,9 @@ named!(
     Entry,
     GetStatusResponse,
     Image,
+    ImageGcServicePlanResponse,
     ListEntriesResponse,
+    ListHoldersResponse,
     ListSubnetsResponse,
     LogEntry,
     ReleaseLeaseResponse,
@@ -55,6 +58,7 @@ named!(
     WatchResponse,
     PinImageResponse,
     UnpinImageResponse,
+    WorkLease,
 );
 
 fn descriptor<M: Named>() -> MessageDescriptor {

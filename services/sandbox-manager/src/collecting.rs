@@ -160,11 +160,10 @@ impl Collecting {
         lock(&self.claims).retain(|it| leases.held(&it.lease, now).is_some());
     }
 
-    pub(crate) fn give_back(&self, tokens: &[u64]) {
+    fn give_back(&self, tokens: &[u64]) -> Vec<(u64, Option<Claim>)> {
         let mut claims = lock(&self.claims);
-        for token in tokens {
-            claims.take(*token);
-        }
+        let given = tokens.iter().map(|token| (*token, claims.take(*token)));
+        given.collect()
     }
 
     pub(crate) fn follow_runs(&self) -> broadcast::Receiver<CollectionView> {
@@ -294,6 +293,22 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         drop(index);
         self.forget_index().await?;
         Ok((digest, holders))
+    }
+
+    /// Gives claims back, and says which of them are worth nothing: they had ended, or something holds the blob by now.
+    pub(crate) async fn release_claims(&self, tokens: &[u64]) -> Result<Vec<u64>, Failure> {
+        let mut lost = Vec::new();
+        let index = self.collecting().index(self.store()).await?;
+        for (token, claim) in self.collecting().give_back(tokens) {
+            let stands = claim.is_some_and(|it| match it.object {
+                Claimed::Blob { digest } => index.of_blob(&digest).is_empty(),
+                Claimed::Image { .. } => true,
+            });
+            lost.extend((!stands).then_some(token));
+        }
+        drop(index);
+        self.forget_index().await?;
+        Ok(lost)
     }
 
     pub(crate) async fn holders_of_blob(&self, digest: &str) -> Result<Vec<Holder>, Failure> {

@@ -1,6 +1,7 @@
 //! What every process of Berth does alike: configuration, log output, signals. Functions, not a framework.
 
 mod config;
+pub mod crash;
 mod memory;
 mod process;
 

@@ -166,8 +166,9 @@ impl<R: Runtime + Images, N: Network> CollectionService for CollectionRpc<R, N> 
         request: Request<v1::ReleaseDeletionsRequest>,
     ) -> Result<Response<v1::ReleaseDeletionsResponse>, Status> {
         let tokens = claim_tokens_from_proto(request.into_inner().tokens).map_err(refuse)?;
-        self.registry.collecting().give_back(&tokens);
-        Ok(Response::new(v1::ReleaseDeletionsResponse {}))
+        let lost = self.registry.release_claims(&tokens).await;
+        let lost = lost.map_err(refuse)?;
+        Ok(Response::new(v1::ReleaseDeletionsResponse { lost }))
     }
 
     async fn report_slice(

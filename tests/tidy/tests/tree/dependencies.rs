@@ -17,6 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "berth-containerd",
         &["berth-cgroup", "berth-domain", "berth-platform"],
     ),
+    ("berth-collect", &["berth-domain"]),
     ("berth-copy", &[]),
     ("berth-daemon", &[]),
     ("berth-logs", &[]),
@@ -29,6 +30,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "berth-dns",
         &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
+    ),
+    (
+        "berth-image-gc",
+        &["berth-api", "berth-collect", "berth-daemon", "berth-domain"],
     ),
     ("berth-log-writer", &[]),
     (
@@ -100,6 +105,7 @@ const WIRE: &[&str] = &[
     "berth-crash",
     "berth-dns",
     "berth-e2e",
+    "berth-image-gc",
     "berth-metrics",
     "berth-plugin",
     "berth-sandbox-manager",

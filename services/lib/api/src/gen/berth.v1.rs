@@ -2480,8 +2480,12 @@ pub struct ReleaseDeletionsRequest {
     pub tokens: ::prost::alloc::vec::Vec<u64>,
 }
 /// None of them stands.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReleaseDeletionsResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReleaseDeletionsResponse {
+    /// Those that were worth nothing: they had ended, or something holds the blob by now. A worker names such a blob back.
+    #[prost(uint64, repeated, tag = "1")]
+    pub lost: ::prost::alloc::vec::Vec<u64>,
+}
 /// Says that a slice is done.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ReportSliceRequest {
@@ -2897,7 +2901,7 @@ pub mod collection_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Gives claims back. Errors: INVALID_FIELD.
+        /// Gives claims back, and says which of them were lost before. Errors: INVALID_FIELD.
         pub async fn release_deletions(
             &mut self,
             request: impl tonic::IntoRequest<super::ReleaseDeletionsRequest>,
@@ -3042,7 +3046,7 @@ pub mod collection_service_server {
             tonic::Response<super::CommitDeletionsResponse>,
             tonic::Status,
         >;
-        /// Gives claims back. Errors: INVALID_FIELD.
+        /// Gives claims back, and says which of them were lost before. Errors: INVALID_FIELD.
         async fn release_deletions(
             &self,
             request: tonic::Request<super::ReleaseDeletionsRequest>,

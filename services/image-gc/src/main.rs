@@ -1,0 +1,45 @@
+//! The image-gc process: reads its configuration, works with the others, and stops when told to.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use image_gc::{App, Config, Flags, load};
+
+/// From `sysexits.h`: the configuration is at fault, so starting again will not help.
+const EX_CONFIG: u8 = 78;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let config = match load(&Flags::parse()) {
+        Ok(config) => config,
+        #[expect(
+            clippy::print_stderr,
+            reason = "logging is set up after the configuration"
+        )]
+        Err(err) => {
+            eprintln!("image-gc: invalid configuration: {err:#}");
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    berth_daemon::init_telemetry();
+    match run(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            tracing::error!(error = format!("{err:#}"), "image-gc failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let app = App::new(config)?;
+    tokio::select! {
+        ended = app.run() => ended,
+        signal = berth_daemon::stop_signal() => {
+            tracing::info!(signal, "stopping");
+            // The others take its part over at once, and not when its leases have ended.
+            app.leave().await;
+            Ok(())
+        }
+    }
+}

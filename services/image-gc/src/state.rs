@@ -1,0 +1,108 @@
+//! What the parts of a worker tell each other: which leases it holds, how the latest runs stand, what is wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Instant, SystemTime},
+};
+
+use berth_api::v1;
+use berth_domain::collection::{CollectionKind, Slice};
+use tokio::sync::watch;
+
+/// Seen by all parts; each part writes its own.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    pub(crate) membership: watch::Sender<Membership>,
+    pub(crate) runs: watch::Sender<Runs>,
+    pub(crate) said: watch::Sender<Said>,
+}
+
+/// The workers, as this one sees them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Membership {
+    pub(crate) reachable: bool,
+    /// Names of those that live, per kind that they collect.
+    pub(crate) live: BTreeMap<CollectionKind, BTreeSet<String>>,
+    /// The lease by which this worker lives.
+    pub(crate) own: Option<Lease>,
+    pub(crate) slices: BTreeMap<(CollectionKind, Slice), Lease>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Lease {
+    pub(crate) name: String,
+    pub(crate) token: u64,
+    /// By this process's own clock, counted from before it asked: never later than the manager's.
+    pub(crate) until: Instant,
+}
+
+impl Lease {
+    pub(crate) fn reference(&self) -> v1::WorkLeaseRef {
+        v1::WorkLeaseRef {
+            name: self.name.clone(),
+            token: self.token,
+        }
+    }
+}
+
+impl Membership {
+    /// The slices of a kind that this worker holds now.
+    pub(crate) fn held(&self, kind: CollectionKind) -> BTreeMap<Slice, Lease> {
+        let now = Instant::now();
+        let of_kind = self
+            .slices
+            .iter()
+            .filter(|((it, _), lease)| *it == kind && lease.until > now);
+        of_kind
+            .map(|((_, slice), lease)| (*slice, lease.clone()))
+            .collect()
+    }
+}
+
+/// The latest runs by id, as the manager tells them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Runs {
+    /// Whether all that stood at the beginning is known.
+    pub(crate) synced: bool,
+    pub(crate) by_id: BTreeMap<u64, v1::Collection>,
+}
+
+impl Runs {
+    pub(crate) fn of(
+        &self,
+        kind: CollectionKind,
+    ) -> impl DoubleEndedIterator<Item = &v1::Collection> {
+        let wire = crate::wire::kind_to_proto(kind);
+        self.by_id.values().filter(move |it| it.kind() == wire)
+    }
+}
+
+/// What is told about this worker.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said {
+    /// What is wrong, by what it is about.
+    pub(crate) alarms: BTreeMap<&'static str, String>,
+    pub(crate) next_scheduled: Option<SystemTime>,
+}
+
+impl State {
+    /// Tells a problem until it is over, and logs each once.
+    pub(crate) fn alarm(&self, about: &'static str, problem: Option<String>) {
+        self.said.send_if_modified(|said| {
+            if said.alarms.get(about) == problem.as_ref() {
+                return false;
+            }
+            match problem {
+                Some(problem) => {
+                    tracing::warn!(about, problem, "alarm");
+                    said.alarms.insert(about, problem);
+                }
+                None => {
+                    said.alarms.remove(about);
+                    tracing::info!(about, "the alarm is over");
+                }
+            }
+            true
+        });
+    }
+}
