@@ -15,13 +15,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-cgroup", &["berth-domain"]),
     (
         "berth-containerd",
-        &["berth-cgroup", "berth-domain", "berth-platform"],
+        &[
+            "berth-cgroup",
+            "berth-domain",
+            "berth-platform",
+            "berth-registry",
+        ],
     ),
     ("berth-copy", &[]),
     ("berth-daemon", &[]),
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
+    ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
