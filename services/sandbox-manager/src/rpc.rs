@@ -10,6 +10,7 @@ mod images;
 mod logs;
 mod network;
 mod node;
+mod pulls;
 mod sandboxes;
 mod watches;
 
@@ -18,6 +19,7 @@ pub(crate) use catalog::CatalogRpc;
 pub(crate) use images::{ImageRpc, Imports};
 pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
+pub(crate) use pulls::Exports;
 pub(crate) use sandboxes::SandboxRpc;
 
 use berth_api::v1;

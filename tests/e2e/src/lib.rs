@@ -8,6 +8,7 @@ pub mod leftovers;
 pub mod logs;
 pub mod node;
 pub mod pacer;
+pub mod private_registry;
 pub mod registry;
 pub mod specs;
 

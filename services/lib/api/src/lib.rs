@@ -2,6 +2,7 @@
 
 pub mod catalog;
 mod connect;
+mod credentials;
 mod failures;
 mod inbound;
 mod outbound;

@@ -79,6 +79,12 @@ reasons! {
     CollectionNotFound = "COLLECTION_NOT_FOUND",
     CollectionAborted = "COLLECTION_ABORTED",
     ManagerUnreachable = "MANAGER_UNREACHABLE",
+    RegistryBusy = "REGISTRY_BUSY",
+    RegistryProtocol = "REGISTRY_PROTOCOL",
+    RegistryUntrusted = "REGISTRY_UNTRUSTED",
+    PullStalled = "PULL_STALLED",
+    CredentialsUnreadable = "CREDENTIALS_UNREADABLE",
+    ImageIncomplete = "IMAGE_INCOMPLETE",
 }
 
 impl Reason {

@@ -52,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-orphans",
             "berth-pause",
             "berth-platform",
+            "berth-registry",
             "berth-store",
         ],
     ),
