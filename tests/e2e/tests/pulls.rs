@@ -158,7 +158,10 @@ async fn many_who_ask_for_one_private_image_get_it_by_one_download_and_nobody_wr
     ensure!(reason(&told) == "CREDENTIALS_UNREADABLE", "{told:?}");
     registry.credentials(&file)?;
     let given = |digest: &str| registry.given(&format!("/v2/team/private/blobs/{digest}"));
-    let blobs = layers_of(&image);
+    let config = image.manifest()["config"]["digest"].clone();
+    let config = config.as_str().context("a digest")?.to_owned();
+    // The layer below is on the node already.
+    let blobs = [layers_of(&image)[1].clone(), config];
     let earlier: Vec<usize> = blobs.iter().map(|it| given(it)).collect::<Result<_, _>>()?;
     let creates = (0..20).map(|number| {
         let (node, name) = (&node, &name);

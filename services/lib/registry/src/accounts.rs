@@ -1,10 +1,6 @@
 //! Credentials of a file in docker's form. What helper programs would be asked for is not known here.
 
-use std::{
-    collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, io, path::Path};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use berth_platform::Credentials;
@@ -122,7 +118,7 @@ fn host_of(key: &str) -> String {
 }
 
 /// What is wrong with a file of credentials, before the first pull.
-pub fn check_credentials_file(file: &PathBuf) -> Result<(), AccountsError> {
+pub fn check_credentials_file(file: &Path) -> Result<(), AccountsError> {
     Accounts::read(file).map(drop)
 }
 

@@ -124,10 +124,11 @@ impl Door<'_> {
         let (bytes, _) = read(response, TOKEN_MAX, patience).await?;
         if status != StatusCode::OK {
             // What it says may repeat what it was shown.
-            return Err(match refusal(&at, status, "", after) {
-                Trouble::NotFound(source) => Trouble::Protocol(source.to_string()),
-                other => other,
-            });
+            if status == StatusCode::NOT_FOUND {
+                let what = format!("{} is not there, and shall give tokens", shown(&at));
+                return Err(Trouble::Protocol(what));
+            }
+            return Err(refusal(&at, status, "", after));
         }
         let answer: Option<Answer> = serde_json::from_slice(&bytes).ok();
         answer

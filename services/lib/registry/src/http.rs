@@ -1,11 +1,6 @@
 //! One request, with the redirects that it leads through. What is shown to a registry is shown to nobody that it leads to.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use berth_platform::Source;
 use reqwest::{
@@ -147,6 +142,6 @@ fn certificates(file: &Path) -> Result<Vec<Certificate>, Source> {
 }
 
 /// What is wrong with a file of certificates, before the first pull.
-pub fn check_ca_file(file: &PathBuf) -> Result<(), Source> {
+pub fn check_ca_file(file: &Path) -> Result<(), Source> {
     certificates(file).map(drop)
 }

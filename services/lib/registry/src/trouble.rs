@@ -146,7 +146,10 @@ mod tests {
                 Trouble::Busy { .. } => "busy",
                 Trouble::Unreachable(_) => "unreachable",
                 Trouble::Protocol(_) => "protocol",
-                other => panic!("{other:?}"),
+                Trouble::NoTls(_)
+                | Trouble::Untrusted(_)
+                | Trouble::Corrupt(_)
+                | Trouble::Stalled => "something else",
             }
         };
         for (status, text, expected) in [

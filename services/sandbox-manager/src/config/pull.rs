@@ -1,6 +1,10 @@
 //! What the manager is told about registries.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, anyhow, ensure};
 use berth_registry::Terms;
@@ -169,8 +173,8 @@ impl Pull {
 }
 
 /// A path that is set.
-fn some(path: &PathBuf) -> Option<PathBuf> {
-    (!path.as_os_str().is_empty()).then(|| path.clone())
+fn some(path: &Path) -> Option<PathBuf> {
+    (!path.as_os_str().is_empty()).then(|| path.to_owned())
 }
 
 fn is_host_and_port(text: &str) -> bool {
@@ -184,8 +188,6 @@ fn is_host_and_port(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn registry(host: &str, change: impl FnOnce(&mut Registry)) -> BTreeMap<String, Registry> {

@@ -1,6 +1,6 @@
 //! Images as archives.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use berth_domain::ImageRef;
 use tokio::sync::{mpsc, watch};
@@ -42,11 +42,7 @@ pub async fn an_image_that_is_not_there_is_not_exported<R: Images>(runtime: &R) 
     }
 }
 
-async fn export<R: Images>(
-    runtime: &R,
-    image: &ImageRef,
-    file: &PathBuf,
-) -> Result<(), ImageError> {
+async fn export<R: Images>(runtime: &R, image: &ImageRef, file: &Path) -> Result<(), ImageError> {
     let (archive, mut parts) = mpsc::channel::<Vec<u8>>(1);
     let writing = async {
         let mut bytes = vec![];

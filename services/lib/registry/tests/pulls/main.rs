@@ -1,6 +1,10 @@
 //! Pulls from registries that do what none should, over real connections.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    reason = "a test may panic"
+)]
 
 mod authority;
 mod breaks;
@@ -116,6 +120,29 @@ pub(crate) async fn blob(repository: &Repository, bytes: &[u8]) -> Result<Vec<u8
         Ok(received)
     };
     tokio::join!(sending, receiving).1
+}
+
+/// What kind of failure it is, in a word.
+pub(crate) fn kind(error: &ImageError) -> &'static str {
+    match error {
+        ImageError::NotFound { .. } => "not found",
+        ImageError::RegistryUnreachable { .. } => "unreachable",
+        ImageError::RegistryDenied { .. } => "denied",
+        ImageError::RegistryBusy { .. } => "busy",
+        ImageError::RegistryProtocol { .. } => "protocol",
+        ImageError::RegistryUntrusted { .. } => "untrusted",
+        ImageError::PullStalled { .. } => "stalled",
+        ImageError::CredentialsUnreadable { .. } => "credentials",
+        ImageError::Corrupt { .. } => "corrupt",
+        ImageError::Incomplete { .. }
+        | ImageError::ArchiveInvalid { .. }
+        | ImageError::ArchiveTooLarge { .. }
+        | ImageError::DiskLow { .. }
+        | ImageError::PlatformMissing { .. }
+        | ImageError::Unreachable { .. }
+        | ImageError::Refused { .. }
+        | ImageError::Node { .. } => "no failure of a registry",
+    }
 }
 
 #[track_caller]

@@ -210,9 +210,10 @@ async fn serve(
     }
     let answer = answer(&asked);
     lock(log).push(asked);
-    let length = match answer.end {
-        End::Unmarked(_) => String::new(),
-        _ => format!("Content-Length: {}\r\n", answer.body.len()),
+    let length = if matches!(answer.end, End::Unmarked(_)) {
+        String::new()
+    } else {
+        format!("Content-Length: {}\r\n", answer.body.len())
     };
     let head = format!(
         "HTTP/1.1 {} Test\r\n{}{length}Connection: close\r\n\r\n",
