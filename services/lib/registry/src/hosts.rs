@@ -121,6 +121,8 @@ mod tests {
     #[test]
     #[rustfmt::skip]
     fn mirrors_are_asked_in_order_and_then_the_registry_that_the_name_means() {
+        /// Of settings and a registry, the addresses and accounts.
+        type Case<'a> = (&'a Settings, &'a str, &'a [(&'a str, &'a str)]);
         let mirrors = ["http://10.0.0.2:5000", "https://harbor.example/hub/"];
         let mirrored = Host { mirrors: mirrors.map(str::to_owned).into(), ca_file: None };
         let settings = Settings {
@@ -129,7 +131,7 @@ mod tests {
             ..Settings::default()
         };
         let moved = Settings { cluster_registry: Some("10.0.0.9:30500".into()), ..Settings::default() };
-        let cases: &[(&Settings, &str, &[(&str, &str)])] = &[
+        let cases: &[Case<'_>] = &[
             (&settings, "docker.io", &[
                 ("http://10.0.0.2:5000/v2/a/b/", "10.0.0.2:5000"),
                 ("https://harbor.example/v2/hub/a/b/", "harbor.example"),
