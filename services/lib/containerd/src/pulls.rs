@@ -206,9 +206,10 @@ mod tests {
             fails: bool,
         ) -> Result<ImageInfo, ImageError> {
             let (begun, release) = (self.begun.clone(), self.release.clone());
-            let told = Told(self.dropped.clone());
+            let dropped = self.dropped.clone();
             let start = |question: Question, progress: Progress| async move {
-                let _told = told;
+                // Made by the pull itself: who joins makes none.
+                let _told = Told(dropped);
                 begun.fetch_add(1, Ordering::Relaxed);
                 question.settle(false);
                 progress.send_replace(vec![LayerProgress::default()]);

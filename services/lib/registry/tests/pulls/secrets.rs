@@ -50,7 +50,8 @@ async fn no_error_and_no_log_has_a_secret() {
         .with_writer(log.clone())
         .with_max_level(tracing::Level::TRACE)
         .finish();
-    let _logged = tracing::subscriber::set_default(subscriber);
+    // For the whole process: what one thread alone listens to, others may have been told to leave out.
+    tracing::subscriber::set_global_default(subscriber).unwrap();
     let tokens = Server::start(|asked| match asked.header("authorization") {
         Some(_) => Answer::ok(r#"{"token":"sesame-of-the-server"}"#),
         None => gossip(asked, 403, "Basic realm=\"x\""),
