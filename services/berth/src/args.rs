@@ -350,6 +350,23 @@ pub(crate) enum Images {
     },
     /// Pull an image from its registry
     Pull {
+        /// User for the registry. Default: what the node's file of credentials has, if anything
+        #[arg(short, long, requires = "password_stdin")]
+        username: Option<String>,
+        /// Read the password from standard input, to its end; a last line break is not part of it
+        #[arg(long, requires = "username")]
+        password_stdin: bool,
+        /// Read a bearer token for the registry from standard input, likewise
+        #[arg(long, conflicts_with_all = ["username", "password_stdin"])]
+        token_stdin: bool,
+        /// Image reference
+        image: String,
+    },
+    /// Write an image as an OCI image layout archive, which `images import` takes back
+    Export {
+        /// The archive. Default: standard output, which may be no terminal
+        #[arg(short, long, value_name = "FILE")]
+        file: Option<PathBuf>,
         /// Image reference
         image: String,
     },

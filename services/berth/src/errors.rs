@@ -51,6 +51,10 @@ pub(crate) enum Failure {
     NoLease(String),
     #[error("the manager's answer lacks the field `{0}`")]
     Incomplete(&'static str),
+    #[error("cannot write {}", shown(path))]
+    Unwritable { path: PathBuf, source: io::Error },
+    #[error("an archive is not for a terminal")]
+    Terminal,
     #[error("the manager ended the stream")]
     StreamEnded,
     #[error("one of SRC and DST must be `ID:PATH`, the other one a path here")]
@@ -128,6 +132,7 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::NotACatalog { .. }
         | Failure::Address(_)
         | Failure::Sides
+        | Failure::Terminal
         | Failure::TwoContainers => EXIT_USAGE,
         Failure::Several(failures) => {
             // 2 says that no repetition helps: it must be true of all.
@@ -136,6 +141,7 @@ fn exit_code(failure: &Failure) -> u8 {
         Failure::Call(_)
         | Failure::Unreachable { .. }
         | Failure::File { .. }
+        | Failure::Unwritable { .. }
         | Failure::Incomplete(_)
         | Failure::StreamEnded
         | Failure::Copy(_)
@@ -187,8 +193,13 @@ fn lines(failure: &Failure) -> Vec<String> {
             chain(failure),
             "hint: nothing that could not be read was deleted; `berth gc ls` keeps the reasons".to_owned(),
         ],
+        Failure::Terminal => vec![
+            chain(failure),
+            "hint: write it to a file with -f FILE, or into a pipe".to_owned(),
+        ],
         Failure::Address(_)
         | Failure::File { .. }
+        | Failure::Unwritable { .. }
         | Failure::Incomplete(_)
         | Failure::StreamEnded
         | Failure::Sides
@@ -319,8 +330,25 @@ fn hint(reason: ErrorReason) -> &'static str {
              `containerd.plain_http_registries`"
         }
         ErrorReason::RegistryDenied => {
-            "images are pulled anonymously; make it public or bring it with `berth images import FILE`"
+            "give credentials with `berth images pull --username USER --password-stdin`, or put them into the manager's \
+             `pull.credentials_file`"
         }
+        ErrorReason::RegistryBusy => {
+            "it limits how much it gives; credentials often raise the limit, mirrors help too"
+        }
+        ErrorReason::RegistryProtocol => {
+            "check that it is a registry, and what stands between it and the node: proxies, mirrors"
+        }
+        ErrorReason::RegistryUntrusted => {
+            "name the certificates of its authority in the manager's `pull.registries.HOST.ca_file`"
+        }
+        ErrorReason::PullStalled => {
+            "check the network between the node and the registry, or raise the manager's `pull.no_progress_timeout`"
+        }
+        ErrorReason::CredentialsUnreadable => {
+            "mend the file of the manager's `pull.credentials_file`; its log says what is wrong with it"
+        }
+        ErrorReason::ImageIncomplete => "pull or import it again: `berth images pull IMAGE`",
         ErrorReason::ImageCorrupt => {
             "build or push the image again: its content is not what its digest promises"
         }

@@ -278,6 +278,15 @@ impl images::ImageService for Librarian {
     ) -> Answer<v1::UnpinImageResponse> {
         none()
     }
+
+    type ExportImageStream = Events<v1::ExportImageResponse>;
+
+    async fn export_image(
+        &self,
+        _request: Request<v1::ExportImageRequest>,
+    ) -> Answer<Self::ExportImageStream> {
+        none()
+    }
 }
 
 struct Killed(std::process::Child);

@@ -41,8 +41,8 @@ use crate::{
     places::Places,
     registry::{Limits, Registry},
     rpc::{
-        About, CatalogRpc, CollectionRpc, ImageRpc, Imports, LeaseRpc, NetworkRpc, NodeRpc,
-        SandboxRpc, Streams, deadline::DeadlineLayer,
+        About, CatalogRpc, CollectionRpc, Exports, ImageRpc, Imports, LeaseRpc, NetworkRpc,
+        NodeRpc, SandboxRpc, Streams, deadline::DeadlineLayer,
     },
     slots,
 };
@@ -256,6 +256,7 @@ impl App {
             .add_service(SandboxServiceServer::new(sandboxes))
             .add_service(ImageServiceServer::new(ImageRpc {
                 registry: registry.clone(),
+                exports: Exports::new(imports.idle_timeout),
                 imports,
             }))
             .add_service(CatalogServiceServer::new(CatalogRpc {
@@ -371,7 +372,9 @@ fn containerd_settings(
             PauseRootfs::Shared => berth_containerd::PauseRootfs::Shared,
             PauseRootfs::Snapshot => berth_containerd::PauseRootfs::Snapshot,
         },
-        plain_http_registries: it.plain_http_registries.clone(),
+        registries: config.pull.settings(&it.plain_http_registries),
+        pulls_at_once: config.pull.at_once,
+        layers_at_once: config.pull.layers_at_once,
         archive_limits: archive_limits(config),
         search_domain: config.search_domain.clone(),
         name_servers,

@@ -1,5 +1,7 @@
 //! What the manager can be told, with the defaults.
 
+mod pull;
+
 use std::{
     fs,
     net::IpAddr,
@@ -19,6 +21,7 @@ use figment::value::Value;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use self::pull::Pull;
 use crate::{export, store_command::StoreCommand};
 
 const FILE: &str = "/etc/berth/sandbox-manager.toml";
@@ -99,6 +102,7 @@ pub struct Config {
     pub cgroup: Cgroup,
     pub network: Network,
     pub import: Import,
+    pub pull: Pull,
     pub exec: Exec,
 }
 
@@ -238,6 +242,7 @@ impl Default for Config {
                 reserve_bytes: 256 << 20,
                 idle_timeout: Duration::from_secs(60),
             },
+            pull: Pull::default(),
             exec: Exec {
                 per_sandbox: 64,
                 per_node: 512,
@@ -421,6 +426,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     not_zero("shutdown_grace", config.shutdown_grace)?;
     not_zero("containerd.call_timeout", config.containerd.call_timeout)?;
     not_zero("import.idle_timeout", config.import.idle_timeout)?;
+    config.pull.check()?;
     ensure!(
         config.import.max_bytes >= 1 << 20,
         "import.max_bytes: must be at least 1048576"
@@ -444,6 +450,7 @@ fn check_host(config: &Config) -> anyhow::Result<()> {
         program.display()
     );
     export::Settings::of_environment()?;
+    config.pull.check_host()?;
     config.instance().map(drop)
 }
 

@@ -77,6 +77,27 @@ pub(crate) fn image_failure(error: ImageError) -> Failure {
         ImageError::RegistryDenied { image, .. } => {
             Failure::new(Reason::RegistryDenied, message).with("image", image)
         }
+        ImageError::RegistryBusy {
+            image, retry_after, ..
+        } => Failure::new(Reason::RegistryBusy, message)
+            .with("image", image)
+            .retry_after(retry_after.unwrap_or(RETRY_REGISTRY)),
+        ImageError::RegistryProtocol { image, .. } => {
+            Failure::new(Reason::RegistryProtocol, message).with("image", image)
+        }
+        ImageError::RegistryUntrusted { image, .. } => {
+            Failure::new(Reason::RegistryUntrusted, message).with("image", image)
+        }
+        ImageError::PullStalled { image, after } => Failure::new(Reason::PullStalled, message)
+            .with("image", image)
+            .with("timeout_ms", after.as_millis())
+            .retry_after(RETRY_REGISTRY),
+        ImageError::CredentialsUnreadable { file, .. } => {
+            Failure::new(Reason::CredentialsUnreadable, message).with("file", file.display())
+        }
+        ImageError::Incomplete { image, digest } => Failure::new(Reason::ImageIncomplete, message)
+            .with("image", image)
+            .with("digest", digest),
         ImageError::Corrupt { image, .. } => {
             Failure::new(Reason::ImageCorrupt, message).with("image", image)
         }

@@ -166,9 +166,32 @@ const HINTS: &[(Reason, &str)] = &[
         Reason::RegistryDenied,
         "hint: it may want credentials, and may say the same of images that it does not have",
     ),
+    (
+        Reason::RegistryUntrusted,
+        "hint: `pull.registries.HOST.ca_file` names certificates that are trusted for it",
+    ),
+    (
+        Reason::PullStalled,
+        "hint: `pull.no_progress_timeout` says how long a registry may send nothing",
+    ),
 ];
 
+/// What to look at where the registry of the cluster itself is not reached.
+const CLUSTER_HINT: &str = "hint: cluster.local is the registry of the cluster: it is asked without TLS at the address of `pull.cluster_registry`, else at port 5000 of what the node's resolver says";
+
 fn hint(failure: &Failure) -> Option<&'static str> {
+    let image = failure.metadata.get("image").map_or("", String::as_str);
+    let of_cluster = ["cluster.local/", "cluster.local:5000/"]
+        .iter()
+        .any(|it| image.starts_with(it));
+    if of_cluster
+        && matches!(
+            failure.reason,
+            Reason::RegistryUnreachable | Reason::PullStalled
+        )
+    {
+        return Some(CLUSTER_HINT);
+    }
     let hint = HINTS.iter().find(|it| it.0 == failure.reason);
     hint.map(|it| it.1)
 }

@@ -13,6 +13,7 @@ mod leases;
 mod logs;
 mod network;
 mod node;
+mod pulls;
 mod sandboxes;
 mod watches;
 
@@ -23,6 +24,7 @@ pub(crate) use images::{ImageRpc, Imports};
 pub(crate) use leases::LeaseRpc;
 pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
+pub(crate) use pulls::Exports;
 pub(crate) use sandboxes::SandboxRpc;
 
 use berth_api::v1;

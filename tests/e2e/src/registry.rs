@@ -153,7 +153,11 @@ async fn serve(
         let has_token = head
             .to_ascii_lowercase()
             .contains("authorization: bearer it");
-        let answer = state.answers.get(&path).cloned();
+        // Who comes as to a proxy names the host too.
+        let below = path
+            .strip_prefix("http://")
+            .and_then(|it| it.find('/').map(|at| &it[at..]));
+        let answer = state.answers.get(below.unwrap_or(&path)).cloned();
         match &mut state.tokens {
             Some(uses) if path.starts_with("/token?scope=") => {
                 *uses = TOKEN_USES;

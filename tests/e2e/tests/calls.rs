@@ -404,7 +404,10 @@ async fn images_are_pulled_with_progress_and_removed_unless_they_are_in_use(
 /// The image at the end of a pull, which has told how far it was.
 async fn pull(node: &TestNode, image: &str) -> Result<v1::Image, Status> {
     let image = image.to_owned();
-    let request = v1::PullImageRequest { image };
+    let request = v1::PullImageRequest {
+        image,
+        credentials: None,
+    };
     let mut events = node.images().pull_image(request).await?.into_inner();
     let mut layers = 0;
     while let Some(event) = events.message().await? {

@@ -112,7 +112,9 @@ impl Neighbour {
             pause_image: berth_pause::IMAGE_NAME.into(),
             pause_program: berth_pause::PROGRAM,
             pause_rootfs,
-            plain_http_registries: vec![],
+            registries: berth_registry::Settings::default(),
+            pulls_at_once: 4,
+            layers_at_once: 3,
             archive_limits: berth_platform::ArchiveLimits {
                 max_bytes: 1 << 30,
                 reserve_bytes: 0,

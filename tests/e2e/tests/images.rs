@@ -136,6 +136,7 @@ fn ensure_refused(
 async fn pull(node: &TestNode, image: &str) -> Result<v1::Image, Status> {
     let request = v1::PullImageRequest {
         image: image.to_owned(),
+        credentials: None,
     };
     let mut events = node.images().pull_image(request).await?.into_inner();
     while let Some(event) = events.message().await? {
@@ -554,7 +555,7 @@ async fn images_come_from_a_registry_by_tag_and_by_digest_and_for_this_platform(
 #[tokio::test]
 async fn a_registry_that_is_bad_is_told_from_an_image_that_is_and_nothing_is_kept()
 -> anyhow::Result<()> {
-    let node = TestNode::start().await?;
+    let node = TestNode::start_with("pull.tries = 2\npull.backoff = \"100ms\"\n", &[]).await?;
     let registry = Registry::start().await?;
     let before = settled(&node).await?;
     let image = parts("app");
@@ -568,6 +569,7 @@ async fn a_registry_that_is_bad_is_told_from_an_image_that_is_and_nothing_is_kep
     flipped[0] ^= 1;
     let not_found = (Code::NotFound, "IMAGE_NOT_FOUND");
     let unreachable = (Code::Unavailable, "REGISTRY_UNREACHABLE");
+    let busy = (Code::Unavailable, "REGISTRY_BUSY");
     let denied = (Code::PermissionDenied, "REGISTRY_DENIED");
     let corrupt = (Code::DataLoss, "IMAGE_CORRUPT");
     // What the registry gives for the manifest, in a repository each.
@@ -580,7 +582,7 @@ async fn a_registry_that_is_bad_is_told_from_an_image_that_is_and_nothing_is_kep
         ("unauthorized", Answer::Status(401, ""), denied),
         ("forbidden", Answer::Status(403, "go away"), denied),
         ("failing", Answer::Status(500, "oops"), unreachable),
-        ("busy", Answer::Status(429, ""), unreachable),
+        ("busy", Answer::Status(429, ""), busy),
         ("cut", Answer::Cut(manifest), unreachable),
         ("web-page", Answer::Bytes(b"<html>".to_vec()), corrupt),
         ("huge", Answer::Bytes(huge), corrupt),
@@ -713,6 +715,7 @@ async fn what_a_pull_found_on_the_node_stays_when_the_image_that_brought_it_goes
 
     let request = v1::PullImageRequest {
         image: name.clone(),
+        credentials: None,
     };
     let mut events = node.images().pull_image(request).await?.into_inner();
     let mut found = false;
@@ -752,6 +755,7 @@ async fn a_pull_that_a_kill_cuts_off_is_in_the_audit_and_gone_after_the_next_sta
 
     let request = v1::PullImageRequest {
         image: name.clone(),
+        credentials: None,
     };
     let mut events = node.images().pull_image(request).await?.into_inner();
     let mut busybox_is_here = false;

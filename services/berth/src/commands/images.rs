@@ -1,6 +1,10 @@
 //! Commands on the images of the node.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    path::Path,
+    time::Duration,
+};
 
 use berth_api::v1::{
     self, HolderKind, image_service_client::ImageServiceClient, import_image_request::Part,
@@ -10,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::{
     fs::File,
-    io::{AsyncRead, AsyncReadExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::mpsc,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +31,8 @@ use crate::{
 
 /// Half of what the contract allows for a message of an import.
 const CHUNK_BYTES: usize = 512 * 1024;
+/// More than any password or token of the contract has.
+const SECRET_MAX: u64 = 64 << 10;
 /// Chunks that are read ahead of the network.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -34,7 +40,13 @@ pub(super) async fn run(session: &Session, command: Images) -> Result<(), Failur
     match command {
         Images::Ls => list(session).await,
         Images::Import { file, name } => import(session, &file, name.unwrap_or_default()).await,
-        Images::Pull { image } => pull(session, image).await,
+        Images::Pull {
+            username,
+            password_stdin: _,
+            token_stdin,
+            image,
+        } => pull(session, image, credentials(username, token_stdin).await?).await,
+        Images::Export { file, image } => export(session, image, file.as_deref()).await,
         Images::Rm { image } => remove(session, image).await,
         Images::Pin { time, image } => pin(session, image, time).await,
         Images::Unpin { image } => unpin(session, image).await,
@@ -170,10 +182,123 @@ async fn feed(
     }
 }
 
-async fn pull(session: &Session, image: String) -> Result<(), Failure> {
+/// Reads what was promised on standard input.
+async fn credentials(
+    username: Option<String>,
+    token: bool,
+) -> Result<Option<v1::RegistryCredentials>, Failure> {
+    if username.is_none() && !token {
+        return Ok(None);
+    }
+    let mut secret = String::new();
+    let stdin = tokio::io::stdin().take(SECRET_MAX);
+    read_secret(stdin, &mut secret)
+        .await
+        .map_err(|source| Failure::File {
+            path: "-".into(),
+            source,
+        })?;
+    Ok(Some(match username {
+        Some(username) => v1::RegistryCredentials {
+            username,
+            password: secret,
+            token: String::new(),
+        },
+        None => v1::RegistryCredentials {
+            token: secret,
+            ..Default::default()
+        },
+    }))
+}
+
+/// The line break that editors and `echo` leave is not meant.
+async fn read_secret(mut from: impl AsyncRead + Unpin, secret: &mut String) -> io::Result<()> {
+    from.read_to_string(secret).await?;
+    if secret.ends_with('\n') {
+        secret.pop();
+        if secret.ends_with('\r') {
+            secret.pop();
+        }
+    }
+    Ok(())
+}
+
+/// Writes the archive beside the file first, so that one which broke off is not taken for whole.
+async fn export(session: &Session, image: String, file: Option<&Path>) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Exported<'a> {
+        exported: &'a str,
+        file: &'a Path,
+        bytes: u64,
+    }
+
+    if file.is_none() && io::stdout().is_terminal() {
+        return Err(Failure::Terminal);
+    }
+    let mut client = client(session).await?;
+    let waiting = Waiting::start_reading(format!("exporting {image}"));
+    let request = session.request(v1::ExportImageRequest {
+        image: image.clone(),
+    });
+    let mut parts = client.export_image(request).await?.into_inner();
+    let Some(file) = file else {
+        let mut stdout = tokio::io::stdout();
+        write(&mut parts, &mut stdout, &waiting).await?;
+        return Ok(());
+    };
+    let unwritable = |source| Failure::Unwritable {
+        path: file.to_owned(),
+        source,
+    };
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
+    let written = async {
+        let mut out = File::create(&partial).await.map_err(unwritable)?;
+        let bytes = write(&mut parts, &mut out, &waiting).await?;
+        tokio::fs::rename(&partial, file)
+            .await
+            .map_err(unwritable)?;
+        Ok::<_, Failure>(bytes)
+    };
+    let written = written.await;
+    if written.is_err() {
+        let _ = tokio::fs::remove_file(&partial).await;
+    }
+    drop(waiting);
+    let exported = Exported {
+        exported: &image,
+        file,
+        bytes: written?,
+    };
+    Ok(session.output.object(&exported, || {
+        format!("{image} {} {}", file.display(), size(exported.bytes))
+    })?)
+}
+
+/// Writes an archive as it comes; returns its length in bytes.
+async fn write(
+    parts: &mut tonic::Streaming<v1::ExportImageResponse>,
+    out: &mut (impl AsyncWrite + Unpin),
+    waiting: &Waiting,
+) -> Result<u64, Failure> {
+    let mut bytes = 0;
+    while let Some(part) = parts.message().await? {
+        out.write_all(&part.chunk).await?;
+        waiting.add(part.chunk.len());
+        bytes += part.chunk.len() as u64;
+    }
+    out.flush().await?;
+    Ok(bytes)
+}
+
+async fn pull(
+    session: &Session,
+    image: String,
+    credentials: Option<v1::RegistryCredentials>,
+) -> Result<(), Failure> {
     let mut client = client(session).await?;
     let mut pulling = Pulling::start(&image);
-    let request = session.request(v1::PullImageRequest { image });
+    let request = session.request(v1::PullImageRequest { image, credentials });
     let mut events = client.pull_image(request).await?.into_inner();
     let mut pulled = None;
     while let Some(event) = events.message().await? {
@@ -278,6 +403,22 @@ mod tests {
         )
         .await;
         assert!(sent.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_secret_is_what_comes_but_for_its_last_line_break() {
+        for (input, expected) in [
+            ("sesame", "sesame"),
+            ("sesame\n", "sesame"),
+            ("sesame\r\n", "sesame"),
+            ("sesame\n\n", "sesame\n"),
+            (" se same ", " se same "),
+            ("", ""),
+        ] {
+            let mut secret = String::new();
+            read_secret(input.as_bytes(), &mut secret).await.unwrap();
+            assert_eq!(secret, expected, "{input:?}");
+        }
     }
 
     #[test]

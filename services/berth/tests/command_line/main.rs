@@ -447,6 +447,75 @@ async fn a_pin_says_when_it_ends_and_an_unpin_whether_there_was_one() {
 }
 
 #[tokio::test]
+async fn credentials_come_from_standard_input_and_from_nowhere_else() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let node = Node::start();
+    for (flags, secret, expected) in [
+        (
+            &["-u", "me", "--password-stdin"][..],
+            "open sesame\n",
+            Some(0),
+        ),
+        (&["-u", "me", "--password-stdin"], "rice", Some(1)),
+        (&["--token-stdin"], "sesame", Some(0)),
+        (&[], "", Some(1)),
+        (&["-u", "me"], "", Some(2)),
+        (&["--password-stdin"], "", Some(2)),
+        (
+            &["-u", "me", "--password-stdin", "--token-stdin"],
+            "",
+            Some(2),
+        ),
+    ] {
+        let arguments = [&["images", "pull", "private"], flags].concat();
+        let mut child = node
+            .berth(&arguments)
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("berth");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // One that is used wrongly does not read.
+        let _ = stdin.write_all(secret.as_bytes()).await;
+        drop(stdin);
+        let pull = ended(child.wait_with_output()).await;
+        assert_eq!(pull.code, expected, "{flags:?}: {}", pull.stderr);
+        let said = format!("{}{}", pull.stdout, pull.stderr);
+        assert!(!said.contains("sesame") && !said.contains("rice"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn an_export_is_a_file_when_it_is_whole_and_nothing_before() {
+    let node = Node::start();
+    let file = node.file("out.tar", b"what was there");
+    let torn = node.run(&["images", "export", "torn", "-f", &file]).await;
+    assert_eq!(torn.code, Some(1), "{}", torn.stderr);
+    assert!(
+        torn.stderr.contains("berth: it is not complete"),
+        "{}",
+        torn.stderr
+    );
+    let left = || {
+        std::fs::read_dir(node.folder.path())
+            .expect("a folder")
+            .count()
+    };
+    let before = left();
+    assert_eq!(std::fs::read(&file).expect("a file"), b"what was there");
+
+    let export = node
+        .run(&["images", "export", "whole", "-f", &file, "-o", "json"])
+        .await;
+    assert_eq!(export.json()["bytes"], 3_000_000, "{}", export.stderr);
+    let bytes = std::fs::read(&file).expect("a file");
+    assert_eq!((bytes.len(), bytes[0], bytes[2_999_999]), (3_000_000, 1, 3));
+    assert_eq!(left(), before, "no part of it is left");
+    let piped = node.run(&["images", "export", "whole"]).await;
+    assert_eq!((piped.code, piped.stdout.len()), (Some(0), 3_000_000));
+}
+
+#[tokio::test]
 async fn events_end_when_all_that_stands_was_told() {
     let events = Node::start().run(&["events", "-o", "json"]).await;
     assert_eq!((events.code, events.stdout.lines().count()), (Some(0), 2));

@@ -454,8 +454,17 @@ impl images::ImageService for ScriptedManager {
     ) -> Answer<Self::PullImageStream> {
         use v1::pull_image_response::Event;
 
+        let request = request.into_inner();
+        if request.image == "private" {
+            let shown = request.credentials.unwrap_or_default();
+            let shown = (shown.username, shown.password, shown.token);
+            let shown = (shown.0.as_str(), shown.1.as_str(), shown.2.as_str());
+            if !matches!(shown, ("me", "open sesame", "") | ("", "", "sesame")) {
+                return Err(refused(Code::PermissionDenied, "REGISTRY_DENIED", "no"));
+            }
+        }
         let image = v1::Image {
-            name: request.into_inner().image,
+            name: request.image,
             ..Default::default()
         };
         let layer = v1::LayerProgress {
@@ -471,6 +480,33 @@ impl images::ImageService for ScriptedManager {
         ];
         let events = events.map(|it| Ok(v1::PullImageResponse { event: Some(it) }));
         Ok(Response::new(stream::iter(events).boxed()))
+    }
+
+    type ExportImageStream = Events<v1::ExportImageResponse>;
+
+    /// An archive of 3 MB; the one of `torn` breaks off.
+    async fn export_image(
+        &self,
+        request: Request<v1::ExportImageRequest>,
+    ) -> Answer<Self::ExportImageStream> {
+        let torn = request.into_inner().image == "torn";
+        let chunk = |it: u8| {
+            Ok(v1::ExportImageResponse {
+                chunk: vec![it; 1_000_000],
+            })
+        };
+        let last = if torn {
+            Err(refused(
+                Code::FailedPrecondition,
+                "IMAGE_INCOMPLETE",
+                "it is not complete",
+            ))
+        } else {
+            chunk(3)
+        };
+        Ok(Response::new(
+            stream::iter([chunk(1), chunk(2), last]).boxed(),
+        ))
     }
 
     async fn remove_image(

@@ -51,6 +51,10 @@ fn code(reason: Reason) -> Code {
         | Reason::ExecNotStarted
         | Reason::ContainerNotRunning
         | Reason::CollectionAborted
+        | Reason::RegistryProtocol
+        | Reason::RegistryUntrusted
+        | Reason::CredentialsUnreadable
+        | Reason::ImageIncomplete
         | Reason::RuntimeRefused => Code::FailedPrecondition,
         Reason::AddressesExhausted
         | Reason::SubnetsExhausted
@@ -64,6 +68,8 @@ fn code(reason: Reason) -> Code {
         | Reason::WorkLeasesExhausted
         | Reason::ImagePinsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
+        | Reason::RegistryBusy
+        | Reason::PullStalled
         | Reason::RuntimeUnreachable
         | Reason::ShuttingDown
         | Reason::ManagerUnreachable

@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod collection;
 mod connect;
+mod credentials;
 mod failures;
 mod inbound;
 mod outbound;

@@ -20,7 +20,7 @@ use crate::settings::SetUpError;
 
 const ANSWER_MAX: usize = 64 << 20;
 /// Unpacking a layer takes as long as the layer is large.
-const LONG_CALL: Duration = Duration::from_secs(15 * 60);
+pub(crate) const LONG_CALL: Duration = Duration::from_secs(15 * 60);
 
 pub(crate) type Service = InterceptedService<Channel, Headers>;
 

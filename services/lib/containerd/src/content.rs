@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -13,15 +14,16 @@ use berth_domain::names::{self, Names};
 use berth_platform::ImageError;
 use containerd_client::services::v1::{
     AbortRequest, AddResourceRequest, CreateRequest, DeleteRequest, Info, InfoRequest,
-    ReadContentRequest, Resource, UpdateRequest, WriteAction, WriteContentRequest,
+    ReadContentRequest, ReadContentResponse, Resource, UpdateRequest, WriteAction,
+    WriteContentRequest,
 };
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status, Streaming};
 
 use crate::{
-    client::{CallError, Client, found, made},
+    client::{CallError, Client, LONG_CALL, found, made},
     oci::{DOCUMENT_MAX, Descriptor, corrupt},
 };
 
@@ -152,7 +154,8 @@ pub(crate) async fn hold(client: &Client, kind: &str, id: &str) -> Result<(), Ca
 /// Where the bytes of a blob come from. An error ends the write.
 pub(crate) type Chunks = mpsc::Receiver<Result<Vec<u8>, ImageError>>;
 
-/// Writes a blob of known digest; one that is there is a success. `advance` is told how much is there.
+/// Writes a blob of known digest; one that is there is a success. `advance` is told how much is there. It may take as long
+/// as the bytes take to come; only containerd is not waited for without an end.
 pub(crate) async fn write(
     client: &Client,
     image: &str,
@@ -176,14 +179,13 @@ pub(crate) async fn write(
         labels: HashMap::new(),
     };
     let (sender, receiver) = mpsc::channel(2);
-    let writing = client.long_call(
-        "writing content",
-        client_write(client, ReceiverStream::new(receiver)),
-    );
+    let mut writing = pin!(client_write(client, ReceiverStream::new(receiver)));
+    let operation = "writing content";
     let corrupt = |what: String| corrupt(image, what);
     let advance = &advance;
-    // It owns the sender: however it ends, the write ends with it.
     let feeding = async move {
+        // Its own: however it ends, the write ends with it.
+        let sender = sender;
         let mut offset = 0_u64;
         while let Some(chunk) = chunks.recv().await {
             for part in chunk?.chunks(CHUNK) {
@@ -193,9 +195,14 @@ pub(crate) async fn write(
                     return Err(corrupt(what));
                 }
                 let part = message(WriteAction::Write, offset, part.to_vec());
-                if sender.send(part).await.is_err() {
+                match tokio::time::timeout(LONG_CALL, sender.send(part)).await {
+                    Ok(Ok(())) => {}
                     // The answer says why.
-                    return Ok(());
+                    Ok(Err(_)) => return Ok(()),
+                    Err(_) => {
+                        let status = Status::unavailable("it takes no more bytes");
+                        return Err(CallError { operation, status }.into());
+                    }
                 }
                 offset = end;
                 advance(offset);
@@ -210,8 +217,21 @@ pub(crate) async fn write(
         let _ = sender.send(commit).await;
         Ok(())
     };
-    let (written, fed) = tokio::join!(writing, feeding);
-    fed?;
+    let mut feeding = pin!(feeding);
+    let early = tokio::select! {
+        // First the feeding: its failure is the cause of whatever containerd says then.
+        biased;
+        fed = &mut feeding => {
+            fed?;
+            None
+        }
+        answer = &mut writing => Some(answer),
+    };
+    let written = match early {
+        // It is there already, or containerd has failed: nobody takes the rest.
+        Some(answer) => client.long_call(operation, async { answer }).await,
+        None => client.long_call(operation, writing).await,
+    };
     match written {
         Ok(()) => {}
         Err(error) if error.is(Code::AlreadyExists) => {}
@@ -282,13 +302,36 @@ pub(crate) async fn labels(
     client: &Client,
     digest: &str,
 ) -> Result<Option<HashMap<String, String>>, CallError> {
+    Ok(info(client, digest).await?.map(|it| it.labels))
+}
+
+/// The length of a blob in bytes; `None` where it is not there.
+pub(crate) async fn size(client: &Client, digest: &str) -> Result<Option<u64>, CallError> {
+    let info = info(client, digest).await?;
+    Ok(info.map(|it| u64::try_from(it.size).unwrap_or_default()))
+}
+
+async fn info(client: &Client, digest: &str) -> Result<Option<Info>, CallError> {
     let request = InfoRequest {
         digest: digest.to_owned(),
     };
     let info = client
         .call("looking for content", client.content().info(request))
         .await;
-    Ok(found(info)?.map(|it| it.info.unwrap_or_default().labels))
+    Ok(found(info)?.map(|it| it.info.unwrap_or_default()))
+}
+
+/// Begins to read a blob.
+pub(crate) async fn open(
+    client: &Client,
+    digest: &str,
+) -> Result<Streaming<ReadContentResponse>, Status> {
+    let request = ReadContentRequest {
+        digest: digest.to_owned(),
+        offset: 0,
+        size: 0,
+    };
+    Ok(client.content().read(request).await?.into_inner())
 }
 
 /// Reads a document; `None` where it is not there.
@@ -297,13 +340,8 @@ pub(crate) async fn read(
     image: &str,
     digest: &str,
 ) -> Result<Option<Vec<u8>>, ImageError> {
-    let request = ReadContentRequest {
-        digest: digest.to_owned(),
-        offset: 0,
-        size: 0,
-    };
     let reading = async {
-        let mut parts = client.content().read(request).await?.into_inner();
+        let mut parts = open(client, digest).await?;
         let mut bytes = Vec::new();
         while let Some(part) = parts.message().await? {
             bytes.extend(part.data);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use berth_domain::{ImageRef, holders::NamedImage};
-use berth_platform::{ImageError, ImageInfo, Images, Progress};
+use berth_platform::{Credentials, ImageError, ImageInfo, Images, Progress};
 use containerd_client::services::v1::{
     CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest,
     ListRequest as ListLeasesRequest, UpdateImageRequest,
@@ -19,7 +19,10 @@ use crate::{
     archive::Archive,
     client::{CallError, Client, found, made},
     content::{self, TemporaryLease, delete_lease, is_former_import},
+    export,
+    fetch::Fetch,
     oci::{self, Descriptor, Index, document},
+    pulls::Question,
     runtime::Containerd,
     unpack::{self, Resolved, index_labels, manifest_labels, platform_missing},
     walk::Walk,
@@ -199,12 +202,80 @@ impl Containerd {
         Ok(count)
     }
 
-    async fn fetch(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+    /// Joins the pull of an image, or begins it.
+    async fn bring(
+        &self,
+        image: &ImageRef,
+        credentials: Option<&Credentials>,
+        always: bool,
+        progress: &Progress,
+    ) -> Result<ImageInfo, ImageError> {
+        let (node, of, shown) = (self.clone(), image.clone(), credentials.cloned());
+        let start = |question: Question, progress: Progress| async move {
+            let _turn = node.known().turn(&of.to_string()).await;
+            let here = if question.always() {
+                None
+            } else {
+                node.whole(&of).await?
+            };
+            let asks = question.settle(here.is_some());
+            match here {
+                Some((stored, resolved)) if !asks => node.unpacked(stored, &resolved).await,
+                _ => node.fetch(&of, shown.as_ref(), &progress).await,
+            }
+        };
+        let name = image.to_string();
+        let joined = self
+            .pulls()
+            .join(&name, credentials, always, progress, start);
+        joined.await
+    }
+
+    /// The image where all of it is here. What is named but not unpacked may have lost layers to somebody else's cleaning.
+    async fn whole(&self, image: &ImageRef) -> Result<Option<(Image, Arc<Resolved>)>, ImageError> {
+        let Some((stored, resolved)) = self.whole_image(image).await? else {
+            return Ok(None);
+        };
+        if unpack::is_unpacked(self.client(), self.snapshotter(), &resolved).await? {
+            return Ok(Some((stored, resolved)));
+        }
+        for layer in &resolved.manifest.layers {
+            if !content::exists(self.client(), &layer.digest).await? {
+                return Ok(None);
+            }
+        }
+        Ok(Some((stored, resolved)))
+    }
+
+    /// Unpacks an image that is whole.
+    async fn unpacked(&self, stored: Image, resolved: &Resolved) -> Result<ImageInfo, ImageError> {
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
+        let unpacked =
+            unpack::unpack(lease.client(), self.snapshotter(), &stored.name, resolved).await;
+        finish(unpacked.map(|()| info(stored, Some(resolved))), lease).await
+    }
+
+    async fn fetch(
+        &self,
+        image: &ImageRef,
+        credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<ImageInfo, ImageError> {
+        // Never closed.
+        let _lane = self.lanes().acquire().await;
+        let repository = self.registries().repository(image, credentials)?;
         let lease = TemporaryLease::create(self.client(), self.names()).await?;
         let client = lease.client();
         let name = image.to_string();
         let fetched = async {
-            let target = self.registries().fetch(client, image, progress).await?;
+            let fetch = Fetch {
+                client,
+                repository: &repository,
+                name: &name,
+                layers_at_once: self.layers_at_once(),
+                progress,
+            };
+            let target = fetch.run(image).await?;
             self.keep(client, &name, &target, false).await
         };
         finish(fetched.await, lease).await
@@ -260,30 +331,47 @@ impl Containerd {
 
 impl Images for Containerd {
     async fn ensure(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
-        let name = image.to_string();
         if let Some((stored, resolved)) = self.local_image(image).await?
             && unpack::is_unpacked(self.client(), self.snapshotter(), &resolved).await?
         {
             return Ok(info(stored, Some(&resolved)));
         }
-        let _turn = self.known().turn(&name).await;
-        let Some((stored, resolved)) = self.whole_image(image).await? else {
-            return self.fetch(image, progress).await;
-        };
-        // What is named but not unpacked may have lost layers to somebody else's cleaning.
-        for layer in &resolved.manifest.layers {
-            if !content::exists(self.client(), &layer.digest).await? {
-                return self.fetch(image, progress).await;
-            }
-        }
-        let lease = TemporaryLease::create(self.client(), self.names()).await?;
-        let unpacked = unpack::unpack(lease.client(), self.snapshotter(), &name, &resolved).await;
-        finish(unpacked.map(|()| info(stored, Some(&resolved))), lease).await
+        self.bring(image, None, false, progress).await
     }
 
-    async fn pull(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
-        let _turn = self.known().turn(&image.to_string()).await;
-        self.fetch(image, progress).await
+    async fn pull(
+        &self,
+        image: &ImageRef,
+        credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<ImageInfo, ImageError> {
+        self.bring(image, credentials, true, progress).await
+    }
+
+    async fn export(
+        &self,
+        image: &ImageRef,
+        archive: mpsc::Sender<Vec<u8>>,
+    ) -> Result<(), ImageError> {
+        let name = image.to_string();
+        let Some(stored) = self.stored_image(image).await? else {
+            return Err(ImageError::NotFound {
+                image: name,
+                source: None,
+            });
+        };
+        let target = target_of(&stored);
+        let lease = TemporaryLease::create(self.client(), self.names()).await?;
+        let client = lease.client();
+        let exported = async {
+            let contents = export::contents(client, &name, &target).await?;
+            export::send(client, &name, &target, contents, &archive).await
+        };
+        let exported = exported.await;
+        if let Err(error) = lease.end(false).await {
+            tracing::warn!(%error, "a lease is left to expire");
+        }
+        exported
     }
 
     async fn import(

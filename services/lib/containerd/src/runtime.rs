@@ -18,6 +18,7 @@ use berth_platform::{
     ArchiveLimits, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
     ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
 };
+use berth_registry::Registries;
 use containerd_client::{
     services::v1::{
         Container, CreateRequest as CreateLeaseRequest, CreateTaskRequest, DeleteContainerRequest,
@@ -38,7 +39,7 @@ use crate::{
     heat::Heat,
     holders,
     images::{Known, blocking, time},
-    registry::Registries,
+    pulls::Pulls,
     settings::{PauseRootfs, SetUpError, Settings},
     spec::{self, Host, Places},
     unpack::remove_snapshot,
@@ -64,6 +65,9 @@ pub(crate) struct Inner {
     pub(crate) pause_root: PathBuf,
     pub(crate) known: Known,
     pub(crate) registries: Registries,
+    pub(crate) pulls: Pulls,
+    /// Images that are pulled at the same time.
+    pub(crate) lanes: Semaphore,
     pub(crate) heat: Heat,
     /// What was made before was made by a former manager.
     pub(crate) connected_at: SystemTime,
@@ -98,7 +102,9 @@ impl Containerd {
             host,
             pause_root,
             known: Known::default(),
-            registries: Registries::new(settings.plain_http_registries.clone())?,
+            registries: Registries::new(settings.registries.clone())?,
+            pulls: Pulls::default(),
+            lanes: Semaphore::new(settings.pulls_at_once),
             heat: if settings.warm_cgroup_lock {
                 Heat::start()
             } else {
@@ -124,6 +130,18 @@ impl Containerd {
 
     pub(crate) fn registries(&self) -> &Registries {
         &self.0.registries
+    }
+
+    pub(crate) fn pulls(&self) -> &Pulls {
+        &self.0.pulls
+    }
+
+    pub(crate) fn lanes(&self) -> &Semaphore {
+        &self.0.lanes
+    }
+
+    pub(crate) fn layers_at_once(&self) -> usize {
+        self.0.settings.layers_at_once
     }
 
     pub(crate) fn snapshotter(&self) -> &str {
@@ -818,6 +836,12 @@ pub(crate) fn of_image(error: ImageError) -> RuntimeError {
         ImageError::Refused { operation, message } => RuntimeError::Refused { operation, message },
         other @ (ImageError::RegistryUnreachable { .. }
         | ImageError::RegistryDenied { .. }
+        | ImageError::RegistryBusy { .. }
+        | ImageError::RegistryProtocol { .. }
+        | ImageError::RegistryUntrusted { .. }
+        | ImageError::PullStalled { .. }
+        | ImageError::CredentialsUnreadable { .. }
+        | ImageError::Incomplete { .. }
         | ImageError::Corrupt { .. }
         | ImageError::ArchiveInvalid { .. }
         | ImageError::ArchiveTooLarge { .. }

@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use berth_cgroup::CgroupError;
 use berth_domain::Names;
 use berth_platform::ArchiveLimits;
+use berth_registry::Settings as RegistrySettings;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -25,8 +26,11 @@ pub struct Settings {
     pub pause_image: String,
     pub pause_program: &'static [u8],
     pub pause_rootfs: PauseRootfs,
-    /// `host:port`, or `host:*` for every port of a host.
-    pub plain_http_registries: Vec<String>,
+    pub registries: RegistrySettings,
+    /// Images that are pulled at the same time.
+    pub pulls_at_once: usize,
+    /// Layers that are fetched at the same time, of each of them.
+    pub layers_at_once: usize,
     /// For what a compressed archive unpacks to, beside it.
     pub archive_limits: ArchiveLimits,
     pub search_domain: String,
@@ -54,7 +58,7 @@ pub enum SetUpError {
     #[error("finding the cgroups of this host")]
     Cgroups(#[from] CgroupError),
     #[error("preparing to ask registries")]
-    Registries { source: berth_platform::Source },
+    Registries(#[from] berth_registry::SetUpError),
     #[error("making the root file system of the pause in {}", path.display())]
     PauseRootfs {
         path: PathBuf,

@@ -80,6 +80,12 @@ reasons! {
     CollectionAborted = "COLLECTION_ABORTED",
     ManagerUnreachable = "MANAGER_UNREACHABLE",
     ImagePinsExhausted = "IMAGE_PINS_EXHAUSTED",
+    RegistryBusy = "REGISTRY_BUSY",
+    RegistryProtocol = "REGISTRY_PROTOCOL",
+    RegistryUntrusted = "REGISTRY_UNTRUSTED",
+    PullStalled = "PULL_STALLED",
+    CredentialsUnreadable = "CREDENTIALS_UNREADABLE",
+    ImageIncomplete = "IMAGE_INCOMPLETE",
 }
 
 impl Reason {

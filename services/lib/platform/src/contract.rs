@@ -7,6 +7,7 @@
 )]
 
 mod access;
+mod images;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,6 +26,10 @@ use tokio::sync::watch;
 pub use access::{
     a_port_that_listens_is_connected_to_and_another_one_refuses,
     the_root_of_what_runs_is_opened_and_its_end_is_told,
+};
+
+pub use images::{
+    an_image_that_is_exported_is_imported_as_it_was, an_image_that_is_not_there_is_not_exported,
 };
 
 use crate::{
@@ -58,6 +63,11 @@ pub async fn holds<R: Runtime + Images, N: Network>(runtime: &R, network: &N, su
     Box::pin(an_image_that_is_there_is_listed(runtime, subject)).await;
     Box::pin(an_image_that_is_not_there_cannot_be_removed(runtime)).await;
     Box::pin(a_file_that_is_no_archive_is_refused(runtime)).await;
+    Box::pin(an_image_that_is_exported_is_imported_as_it_was(
+        runtime, subject,
+    ))
+    .await;
+    Box::pin(an_image_that_is_not_there_is_not_exported(runtime)).await;
     Box::pin(
         the_steps_in_order_bring_a_sandbox_up_and_each_can_be_repeated(runtime, network, subject),
     )

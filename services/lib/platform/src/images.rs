@@ -1,27 +1,34 @@
 //! The images of the node.
 
-use std::{collections::BTreeMap, path::Path, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
 
 use berth_domain::{ImageRef, holders::NamedImage};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::Source;
+use crate::{Credentials, Source};
 
 /// Layers of a running pull, for whoever wants to look.
 pub type Progress = watch::Sender<Vec<LayerProgress>>;
 
 pub trait Images: Send + Sync + 'static {
-    /// Makes sure that the image is here and unpacked, pulling it where it is not.
+    /// Makes sure that the image is here and unpacked, pulling it where it is not. All who wait for one image, here and in
+    /// [`Self::pull`], wait for one pull, which ends when the last of them has gone; its failure is everybody's.
     fn ensure(
         &self,
         image: &ImageRef,
         progress: &Progress,
     ) -> impl Future<Output = Result<ImageInfo, ImageError>> + Send;
 
-    /// Asks the registry, also for an image that is here.
+    /// Asks the registry, also for an image that is here. Credentials go to the registry of the image and to nobody else;
+    /// without them those of the node's settings are used.
     fn pull(
         &self,
         image: &ImageRef,
+        credentials: Option<&Credentials>,
         progress: &Progress,
     ) -> impl Future<Output = Result<ImageInfo, ImageError>> + Send;
 
@@ -44,6 +51,13 @@ pub trait Images: Send + Sync + 'static {
     fn image_names(
         &self,
     ) -> impl Future<Output = Result<BTreeMap<String, NamedImage>, ImageError>> + Send;
+    /// Sends an image as an OCI image layout archive, which [`Self::import`] takes back with the same digests. Ends early,
+    /// as a success, when nobody reads.
+    fn export(
+        &self,
+        image: &ImageRef,
+        archive: mpsc::Sender<Vec<u8>>,
+    ) -> impl Future<Output = Result<(), ImageError>> + Send;
 
     fn list_images(&self) -> impl Future<Output = Result<Vec<ImageInfo>, ImageError>> + Send;
 
@@ -112,6 +126,25 @@ pub enum ImageError {
     RegistryUnreachable { image: String, source: Source },
     #[error("the registry refuses access to {image}")]
     RegistryDenied { image: String, source: Source },
+    /// It answered 429 until there was no try left, or wants more patience than a pull may have.
+    #[error("the registry of {image} is busy")]
+    RegistryBusy {
+        image: String,
+        /// As the registry said.
+        retry_after: Option<Duration>,
+        source: Source,
+    },
+    #[error("the registry of {image} answers as no registry should: {what}")]
+    RegistryProtocol { image: String, what: String },
+    #[error("the certificate of the registry of {image} is not trusted on this node")]
+    RegistryUntrusted { image: String, source: Source },
+    #[error("no byte came of {image} for {after:?}")]
+    PullStalled { image: String, after: Duration },
+    /// The file of the node's settings.
+    #[error("the credentials for registries cannot be read from {}", file.display())]
+    CredentialsUnreadable { file: PathBuf, source: Source },
+    #[error("image {image} is not complete on this node: {digest} is missing")]
+    Incomplete { image: String, digest: String },
     /// A digest or a form is not what was promised.
     #[error("image {image} is corrupt: {what}")]
     Corrupt { image: String, what: String },
@@ -140,6 +173,95 @@ pub enum ImageError {
         operation: &'static str,
         source: Source,
     },
+}
+
+impl ImageError {
+    /// The same once more, for another who waited for it; its causes become their text.
+    pub fn again(&self) -> Self {
+        let text = |source: &Source| -> Source {
+            let mut text = source.to_string();
+            let mut next = source.source();
+            while let Some(cause) = next {
+                text = format!("{text}: {cause}");
+                next = cause.source();
+            }
+            text.into()
+        };
+        match self {
+            Self::NotFound { image, source } => Self::NotFound {
+                image: image.clone(),
+                source: source.as_ref().map(text),
+            },
+            Self::RegistryUnreachable { image, source } => Self::RegistryUnreachable {
+                image: image.clone(),
+                source: text(source),
+            },
+            Self::RegistryDenied { image, source } => Self::RegistryDenied {
+                image: image.clone(),
+                source: text(source),
+            },
+            Self::RegistryBusy {
+                image,
+                retry_after,
+                source,
+            } => Self::RegistryBusy {
+                image: image.clone(),
+                retry_after: *retry_after,
+                source: text(source),
+            },
+            Self::RegistryProtocol { image, what } => Self::RegistryProtocol {
+                image: image.clone(),
+                what: what.clone(),
+            },
+            Self::RegistryUntrusted { image, source } => Self::RegistryUntrusted {
+                image: image.clone(),
+                source: text(source),
+            },
+            Self::PullStalled { image, after } => Self::PullStalled {
+                image: image.clone(),
+                after: *after,
+            },
+            Self::CredentialsUnreadable { file, source } => Self::CredentialsUnreadable {
+                file: file.clone(),
+                source: text(source),
+            },
+            Self::Incomplete { image, digest } => Self::Incomplete {
+                image: image.clone(),
+                digest: digest.clone(),
+            },
+            Self::Corrupt { image, what } => Self::Corrupt {
+                image: image.clone(),
+                what: what.clone(),
+            },
+            Self::ArchiveInvalid { what } => Self::ArchiveInvalid { what: what.clone() },
+            Self::ArchiveTooLarge { limit_bytes } => Self::ArchiveTooLarge {
+                limit_bytes: *limit_bytes,
+            },
+            Self::DiskLow {
+                free_bytes,
+                reserve_bytes,
+            } => Self::DiskLow {
+                free_bytes: *free_bytes,
+                reserve_bytes: *reserve_bytes,
+            },
+            Self::PlatformMissing { image, platform } => Self::PlatformMissing {
+                image: image.clone(),
+                platform: platform.clone(),
+            },
+            Self::Unreachable { operation, source } => Self::Unreachable {
+                operation,
+                source: text(source),
+            },
+            Self::Refused { operation, message } => Self::Refused {
+                operation,
+                message: message.clone(),
+            },
+            Self::Node { operation, source } => Self::Node {
+                operation,
+                source: text(source),
+            },
+        }
+    }
 }
 
 #[cfg(test)]

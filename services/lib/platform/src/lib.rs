@@ -2,6 +2,7 @@
 
 #[cfg(feature = "fake")]
 pub mod contract;
+pub mod credentials;
 pub mod exec;
 #[cfg(feature = "fake")]
 pub mod fake;
@@ -9,6 +10,7 @@ pub mod images;
 pub mod network;
 pub mod runtime;
 
+pub use credentials::Credentials;
 pub use exec::{
     EXEC_CHUNK_BYTES, EXEC_WINDOW_BYTES, ExecCommand, ExecError, ExecExit, ExecInput, ExecIo,
     ExecOutput, NotStarted, TerminalSize,

@@ -2,25 +2,23 @@
 
 use std::{
     path::PathBuf,
-    pin::Pin,
     time::{Duration, SystemTime},
 };
 
 use berth_api::{
     collection::holder_to_proto,
     time_to_live,
-    v1::{
-        self, image_service_server::ImageService, import_image_request::Part,
-        pull_image_response::Event,
-    },
+    v1::{self, image_service_server::ImageService, import_image_request::Part},
 };
 use berth_domain::{Failure, ImageRef, Reason, holders::Arriving};
-use berth_platform::{ArchiveLimits, ImageInfo, Images, LayerProgress, Network, Runtime};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use berth_platform::{ArchiveLimits, ImageInfo, Images, Network, Runtime};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::refuse;
+use super::{
+    pulls::{self, Answers, Exports},
+    refuse,
+};
 use crate::{
     failures::{image_failure, store_failure},
     image_users::Users,
@@ -28,15 +26,13 @@ use crate::{
     spool::Spool,
 };
 
-/// Progress that nobody can read faster is not sent.
-const PROGRESS_EVERY: Duration = Duration::from_millis(100);
-
 /// The largest message of an archive.
-const CHUNK_MAX: usize = 1 << 20;
+pub(super) const CHUNK_MAX: usize = 1 << 20;
 
 pub(crate) struct ImageRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
     pub(crate) imports: Imports,
+    pub(crate) exports: Exports,
 }
 
 /// How archives are taken in.
@@ -108,39 +104,16 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         Ok(Response::new(v1::ImportImageResponse { images }))
     }
 
-    type PullImageStream =
-        Pin<Box<dyn Stream<Item = Result<v1::PullImageResponse, Status>> + Send>>;
+    type PullImageStream = Answers<v1::PullImageResponse>;
 
     async fn pull_image(
         &self,
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<Self::PullImageStream>, Status> {
-        let image = parse_image("image", &request.into_inner().image)?;
-        let users = self.registry.image_users().await.map_err(refuse)?;
-        let runtime = self.registry.node().runtime.clone();
-        let (sender, receiver) = mpsc::channel(4);
-        let registry = self.registry.clone();
-        self.registry.spawn(async move {
-            let arriving = Arriving::Pull(image.clone());
-            let arrival = registry.begin_arrival(arriving).await;
-            let (progress, layers) = watch::channel(vec![]);
-            let pulled = tokio::select! {
-                pulled = runtime.pull(&image, &progress) => pulled,
-                // The caller has gone; a pull that nobody waits for ends.
-                () = report(layers, &sender) => return,
-            };
-            let answer = match pulled {
-                Ok(info) => {
-                    arrival.has_brought(std::slice::from_ref(&info));
-                    Ok(v1::PullImageResponse {
-                        event: Some(Event::Image(render(info, &users))),
-                    })
-                }
-                Err(error) => Err(refuse(image_failure(error))),
-            };
-            let _ = sender.send(answer).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let request = request.into_inner();
+        let image = parse_image("image", &request.image)?;
+        let credentials = pulls::credentials(request.credentials).map_err(refuse)?;
+        Ok(pulls::pull(&self.registry, image, credentials))
     }
 
     async fn remove_image(
@@ -176,36 +149,15 @@ impl<R: Runtime + Images, N: Network> ImageService for ImageRpc<R, N> {
         let existed = existed.map_err(|it| refuse(store_failure(it)))?;
         Ok(Response::new(v1::UnpinImageResponse { existed }))
     }
-}
 
-/// Sends progress until the reader has gone.
-async fn report(
-    mut layers: watch::Receiver<Vec<LayerProgress>>,
-    sender: &mpsc::Sender<Result<v1::PullImageResponse, Status>>,
-) {
-    loop {
-        tokio::select! {
-            () = sender.closed() => return,
-            changed = layers.changed() => if changed.is_err() {
-                return sender.closed().await;
-            },
-        }
-        let layers = layers.borrow_and_update().iter().map(of_layer).collect();
-        let event = Event::Progress(v1::PullProgress { layers });
-        // A full channel means a slow reader, who gets the next figures instead.
-        let _ = sender.try_send(Ok(v1::PullImageResponse { event: Some(event) }));
-        tokio::select! {
-            () = sender.closed() => return,
-            () = tokio::time::sleep(PROGRESS_EVERY) => {}
-        }
-    }
-}
+    type ExportImageStream = Answers<v1::ExportImageResponse>;
 
-fn of_layer(it: &LayerProgress) -> v1::LayerProgress {
-    v1::LayerProgress {
-        digest: it.digest.clone(),
-        current_bytes: it.current_bytes,
-        total_bytes: it.total_bytes,
+    async fn export_image(
+        &self,
+        request: Request<v1::ExportImageRequest>,
+    ) -> Result<Response<Self::ExportImageStream>, Status> {
+        let image = parse_image("image", &request.into_inner().image)?;
+        self.exports.start(&self.registry, image).map_err(refuse)
     }
 }
 
@@ -213,7 +165,7 @@ fn parse_image(field: &str, text: &str) -> Result<ImageRef, Status> {
     ImageRef::parse(text).map_err(|error| refuse(Failure::invalid(field, error)))
 }
 
-fn render(image: ImageInfo, users: &Users) -> v1::Image {
+pub(super) fn render(image: ImageInfo, users: &Users) -> v1::Image {
     let sandboxes = users.of(&image.name).map(ToString::to_string).collect();
     v1::Image {
         name: image.name,

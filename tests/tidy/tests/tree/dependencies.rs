@@ -15,7 +15,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-cgroup", &["berth-domain"]),
     (
         "berth-containerd",
-        &["berth-cgroup", "berth-domain", "berth-platform"],
+        &[
+            "berth-cgroup",
+            "berth-domain",
+            "berth-platform",
+            "berth-registry",
+        ],
     ),
     ("berth-collect", &["berth-domain"]),
     ("berth-copy", &[]),
@@ -24,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
     ("berth-plugin", &["berth-api"]),
+    ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
@@ -62,6 +68,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-orphans",
             "berth-pause",
             "berth-platform",
+            "berth-registry",
             "berth-store",
         ],
     ),

@@ -28,8 +28,13 @@ const MAY_SPAWN: &[(&str, &str)] = &[
         "services/lib/netns/src/links.rs",
         "drives a netlink socket until its last handle is gone",
     ),
+    (
+        "services/lib/containerd/src/pulls.rs",
+        "one pull for all who wait for it, aborted with the last of them",
+    ),
     ("services/berth/tests", "a scripted manager"),
     ("services/lib/platform/tests", "concurrent callers"),
+    ("services/lib/registry/tests", "a scripted registry"),
     ("tests/bench", "concurrent callers"),
     ("tests/e2e", "concurrent callers"),
     ("tests/soak", "concurrent callers"),

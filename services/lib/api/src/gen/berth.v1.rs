@@ -3912,8 +3912,8 @@ pub enum ErrorReason {
     PortUnreachable = 50,
     /// FAILED_PRECONDITION. The container does not run, or has ended meanwhile. The metadata has `container`.
     ContainerNotRunning = 51,
-    /// RESOURCE_EXHAUSTED. As many copies or connections are open as can be. The metadata has `limit` and `what`, one of
-    /// `copies` and `connections`.
+    /// RESOURCE_EXHAUSTED. As many copies, connections or exports are open as can be. The metadata has `limit` and `what`, one
+    /// of `copies`, `connections` and `exports`.
     StreamsExhausted = 52,
     /// RESOURCE_EXHAUSTED. As many programs run by Exec as the configuration allows. The metadata has `scope`, `sandbox` or
     /// `node`, and `limit`.
@@ -3937,6 +3937,20 @@ pub enum ErrorReason {
     ManagerUnreachable = 60,
     /// RESOURCE_EXHAUSTED. As many images are pinned as can be. The metadata has `limit`.
     ImagePinsExhausted = 61,
+    /// UNAVAILABLE. The registry answers 429, until no try was left or for longer than the configuration allows. `RetryInfo` has
+    /// what it asked for, else 5 s. The metadata has `image`.
+    RegistryBusy = 62,
+    /// FAILED_PRECONDITION. The registry does not answer as registries do: redirects without an end or to an address without
+    /// TLS, no token, a status that means nothing. The metadata has `image`, the message says what it is.
+    RegistryProtocol = 63,
+    /// FAILED_PRECONDITION. The certificate of the registry is not trusted on the node. The metadata has `image`.
+    RegistryUntrusted = 64,
+    /// UNAVAILABLE. No byte came of the image for as long as the configuration allows. The metadata has `image` and `timeout_ms`.
+    PullStalled = 65,
+    /// FAILED_PRECONDITION. The node's file of credentials for registries cannot be read. The metadata has `file`.
+    CredentialsUnreadable = 66,
+    /// FAILED_PRECONDITION. A part of the image is not on the node any more. The metadata has `image` and `digest`.
+    ImageIncomplete = 67,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4007,6 +4021,12 @@ impl ErrorReason {
             Self::CollectionAborted => "ERROR_REASON_COLLECTION_ABORTED",
             Self::ManagerUnreachable => "ERROR_REASON_MANAGER_UNREACHABLE",
             Self::ImagePinsExhausted => "ERROR_REASON_IMAGE_PINS_EXHAUSTED",
+            Self::RegistryBusy => "ERROR_REASON_REGISTRY_BUSY",
+            Self::RegistryProtocol => "ERROR_REASON_REGISTRY_PROTOCOL",
+            Self::RegistryUntrusted => "ERROR_REASON_REGISTRY_UNTRUSTED",
+            Self::PullStalled => "ERROR_REASON_PULL_STALLED",
+            Self::CredentialsUnreadable => "ERROR_REASON_CREDENTIALS_UNREADABLE",
+            Self::ImageIncomplete => "ERROR_REASON_IMAGE_INCOMPLETE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4074,6 +4094,12 @@ impl ErrorReason {
             "ERROR_REASON_COLLECTION_ABORTED" => Some(Self::CollectionAborted),
             "ERROR_REASON_MANAGER_UNREACHABLE" => Some(Self::ManagerUnreachable),
             "ERROR_REASON_IMAGE_PINS_EXHAUSTED" => Some(Self::ImagePinsExhausted),
+            "ERROR_REASON_REGISTRY_BUSY" => Some(Self::RegistryBusy),
+            "ERROR_REASON_REGISTRY_PROTOCOL" => Some(Self::RegistryProtocol),
+            "ERROR_REASON_REGISTRY_UNTRUSTED" => Some(Self::RegistryUntrusted),
+            "ERROR_REASON_PULL_STALLED" => Some(Self::PullStalled),
+            "ERROR_REASON_CREDENTIALS_UNREADABLE" => Some(Self::CredentialsUnreadable),
+            "ERROR_REASON_IMAGE_INCOMPLETE" => Some(Self::ImageIncomplete),
             _ => None,
         }
     }
@@ -4411,6 +4437,24 @@ pub struct PullImageRequest {
     /// Image reference. At most 512 bytes. Required.
     #[prost(string, tag = "1")]
     pub image: ::prost::alloc::string::String,
+    /// What the registry of the image is shown, and nobody else: no mirror, and no host that it leads to. Held as long as the
+    /// pull takes; never stored, never logged. Default: what the node's file of credentials has for the registry, if anything.
+    #[prost(message, optional, tag = "2")]
+    pub credentials: ::core::option::Option<RegistryCredentials>,
+}
+/// What a registry is shown: either a user and a password, or a token. Errors: INVALID_FIELD.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct RegistryCredentials {
+    /// User. At most 256 bytes, without `:`.
+    #[prost(string, tag = "1")]
+    pub username: ::prost::alloc::string::String,
+    /// Password, or what the registry takes for one. At most 8192 bytes.
+    #[prost(string, tag = "2")]
+    pub password: ::prost::alloc::string::String,
+    /// Bearer token for the registry itself. At most 16384 printable ASCII characters, without spaces.
+    #[prost(string, tag = "3")]
+    pub token: ::prost::alloc::string::String,
 }
 /// One event of a pull.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -4495,6 +4539,20 @@ pub struct UnpinImageResponse {
     /// Whether there was one.
     #[prost(bool, tag = "1")]
     pub existed: bool,
+}
+/// Asks for an image as an archive.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportImageRequest {
+    /// Image reference. At most 512 bytes. Required.
+    #[prost(string, tag = "1")]
+    pub image: ::prost::alloc::string::String,
+}
+/// A part of an archive.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportImageResponse {
+    /// The next bytes of the archive: 1 byte to 1 MiB.
+    #[prost(bytes = "vec", tag = "1")]
+    pub chunk: ::prost::alloc::vec::Vec<u8>,
 }
 /// Generated client implementations.
 pub mod image_service_client {
@@ -4645,9 +4703,13 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("berth.v1.ImageService", "ImportImage"));
             self.inner.client_streaming(req, path, codec).await
         }
-        /// Pulls an image from its registry, over http where the configuration names the host, else https; anonymously. Sends
-        /// progress at most each 100 ms, then the image. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, REGISTRY_UNREACHABLE,
-        /// REGISTRY_DENIED, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
+        /// Pulls an image from its registry, or from the mirrors of the configuration: over http where that names the host, else
+        /// https. One pull serves all who ask for the image with the same credentials, Creates with it; it ends when the last of
+        /// them has gone, and its failure is everybody's. As many images at once as the configuration says (4); the others wait.
+        /// Sends progress at most each 100 ms, then the image. What may pass is tried again (5 tries in a row without a byte), for
+        /// at most 60 s without a byte, by configuration. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, REGISTRY_UNREACHABLE,
+        /// REGISTRY_DENIED, REGISTRY_BUSY, REGISTRY_PROTOCOL, REGISTRY_UNTRUSTED, PULL_STALLED, CREDENTIALS_UNREADABLE,
+        /// IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
         pub async fn pull_image(
             &mut self,
             request: impl tonic::IntoRequest<super::PullImageRequest>,
@@ -4750,6 +4812,34 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("berth.v1.ImageService", "UnpinImage"));
             self.inner.unary(req, path, codec).await
         }
+        /// Sends an image as an OCI image layout archive, a plain tar, which ImportImage takes back with the same name and digests;
+        /// of an index, what this node has of it. A caller that takes nothing for 60 s is left, by configuration
+        /// (`import.idle_timeout`); at most 8 exports at a time. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_INCOMPLETE,
+        /// IMAGE_CORRUPT, PLATFORM_MISSING, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE.
+        pub async fn export_image(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportImageResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.ImageService/ExportImage",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.ImageService", "ExportImage"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4792,9 +4882,13 @@ pub mod image_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Pulls an image from its registry, over http where the configuration names the host, else https; anonymously. Sends
-        /// progress at most each 100 ms, then the image. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, REGISTRY_UNREACHABLE,
-        /// REGISTRY_DENIED, IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
+        /// Pulls an image from its registry, or from the mirrors of the configuration: over http where that names the host, else
+        /// https. One pull serves all who ask for the image with the same credentials, Creates with it; it ends when the last of
+        /// them has gone, and its failure is everybody's. As many images at once as the configuration says (4); the others wait.
+        /// Sends progress at most each 100 ms, then the image. What may pass is tried again (5 tries in a row without a byte), for
+        /// at most 60 s without a byte, by configuration. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, REGISTRY_UNREACHABLE,
+        /// REGISTRY_DENIED, REGISTRY_BUSY, REGISTRY_PROTOCOL, REGISTRY_UNTRUSTED, PULL_STALLED, CREDENTIALS_UNREADABLE,
+        /// IMAGE_CORRUPT, PLATFORM_MISSING, RUNTIME_UNREACHABLE.
         async fn pull_image(
             &self,
             request: tonic::Request<super::PullImageRequest>,
@@ -4824,6 +4918,23 @@ pub mod image_service_server {
             request: tonic::Request<super::UnpinImageRequest>,
         ) -> std::result::Result<
             tonic::Response<super::UnpinImageResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ExportImage method.
+        type ExportImageStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExportImageResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Sends an image as an OCI image layout archive, a plain tar, which ImportImage takes back with the same name and digests;
+        /// of an index, what this node has of it. A caller that takes nothing for 60 s is left, by configuration
+        /// (`import.idle_timeout`); at most 8 exports at a time. Errors: INVALID_FIELD, IMAGE_NOT_FOUND, IMAGE_INCOMPLETE,
+        /// IMAGE_CORRUPT, PLATFORM_MISSING, STREAMS_EXHAUSTED, RUNTIME_UNREACHABLE.
+        async fn export_image(
+            &self,
+            request: tonic::Request<super::ExportImageRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportImageStream>,
             tonic::Status,
         >;
     }
@@ -5173,6 +5284,52 @@ pub mod image_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.ImageService/ExportImage" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportImageSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::ServerStreamingService<super::ExportImageRequest>
+                    for ExportImageSvc<T> {
+                        type Response = super::ExportImageResponse;
+                        type ResponseStream = T::ExportImageStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExportImageRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::export_image(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportImageSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -3,9 +3,10 @@
 use std::{collections::BTreeMap, path::Path};
 
 use berth_domain::{ImageRef, holders::NamedImage};
+use tokio::sync::mpsc;
 
 use super::{FakeNode, read_archive};
-use crate::{ImageError, ImageInfo, Images, Progress};
+use crate::{Credentials, ImageError, ImageInfo, Images, Progress};
 
 impl FakeNode {
     /// Gives a digest a name, as a tag that somebody moves.
@@ -29,7 +30,13 @@ impl Images for FakeNode {
         .await
     }
 
-    async fn pull(&self, image: &ImageRef, progress: &Progress) -> Result<ImageInfo, ImageError> {
+    /// The fake's registries show everybody all that they have.
+    async fn pull(
+        &self,
+        image: &ImageRef,
+        _credentials: Option<&Credentials>,
+        progress: &Progress,
+    ) -> Result<ImageInfo, ImageError> {
         self.change("pull", image, |state| state.pull(image, progress))
             .await
     }
@@ -77,6 +84,26 @@ impl Images for FakeNode {
             Ok(named.collect())
         })
         .await
+    }
+
+    async fn export(
+        &self,
+        image: &ImageRef,
+        archive: mpsc::Sender<Vec<u8>>,
+    ) -> Result<(), ImageError> {
+        let name = image.to_string();
+        let here = self.call("export", &name, |state| {
+            Ok(state.images.contains_key(&name))
+        });
+        if !here.await? {
+            return Err(ImageError::NotFound {
+                image: name,
+                source: None,
+            });
+        }
+        // Nobody has to read it.
+        let _ = archive.send(name.into_bytes()).await;
+        Ok(())
     }
 
     async fn list_images(&self) -> Result<Vec<ImageInfo>, ImageError> {
