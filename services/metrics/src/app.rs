@@ -104,7 +104,7 @@ fn open_files(wished: usize) -> usize {
     let limits = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limits.maximum,
-        ..limits.clone()
+        ..limits
     };
     let limit = match setrlimit(Resource::Nofile, raised) {
         Ok(()) => limits.maximum,

@@ -54,6 +54,10 @@ impl Sampler {
                 pace.missed.fetch_add(1, Relaxed);
                 next += interval;
             }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the time between two rounds is what is waited for"
+            )]
             std::thread::sleep(next - Instant::now());
         }
     }

@@ -67,7 +67,7 @@ async fn interleave(seed: u64) -> u64 {
                 let arrival = manager.registry.begin_arrival(Arriving::Pull(app.clone()));
                 let arrival = arrival.await;
                 let (progress, _) = tokio::sync::watch::channel(vec![]);
-                let pulled = ground.node.pull(&app, &progress).await.unwrap();
+                let pulled = ground.node.pull(&app, None, &progress).await.unwrap();
                 arrival.has_brought(&[pulled]);
             }
             5 => {
