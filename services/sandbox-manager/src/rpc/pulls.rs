@@ -40,6 +40,7 @@ pub(super) fn pull<R: Runtime + Images, N: Network>(
         let arriving = Arriving::Pull(image.clone());
         let arrival = of_nodes.begin_arrival(arriving).await;
         let (progress, layers) = watch::channel(vec![]);
+        let last = layers.clone();
         let pulled = tokio::select! {
             pulled = runtime.pull(&image, credentials.as_ref(), &progress) => pulled,
             // The caller has gone; a pull that nobody waits for ends.
@@ -48,6 +49,9 @@ pub(super) fn pull<R: Runtime + Images, N: Network>(
         let answer = match pulled {
             Ok(info) => {
                 arrival.has_brought(std::slice::from_ref(&info));
+                // However fast it was, it is told how much has come.
+                let whole = progress_of(&last.borrow());
+                let _ = sender.send(Ok(whole)).await;
                 match of_nodes.image_users().await {
                     Ok(users) => Ok(v1::PullImageResponse {
                         event: Some(Event::Image(render(info, &users))),
@@ -74,14 +78,20 @@ async fn report(
                 return sender.closed().await;
             },
         }
-        let layers = layers.borrow_and_update().iter().map(of_layer).collect();
-        let event = Event::Progress(v1::PullProgress { layers });
+        let progress = progress_of(&layers.borrow_and_update());
         // A full channel means a slow reader, who gets the next figures instead.
-        let _ = sender.try_send(Ok(v1::PullImageResponse { event: Some(event) }));
+        let _ = sender.try_send(Ok(progress));
         tokio::select! {
             () = sender.closed() => return,
             () = tokio::time::sleep(PROGRESS_EVERY) => {}
         }
+    }
+}
+
+fn progress_of(layers: &[LayerProgress]) -> v1::PullImageResponse {
+    let layers = layers.iter().map(of_layer).collect();
+    v1::PullImageResponse {
+        event: Some(Event::Progress(v1::PullProgress { layers })),
     }
 }
 
