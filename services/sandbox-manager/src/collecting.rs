@@ -24,8 +24,12 @@ use crate::{
     registry::Registry,
 };
 
-/// Changes of runs that a reader may fall behind.
-const READER_LAG: usize = 1024;
+/// Changes of runs that a reader may fall behind; each may have two thousand names.
+const READER_LAG: usize = 64;
+/// Removals of an image that containerd may leave without an answer. Admissions wait meanwhile, for a containerd that they need
+/// as well.
+const REMOVALS_MAX: u32 = 5;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(500);
 
 /// What is known in memory, and forgotten by a restart.
 #[derive(Debug)]
@@ -202,7 +206,7 @@ impl Index {
             match change {
                 Change::Upserted(record) => self.holders.place(&record),
                 Change::Removed { id, .. } => self.holders.forget(&id),
-                Change::EntryPut(entry) => self.holders.put(&entry.object),
+                Change::EntryPut(entry) => self.holders.put_entry(&entry),
                 Change::EntryRemoved(key) => self.holders.remove(&key),
             }
         }
@@ -213,7 +217,7 @@ impl Index {
 fn take_up(holders: &mut Holders, it: Reference) {
     match it {
         Reference::Record(record) => holders.place(&record),
-        Reference::Entry(entry) => holders.put(&entry.object),
+        Reference::Entry(entry) => holders.put_entry(&entry),
         Reference::Unreadable(entry) => holders.note_unread(entry),
     }
 }
@@ -301,7 +305,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let index = self.collecting().index(self.store()).await?;
         for (token, claim) in self.collecting().give_back(tokens) {
             let stands = claim.is_some_and(|it| match it.object {
-                Claimed::Blob { digest } => index.of_blob(&digest).is_empty(),
+                Claimed::Blob { digest } => {
+                    index.is_as_at(it.catalog_revision) && index.of_blob(&digest).is_empty()
+                }
                 Claimed::Image { .. } => true,
             });
             lost.extend((!stands).then_some(token));
@@ -373,6 +379,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         collection: u64,
         lease: LeaseRef,
         objects: Vec<(Claimed, u64)>,
+        catalog_revision: u64,
     ) -> Result<Vec<Answer>, Failure> {
         let (kind, slice) = of_lease(&lease)?;
         let collecting = self.collecting();
@@ -385,10 +392,16 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let held = collecting.held(&lease)?;
         self.run_under_way(collection, kind).await?;
         // It begins before the look: whoever comes during the look finds a claim to break.
-        let tokens = self.begin_claims(collection, &lease, &objects)?;
-        let looked = self.look(collection, kind, &objects).await;
+        let tokens = self.begin_claims(collection, &lease, &objects, catalog_revision)?;
+        let looked = self
+            .look(collection, kind, &objects, catalog_revision)
+            .await;
         let held_by = match looked {
-            Ok(held_by) => held_by,
+            Ok(Some(held_by)) => held_by,
+            Ok(None) => {
+                collecting.give_back(&tokens);
+                return Ok(vec![Answer::Held(vec![]); objects.len()]);
+            }
             Err(failure) => {
                 collecting.give_back(&tokens);
                 return Err(failure);
@@ -415,6 +428,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         collection: u64,
         lease: &LeaseRef,
         objects: &[(Claimed, u64)],
+        catalog_revision: u64,
     ) -> Result<Vec<u64>, Failure> {
         let collecting = self.collecting();
         collecting.forget_claims();
@@ -427,6 +441,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 collection,
                 object: object.clone(),
                 size_bytes: *size_bytes,
+                catalog_revision,
             };
             match claims.begin(epoch, claim) {
                 Ok(token) => tokens.push(token),
@@ -441,13 +456,15 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         Ok(tokens)
     }
 
-    /// Who holds each of the objects. One that is there was not deleted, whatever was counted.
+    /// Who holds each of the objects; `None` where the catalog says more than the caller knows. One that is there was not
+    /// deleted, whatever was counted.
     async fn look(
         &self,
         collection: u64,
         kind: CollectionKind,
         objects: &[(Claimed, u64)],
-    ) -> Result<Vec<Vec<Holder>>, Failure> {
+        catalog_revision: u64,
+    ) -> Result<Option<Vec<Vec<Holder>>>, Failure> {
         let standing = match kind {
             CollectionKind::Images => self.standing().await?,
             CollectionKind::Blobs => Standing::default(),
@@ -461,6 +478,9 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let uncounted = self.store().uncount_collected(collection, there).await;
         uncounted.map_err(store_failure)?;
         let index = self.collecting().index(self.store()).await?;
+        if kind == CollectionKind::Blobs && !index.is_as_at(catalog_revision) {
+            return Ok(None);
+        }
         let digests = objects.iter().map(|(it, _)| it.digest()).collect();
         let found = match kind {
             CollectionKind::Images => index.of_digests(&digests, &standing, SystemTime::now()),
@@ -473,7 +493,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 holders.cloned().collect()
             }
         });
-        Ok(holders.collect())
+        Ok(Some(holders.collect()))
     }
 
     /// Commits claims. It goes on to its end when its caller has gone.
@@ -575,25 +595,37 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         let counted = self.store().count_collected(claim.collection, counted);
         let counted = crash::around("collection/count", counted).await;
         counted.map_err(store_failure)?;
-        let runtime = &self.node().runtime;
-        let removed = crash::around("collection/remove", runtime.remove_image(&image)).await;
+        let removed = crash::around("collection/remove", self.remove_for_sure(&image)).await;
         let outcome = match removed {
-            Ok(()) => return Ok(Outcome::Committed),
-            Err(ImageError::NotFound { .. }) => Outcome::Failed("it is gone already".to_owned()),
-            Err(error) => {
-                let failure = image_failure(error);
-                match runtime.image_digest(&image).await {
-                    Ok(None) => return Ok(Outcome::Committed),
-                    Ok(Some(_)) => Outcome::Failed(failure.to_string()),
-                    // It may be gone: who finds it once more takes it back.
-                    Err(_) => return Ok(Outcome::Failed(failure.to_string())),
-                }
+            Ok(true) => return Ok(Outcome::Committed),
+            Ok(false) => Outcome::Failed("it is gone already".to_owned()),
+            // It may be gone: who finds it once more takes it back.
+            Err(error @ ImageError::Unreachable { .. }) => {
+                return Ok(Outcome::Failed(image_failure(error).to_string()));
             }
+            Err(error) => Outcome::Failed(image_failure(error).to_string()),
         };
         let uncounted = vec![name.to_owned()];
         let uncounted = self.store().uncount_collected(claim.collection, uncounted);
         uncounted.await.map_err(store_failure)?;
         Ok(outcome)
+    }
+
+    /// Removes a name, and returns whether it was there. Without an answer it is asked again: a removal that is still on its way
+    /// would take the image from whoever is admitted after this.
+    async fn remove_for_sure(&self, image: &ImageRef) -> Result<bool, ImageError> {
+        let mut unanswered = 0;
+        loop {
+            match self.node().runtime.remove_image(image).await {
+                Ok(()) => return Ok(true),
+                Err(ImageError::NotFound { .. }) => return Ok(unanswered > 0),
+                Err(ImageError::Unreachable { .. }) if unanswered < REMOVALS_MAX => {
+                    unanswered += 1;
+                    tokio::time::sleep(REMOVAL_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// A blob that is committed is the worker's to remove: no path leads to it any more.
@@ -613,6 +645,10 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 continue;
             };
             let digest = claim.object.digest();
+            if !index.is_as_at(claim.catalog_revision) {
+                outcomes.push(Outcome::Failed("the catalog has changed".to_owned()));
+                continue;
+            }
             outcomes.push(match judge_blob(index.of_blob(digest)) {
                 Verdict::Held(holders) => Outcome::Held(holders),
                 Verdict::Changed(problem) => Outcome::Failed(problem.to_owned()),

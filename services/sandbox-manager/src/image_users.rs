@@ -74,6 +74,14 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             expires_at: time_to_live.map(|it| now + it),
         };
         let expires_at = pin.expires_at;
+        let (registry, image) = (self.clone(), image.clone());
+        // A write whose caller has gone lands all the same: until then no deletion comes between.
+        let pinned = async move { registry.pin(&image, pin, now).await };
+        self.see_through(pinned).await?;
+        Ok(expires_at)
+    }
+
+    async fn pin(&self, image: &ImageRef, pin: Pin, now: SystemTime) -> Result<(), Failure> {
         let _no_removal = self.image_lock().read().await;
         let named = self.node().runtime.image_names().await;
         let named = named.map_err(image_failure)?;
@@ -86,12 +94,18 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             return Err(image_failure(missing));
         }
         let pinned = self.store().pin_image(pin, now).await;
-        pinned.map_err(pin_failure)?;
-        Ok(expires_at)
+        pinned.map_err(pin_failure)
     }
 
     /// Removes a name that no sandbox uses, and what only it held.
     pub(crate) async fn remove_image(&self, image: &ImageRef) -> Result<(), Failure> {
+        let (registry, image) = (self.clone(), image.clone());
+        // A removal whose caller has gone goes on all the same: until its end nobody is admitted.
+        let removed = async move { registry.remove_unused_image(&image).await };
+        self.see_through(removed).await
+    }
+
+    async fn remove_unused_image(&self, image: &ImageRef) -> Result<(), Failure> {
         let runtime = &self.node().runtime;
         {
             // A sandbox that is admitted after this finds no image, rather than one that goes under its hands.

@@ -313,6 +313,7 @@ mod tests {
             id: 7,
             kind: v1::CollectionKind::Blobs.into(),
             cause: v1::CollectionCause::Pressure.into(),
+            started_at: Some(prost_types::Timestamp::default()),
             ended_at: Some(prost_types::Timestamp::default()),
             goal_missed_bytes: 2 << 20,
             largest_held: vec![v1::HeldObject {

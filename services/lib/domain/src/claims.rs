@@ -25,6 +25,8 @@ pub struct Claim {
     pub collection: u64,
     pub object: Claimed,
     pub size_bytes: u64,
+    /// Of the catalog by which a blob was found to be of no use: what holds it through a manifest only who read that knows.
+    pub catalog_revision: u64,
 }
 
 /// Why a claim cannot be begun.
@@ -171,6 +173,7 @@ mod tests {
             collection: 1,
             object,
             size_bytes: 0,
+            catalog_revision: 0,
         }
     }
 

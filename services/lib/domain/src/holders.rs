@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    catalog::{ArtifactStatus, Key, Kind, Object},
+    catalog::{ArtifactStatus, Entry, Key, Kind, Object},
     id::SandboxId,
     image_ref::{ImageRef, is_digest},
     lifecycle::Status,
@@ -109,6 +109,8 @@ pub struct Holders {
     artifacts: BTreeMap<Arc<str>, Box<[Blob]>>,
     blobs: BTreeSet<(Blob, BlobHolder)>,
     unread: BTreeSet<UnreadEntry>,
+    /// Revision at which an artifact or a version was put last.
+    put_at: u64,
 }
 
 /// The id of the artifact that an image of the managed registry is: what follows the first colon behind the prefix. A
@@ -201,7 +203,20 @@ impl Holders {
         self.unread.remove(&UnreadEntry::Record(id.to_string()));
     }
 
-    /// Follows an entry of the catalog.
+    /// Follows an entry of the catalog as it is kept.
+    pub fn put_entry(&mut self, entry: &Entry) {
+        if matches!(entry.object, Object::Artifact(_) | Object::Version(_)) {
+            self.put_at = self.put_at.max(entry.revision);
+        }
+        self.put(&entry.object);
+    }
+
+    /// Whether all that may lead to blobs stands as it did at this revision, or less of it.
+    pub fn is_as_at(&self, revision: u64) -> bool {
+        self.put_at <= revision
+    }
+
+    /// Follows an object of the catalog.
     pub fn put(&mut self, object: &Object) {
         self.remove(&object.key());
         match object {

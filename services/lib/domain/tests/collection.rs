@@ -387,6 +387,7 @@ impl World {
                                 digest: image.digest.clone(),
                             },
                             size_bytes: 1,
+                            catalog_revision: 0,
                         };
                         tokens.push(self.claims.begin(self.epoch, claim).unwrap());
                     }

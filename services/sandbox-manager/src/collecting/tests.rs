@@ -106,7 +106,9 @@ impl Manager {
     async fn claim(&self, worker: &Worker, object: Claimed) -> Answer {
         let objects = vec![(object, 10)];
         let lease = worker.lease.clone();
-        let claimed = self.registry.claim_deletions(worker.run, lease, objects);
+        let claimed = self
+            .registry
+            .claim_deletions(worker.run, lease, objects, u64::MAX);
         claimed.await.unwrap().remove(0)
     }
 
@@ -417,7 +419,9 @@ async fn a_lease_that_is_lost_claims_and_commits_nothing() {
     assert_eq!(foreign, Outcome::Failed("the claim has ended".into()));
     let objects = vec![(claimed(&app, &digest), 1)];
     let lease = first.lease.clone();
-    let late = manager.registry.claim_deletions(first.run, lease, objects);
+    let late = manager
+        .registry
+        .claim_deletions(first.run, lease, objects, u64::MAX);
     assert_eq!(reason(late.await), Reason::WorkLeaseLost);
     assert!(manager.is_here(&app).await);
 }
@@ -503,7 +507,10 @@ async fn only_what_is_in_the_slice_of_the_lease_can_be_claimed_and_only_in_its_r
     for (run, object, expected) in cases {
         let objects = vec![(object, 1)];
         let lease = worker.lease.clone();
-        let refused = manager.registry.claim_deletions(run, lease, objects).await;
+        let refused = manager
+            .registry
+            .claim_deletions(run, lease, objects, u64::MAX)
+            .await;
         assert_eq!(reason(refused), expected);
     }
     let report = SliceReport::default();
@@ -527,7 +534,9 @@ async fn a_look_that_fails_grants_nothing() {
     assert!(matches!(failed, Outcome::Failed(_)), "{failed:?}");
     let lease = worker.lease.clone();
     let objects = vec![(claimed(&app, &digest), 1)];
-    let refused = manager.registry.claim_deletions(worker.run, lease, objects);
+    let refused = manager
+        .registry
+        .claim_deletions(worker.run, lease, objects, u64::MAX);
     assert_eq!(reason(refused.await), Reason::RuntimeUnreachable);
     ground.node.unreachable(false);
     assert!(manager.is_here(&app).await);
@@ -578,7 +587,7 @@ async fn the_index_follows_the_store_and_is_forgotten_with_the_last_run() {
     let lease = worker.lease.clone();
     let late = manager
         .registry
-        .claim_deletions(worker.run, lease, vec![(object(), 1)]);
+        .claim_deletions(worker.run, lease, vec![(object(), 1)], u64::MAX);
     assert_eq!(reason(late.await), Reason::CollectionNotFound);
 }
 

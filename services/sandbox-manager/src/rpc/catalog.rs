@@ -46,11 +46,14 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
         let request = request.into_inner();
         let object = object_from_proto(request.entry).map_err(refuse)?;
         let expected = revision(request.expected_revision);
-        let entry = {
-            let _no_deletion = self.registry.image_lock().read().await;
-            self.registry.store().put_entry(object, expected).await
-        };
-        let entry = entry.map_err(|it| refuse(catalog_failure(it)))?;
+        let registry = self.registry.clone();
+        // A write whose caller has gone lands all the same: until then no deletion comes between.
+        let put = self.registry.see_through(async move {
+            let _no_deletion = registry.image_lock().read().await;
+            let entry = registry.store().put_entry(object, expected).await;
+            entry.map_err(catalog_failure)
+        });
+        let entry = put.await.map_err(refuse)?;
         Ok(Response::new(v1::PutEntryResponse {
             entry: Some(entry_to_proto(&entry)),
         }))

@@ -117,7 +117,10 @@ impl<R: Runtime + Images, N: Network> CollectionService for CollectionRpc<R, N> 
         let lease = lease_ref_from_proto(request.lease).map_err(refuse)?;
         let objects = deletables_from_proto(request.objects).map_err(refuse)?;
         let run = request.collection;
-        let claimed = self.registry.claim_deletions(run, lease, objects).await;
+        let claimed = self
+            .registry
+            .claim_deletions(run, lease, objects, request.catalog_revision)
+            .await;
         let claims = claimed.map_err(refuse)?.into_iter().map(|it| match it {
             Answer::Granted { token, expires_at } => v1::DeletionClaim {
                 token,

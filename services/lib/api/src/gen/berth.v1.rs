@@ -2421,6 +2421,10 @@ pub struct ClaimDeletionsRequest {
     /// 1 to 256.
     #[prost(message, repeated, tag = "3")]
     pub objects: ::prost::alloc::vec::Vec<Deletable>,
+    /// Revision of the catalog that the claim of a blob was decided by, as the first page of ListEntries says it. Where an artifact
+    /// or a version was put since, it is not granted, and not committed. Required for blobs.
+    #[prost(uint64, tag = "4")]
+    pub catalog_revision: u64,
 }
 /// What became of the claims.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2438,7 +2442,7 @@ pub struct DeletionClaim {
     /// When the claim ends by itself. Absent where it was not granted.
     #[prost(message, optional, tag = "2")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// Who holds the object. Empty where it was granted.
+    /// Who holds the object. Empty where it was granted, and where the catalog has changed since `catalog_revision`.
     #[prost(message, repeated, tag = "3")]
     pub holders: ::prost::alloc::vec::Vec<Holder>,
 }
@@ -2792,7 +2796,7 @@ pub mod collection_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Sends the latest runs as they stand, then each change of one. A reader that falls 1,024 changes behind is ended with
+        /// Sends the latest runs as they stand, then each change of one. A reader that falls 64 changes behind is ended with
         /// REVISION_UNKNOWN.
         pub async fn watch_collections(
             &mut self,
@@ -3011,7 +3015,7 @@ pub mod collection_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Sends the latest runs as they stand, then each change of one. A reader that falls 1,024 changes behind is ended with
+        /// Sends the latest runs as they stand, then each change of one. A reader that falls 64 changes behind is ended with
         /// REVISION_UNKNOWN.
         async fn watch_collections(
             &self,

@@ -150,7 +150,7 @@ async fn claim_all(
     let lease = worker.lease.clone();
     let answers = manager
         .registry
-        .claim_deletions(worker.run, lease, objects)
+        .claim_deletions(worker.run, lease, objects, u64::MAX)
         .await
         .ok()?;
     let tokens = answers.into_iter().filter_map(|it| match it {
