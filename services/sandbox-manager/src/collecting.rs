@@ -645,11 +645,8 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 continue;
             };
             let digest = claim.object.digest();
-            if !index.is_as_at(claim.catalog_revision) {
-                outcomes.push(Outcome::Failed("the catalog has changed".to_owned()));
-                continue;
-            }
-            outcomes.push(match judge_blob(index.of_blob(digest)) {
+            let current = index.is_as_at(claim.catalog_revision);
+            outcomes.push(match judge_blob(index.of_blob(digest), current) {
                 Verdict::Held(holders) => Outcome::Held(holders),
                 Verdict::Changed(problem) => Outcome::Failed(problem.to_owned()),
                 Verdict::Delete => {

@@ -133,16 +133,17 @@ pub fn judge_image(digest: &str, found: Option<&NamedImage>, holders: Vec<Holder
         Some(it) if it.digest != digest => {
             Verdict::Changed("its name stands for another image by now")
         }
-        Some(_) => judge_blob(holders),
+        Some(_) => judge_blob(holders, true),
     }
 }
 
-/// Judges a blob whose claim stands.
-pub fn judge_blob(holders: Vec<Holder>) -> Verdict {
-    if holders.is_empty() {
-        Verdict::Delete
-    } else {
-        Verdict::Held(holders)
+/// Judges a blob whose claim stands. Where the catalog is not `current` to who claimed it, a manifest that nobody has read may
+/// lead to it.
+pub fn judge_blob(holders: Vec<Holder>, current: bool) -> Verdict {
+    match (holders.is_empty(), current) {
+        (false, _) => Verdict::Held(holders),
+        (true, false) => Verdict::Changed("the catalog has changed"),
+        (true, true) => Verdict::Delete,
     }
 }
 
@@ -255,7 +256,10 @@ mod tests {
             let verdict = judge_image("1", found.as_ref(), holders.clone());
             assert_eq!(verdict, expected, "{found:?} {holders:?}");
         }
-        assert_eq!(judge_blob(vec![]), Verdict::Delete);
-        assert_eq!(judge_blob(held()), Verdict::Held(held()));
+        let stale = Verdict::Changed("the catalog has changed");
+        assert_eq!(judge_blob(vec![], true), Verdict::Delete);
+        assert_eq!(judge_blob(vec![], false), stale);
+        assert_eq!(judge_blob(held(), true), Verdict::Held(held()));
+        assert_eq!(judge_blob(held(), false), Verdict::Held(held()));
     }
 }

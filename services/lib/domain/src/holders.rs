@@ -88,7 +88,8 @@ enum Held {
 struct VersionHold {
     image: Option<Held>,
     artifact: Option<String>,
-    blob: Option<Blob>,
+    /// What it serves as it is, and the manifest that it runs.
+    blobs: Vec<Blob>,
 }
 
 /// 32 bytes of a digest: half of what its text takes.
@@ -222,14 +223,16 @@ impl Holders {
         match object {
             Object::Version(it) => {
                 let id: Arc<str> = it.id.as_str().into();
-                let blob = it.static_artifact.as_deref().and_then(blob);
-                if let Some(blob) = blob {
-                    self.blobs.insert((blob, BlobHolder::Version(id.clone())));
+                let manifest = it.image.as_ref().and_then(ImageRef::digest);
+                let named = it.static_artifact.as_deref().into_iter().chain(manifest);
+                let blobs: Vec<Blob> = named.filter_map(blob).collect();
+                for blob in &blobs {
+                    self.blobs.insert((*blob, BlobHolder::Version(id.clone())));
                 }
                 let hold = VersionHold {
                     image: it.image.as_ref().map(Held::of),
                     artifact: it.artifact.as_deref().map(|it| artifact_key(it).to_owned()),
-                    blob,
+                    blobs,
                 };
                 self.versions.insert(id, hold);
             }
@@ -249,10 +252,10 @@ impl Holders {
         self.unread.remove(&UnreadEntry::Catalog(key.clone()));
         match key.kind {
             Kind::Version => {
-                if let Some((id, hold)) = self.versions.remove_entry(key.id.as_str())
-                    && let Some(blob) = hold.blob
-                {
-                    self.blobs.remove(&(blob, BlobHolder::Version(id)));
+                if let Some((id, hold)) = self.versions.remove_entry(key.id.as_str()) {
+                    for blob in hold.blobs {
+                        self.blobs.remove(&(blob, BlobHolder::Version(id.clone())));
+                    }
                 }
             }
             Kind::Artifact => {

@@ -302,6 +302,40 @@ async fn a_create_waits_for_a_commit_that_is_under_way() {
 }
 
 #[tokio::test]
+async fn a_blob_that_was_found_of_no_use_by_an_older_catalog_is_neither_claimed_nor_committed() {
+    let ground = Ground::new();
+    let manager = ground.manager().await;
+    let digest = blob(1);
+    let worker = manager.worker(BLOBS, &digest).await;
+    let object = || Claimed::Blob {
+        digest: digest.clone(),
+    };
+    let claim = async |revision| {
+        let (lease, objects) = (worker.lease.clone(), vec![(object(), 10)]);
+        let claimed = manager
+            .registry
+            .claim_deletions(worker.run, lease, objects, revision);
+        claimed.await.unwrap().remove(0)
+    };
+    let revision = async || manager.registry.store().entries().await.unwrap().1;
+    let before = revision().await;
+    let Answer::Granted { token, .. } = claim(before).await else {
+        panic!("nothing holds it");
+    };
+    // A manifest that leads to it, for all that the manager knows.
+    manager.put(version("v", &blob(2))).await;
+    let outcome = manager.commit(&worker, token).await;
+    assert_eq!(outcome, Outcome::Failed("the catalog has changed".into()));
+    assert_eq!(claim(before).await, Answer::Held(vec![]));
+    let Answer::Granted { token, .. } = claim(revision().await).await else {
+        panic!("nothing holds it");
+    };
+    manager.put(version("w", &blob(3))).await;
+    let lost = manager.registry.release_claims(&[token]).await.unwrap();
+    assert_eq!(lost, [token], "who buried it by this claim brings it back");
+}
+
+#[tokio::test]
 async fn an_entry_of_the_catalog_that_comes_between_keeps_an_image_and_a_blob() {
     let ground = Ground::new();
     let manager = ground.manager().await;

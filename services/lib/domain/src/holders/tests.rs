@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    catalog::{Artifact, Version},
+    catalog::{App, Artifact, Version},
     id::{ContainerName, Generation},
     spec::{Container, SandboxSpec},
 };
@@ -213,12 +213,35 @@ fn blobs_are_held_by_artifacts_that_are_not_archived_and_by_versions() {
         (artifact("web", Active, std::slice::from_ref(&other)),  0),
         (version("", "", &held),                                 1),
         (version("", "", &other),                                0),
+        (version(&format!("app@{held}"), "", ""),                1),
+        (version(&format!("app@{other}"), "", ""),               0),
     ];
     for (object, count) in cases {
         let mut holders = Holders::default();
         holders.put(&object);
         assert_eq!(holders.of_blob(&held).len(), count, "{object:?}");
+        holders.remove(&object.key());
+        assert_eq!(holders.of_blob(&held), [], "{object:?} is removed");
     }
+}
+
+#[test]
+fn who_decided_by_a_catalog_before_the_last_put_of_what_leads_to_blobs_is_told_so() {
+    let entry = |revision, object| Entry { revision, object };
+    let app = Object::App(App {
+        id: "a".into(),
+        name: "a".into(),
+    });
+    let mut holders = Holders::default();
+    assert!(holders.is_as_at(0));
+    holders.put_entry(&entry(5, artifact("web", ArtifactStatus::Active, &[])));
+    holders.put_entry(&entry(7, app));
+    assert!(!holders.is_as_at(4));
+    assert!(holders.is_as_at(5), "an app leads to no blob");
+    holders.put_entry(&entry(9, version("", "", "")));
+    holders.put_entry(&entry(6, artifact("db", ArtifactStatus::Archived, &[])));
+    assert!(!holders.is_as_at(8));
+    assert!(holders.is_as_at(9));
 }
 
 #[test]
