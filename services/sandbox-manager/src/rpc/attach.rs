@@ -3,7 +3,7 @@
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use berth_api::v1::{self, attach_request::Action, attach_response::Event};
-use berth_domain::{ExitCause, Failure, Generation, Role, SandboxId};
+use berth_domain::{ExitCause, Failure, Role, SandboxRecord};
 use berth_logs::merge::Unreadable;
 use berth_platform::{
     EXEC_CHUNK_BYTES, ExecError, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime,
@@ -75,7 +75,7 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
     }
     let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
     let stopped = registry.stopping();
-    let (records, generation) = (registry.clone(), record.generation);
+    let (records, former) = (registry.clone(), record);
     registry.spawn(async move {
         let _place = place;
         let started = v1::AttachStarted { tty, stdin };
@@ -89,7 +89,7 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
         let (exit, told) = tokio::join!(running, telling);
         let exit = match exit {
             Err(error @ ExecError::Gone { .. }) => {
-                let code = recorded(&records, &id, generation, &role).await;
+                let code = recorded(&records, &former, &role).await;
                 code.map(Some).ok_or(error)
             }
             exit => exit,
@@ -123,12 +123,14 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
 /// How the container ended, as its record has it: it is written before the task is removed.
 async fn recorded<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
-    id: &SandboxId,
-    generation: Generation,
+    former: &SandboxRecord,
     role: &Role,
 ) -> Option<u32> {
-    let record = record_of(registry, id, Some(generation)).await.ok()?;
-    let exit = record.exit.filter(|it| it.role == *role)?;
+    let record = record_of(registry, &former.id, Some(former.generation));
+    let record = record.await.ok()?;
+    // Made again, it has another program.
+    let exit = record.exit.filter(|_| record.restarts == former.restarts);
+    let exit = exit.filter(|it| it.role == *role)?;
     match exit.cause {
         ExitCause::Exit | ExitCause::Signal | ExitCause::Oom => Some(exit.code),
         ExitCause::RuntimeLost | ExitCause::Unknown => None,
