@@ -46,20 +46,7 @@ impl Console {
         for position in begin {
             self.reader = Reader::resume(self.folder.clone(), position);
         }
-        let (mut said, mut size) = (VecDeque::new(), 0);
-        loop {
-            let more = self.more()?;
-            if more.is_empty() {
-                return Ok(said.into());
-            }
-            for words in more {
-                size += words.bytes.len();
-                said.push_back(words);
-            }
-            while size > bytes_max {
-                size -= said.pop_front().map_or(size, |it| it.bytes.len());
-            }
-        }
+        last_of(bytes_max, || self.more())
     }
 
     /// Some of what has come since; empty where nothing has.
@@ -88,6 +75,30 @@ impl Console {
         }
         (!bytes.is_empty()).then_some(Words { stderr, bytes })
     }
+}
+
+/// The last of what there is, so many bytes at most. One who says more all the time is not waited for: behind as many words
+/// as a replay can begin with, the rest is for who looks again.
+fn last_of(
+    bytes_max: usize,
+    mut more: impl FnMut() -> io::Result<Vec<Words>>,
+) -> io::Result<Vec<Words>> {
+    let mut said: VecDeque<Words> = VecDeque::new();
+    let (mut size, mut seen) = (0, 0);
+    while seen < REPLAY_RECORDS {
+        let more = more()?;
+        let look: usize = more.iter().map(|it| it.bytes.len()).sum();
+        seen += more.len();
+        size += look;
+        said.extend(more);
+        while size > bytes_max {
+            size -= said.pop_front().map_or(size, |it| it.bytes.len());
+        }
+        if look < LOOK_BYTES {
+            break;
+        }
+    }
+    Ok(said.into())
 }
 
 /// Whether it is of standard error; `None` where the container did not say it.
@@ -164,6 +175,22 @@ mod tests {
         log.lines(1100);
         let replayed = text(&Console::new(folder, false).replay(1 << 20).unwrap());
         assert_eq!(replayed.lines().next(), Some("line 100"));
+    }
+
+    #[test]
+    fn a_replay_does_not_wait_for_the_end_of_one_who_says_more_all_the_time() {
+        let mut looks = 0;
+        let more = || {
+            looks += 1;
+            let mut bytes = vec![b'.'; LOOK_BYTES];
+            bytes.extend(looks.to_string().into_bytes());
+            let stderr = false;
+            Ok(vec![Words { stderr, bytes }])
+        };
+        let replayed = last_of(2 * LOOK_BYTES, more).unwrap();
+        assert_eq!(looks, REPLAY_RECORDS);
+        assert_eq!(replayed.len(), 1);
+        assert!(text(&replayed).ends_with(&format!(".{REPLAY_RECORDS}")));
     }
 
     #[test]

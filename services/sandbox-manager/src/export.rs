@@ -243,21 +243,24 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
 
     /// Tries until the receiver has answered for the batch.
     async fn send(&mut self, id: &SandboxId, about: &About, records: Vec<LogRecord>) -> Sent {
-        let (mut wait, mut tries) = (FIRST_WAIT, 0);
+        let (mut wait, mut doubtful) = (FIRST_WAIT, 0);
         while !self.registry.is_stopping() {
             let Err(status) = self.attempt(id, about, &records).await else {
                 return Sent::Taken;
             };
-            tries += 1;
             match verdict(&status) {
                 Verdict::Batch => {
                     tracing::warn!(%id, error = %status, "the receiver refuses a batch of log lines for good");
                     return Sent::Taken;
                 }
-                Verdict::Either if tries == TRIES => {
-                    return self.send_apart(id, about, &records).await;
+                Verdict::Either => {
+                    doubtful += 1;
+                    if doubtful == TRIES {
+                        return self.send_apart(id, about, &records).await;
+                    }
                 }
-                Verdict::Either | Verdict::Receiver => {}
+                // A receiver that is away says nothing of the batch.
+                Verdict::Receiver => {}
             }
             if wait == FIRST_WAIT {
                 tracing::warn!(error = %status, "log lines wait for their receiver");

@@ -33,7 +33,7 @@ pub(crate) fn runtime_failure(error: RuntimeError) -> Failure {
 pub(crate) fn exec_failure(error: ExecError) -> Failure {
     let message = error.to_string();
     match error {
-        ExecError::NotRunning { container } => {
+        ExecError::NotRunning { container } | ExecError::Gone { container } => {
             Failure::new(Reason::ContainerNotRunning, message).with("container", container)
         }
         ExecError::User { problem } => Failure::invalid("start.user", problem),

@@ -26,7 +26,14 @@ pub(crate) async fn told<N: Network>(
         }
         // Those of a sandbox that shares the network of the node are among them.
         let own = match record.spec.host_network {
-            true => network.listening(&record.id).await?,
+            // Where its namespaces cannot be read, nobody can tell them apart.
+            true => match network.listening(&record.id).await {
+                Ok(own) => own,
+                Err(error) => {
+                    tracing::debug!(id = %record.id, %error, "its sockets cannot be read");
+                    continue;
+                }
+            },
             false => vec![],
         };
         let own = own.into_iter().map(|it| it.inode).collect();

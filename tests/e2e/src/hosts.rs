@@ -231,6 +231,32 @@ impl Place {
         Ok(socket)
     }
 
+    /// Answers each datagram to `port` with this text, over IPv4 and IPv6, until the test ends.
+    pub fn answer(&self, port: u16, text: &'static str) -> anyhow::Result<()> {
+        let socket = self.within(move || Ok(UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?))?;
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(text.as_bytes(), from);
+            }
+        });
+        Ok(())
+    }
+
+    /// What comes back, from where it was asked, for a datagram; `None` when nothing comes within a second.
+    pub fn ask(&self, to: SocketAddr) -> anyhow::Result<Option<String>> {
+        let own = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = self.udp_at(own, 0)?;
+        socket.connect(to)?;
+        // What is refused comes as an error of the next call.
+        let sent = socket.send(b"hello");
+        let answer = sent.ok().and_then(|_| received(&socket));
+        Ok(answer.map(|it| it.0))
+    }
+
     /// A connection, unless none comes about within a second.
     pub fn connect(&self, to: SocketAddr) -> std::io::Result<TcpStream> {
         let connected = self.within(move || Ok(TcpStream::connect_timeout(&to, PATIENCE)));

@@ -156,6 +156,25 @@ async fn a_shell_answers_who_is_attached_over_callers_that_leave_and_managers_th
     node.finish()
 }
 
+#[tokio::test]
+async fn who_is_attached_learns_how_a_container_ended_while_containerd_was_away()
+-> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    node.create("web", terminal()).await?;
+    let mut attached = Attached::to(&node, "web").await?;
+    attached.reads("ready> ").await?;
+    node.end_containerd().await?;
+    // Its input is a pipe of the shim's, which lives.
+    attached.types("echo last $((40+2)); exit 7\n").await?;
+    attached.reads("last 42\r\n").await?;
+    node.up().await?;
+    let ended = attached.end().await?;
+    ensure!((ended.exit_code, ended.signal) == (7, 0), "{ended:?}");
+    node.delete("web").await?;
+    node.assert_clean().await?;
+    node.finish()
+}
+
 /// The paths below a folder in which this name is.
 fn files(folder: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = vec![];

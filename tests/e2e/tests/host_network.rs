@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    process::Command,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use berth_api::v1;
 use berth_e2e::{
     TestNode,
-    node::eventually,
+    node::{eventually, succeed},
     specs::{millis, shell, spec, web},
 };
 use tonic_types::StatusExt as _;
@@ -111,6 +112,34 @@ async fn a_sandbox_in_the_network_of_the_node_lives_there_and_leaves_nothing() -
     let taken = told(node.create("same", mirror(port)).await)?;
     ensure!(taken == in_use("other"), "{taken:?}");
     node.delete("other").await?;
+    node.assert_clean().await?;
+    node.finish()
+}
+
+#[tokio::test]
+async fn one_whose_namespaces_cannot_be_read_hides_nothing_of_others() -> anyhow::Result<()> {
+    let node = TestNode::start_with(ALLOWED, &[]).await?;
+    let (own, outside) = (free_port()?, free_port()?);
+    node.create("host", mirror(own)).await?;
+    let mut published = web("published", 8080);
+    published.containers[0].ports[0].node_port = outside.into();
+    node.create("published", published).await?;
+    let of = |degraded: &[String], id: &str| {
+        let whose = format!("that of sandbox {id}, and a program");
+        degraded.iter().any(|it| it.contains(&whose))
+    };
+    let before = node.status().await?.degraded;
+    ensure!(!of(&before, "published"), "{before:?}");
+    let _program = TcpListener::bind((Ipv4Addr::LOCALHOST, outside))?;
+    let told = node.status().await?.degraded;
+    ensure!(of(&told, "published") && !of(&told, "host"), "{told:?}");
+    let pin = node.home().join("run/ns/host/net");
+    succeed(Command::new("umount").arg(pin))?;
+    let told = node.status().await?.degraded;
+    ensure!(of(&told, "published"), "{told:?}");
+    for id in ["host", "published"] {
+        ensure!(node.delete(id).await?, "{id} was there");
+    }
     node.assert_clean().await?;
     node.finish()
 }

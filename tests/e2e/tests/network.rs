@@ -23,7 +23,9 @@ const WEB: u16 = 8080;
 /// Of the other host.
 const SERVED: u16 = 7001;
 const ALSO_SERVED: u16 = 7002;
+/// Over TCP and over UDP.
 const NODE_PORT: u16 = 30080;
+const DATAGRAMS: u16 = 8081;
 /// On which a program of the node listens.
 const PROGRAM: u16 = 7003;
 /// Where every sandbox finds the node over IPv6.
@@ -61,8 +63,22 @@ impl Scene {
         let node = &apart.node;
         let mut front = web("front", WEB.into());
         front.containers[0].ports[0].node_port = NODE_PORT.into();
+        front.containers[0].ports.push(v1::Port {
+            port: DATAGRAMS.into(),
+            protocol: Protocol::Udp.into(),
+            node_port: NODE_PORT.into(),
+            ..v1::Port::default()
+        });
         front.labels = [("app".to_owned(), "front".to_owned())].into();
-        node.create("front", front).await?;
+        node.accept("front", front).await?;
+        let inside = apart.inside("front");
+        let bound = || async { inside.answer(DATAGRAMS, "front") };
+        obtained("its network", SOON, bound).await?;
+        let runs = || async {
+            let found = node.get("front").await;
+            found.is_ok_and(|it| it.status() == v1::SandboxStatus::Running)
+        };
+        eventually("its ports are bound", SOON, runs).await?;
         let lets_in_front = NetworkPolicy {
             allow_from: vec!["app=front".into()],
             ..NetworkPolicy::default()
@@ -154,6 +170,27 @@ impl Scene {
         let by_own = SocketAddr::from((Ipv4Addr::LOCALHOST, NODE_PORT));
         let cases = self.families.iter().flat_map(of_family);
         let by_own = ("a node port, by 127.0.0.1", &host, by_own, Some("front"));
+        let datagrams = |family: &Family| {
+            let by_node = at(family.node, NODE_PORT);
+            [
+                ("from another host", &other, by_node, true),
+                ("by the node's address", &host, by_node, true),
+                ("by the gateway", &host, at(family.gateway, NODE_PORT), true),
+                ("from a sandbox", &back, by_node, true),
+                ("from its own sandbox", &front, by_node, true),
+                ("from a closed one", &closed, by_node, false),
+            ]
+        };
+        let asked = self.families.iter().flat_map(datagrams);
+        let asked = asked.chain([("by 127.0.0.1", &host, by_own.2, true)]);
+        with_each(&asked.collect::<Vec<_>>(), |(what, from, to, passes)| {
+            let (got, expected) = (from.ask(*to)?, passes.then_some("front"));
+            ensure!(
+                got.as_deref() == expected,
+                "{when}: a node port of UDP, {what}, {to}: {got:?}"
+            );
+            Ok(())
+        })?;
         let judge = |(what, from, to, expected): &(&str, &Place, SocketAddr, Option<&str>)| {
             let got = from.fetch(*to);
             ensure!(got.as_deref() == *expected, "{when}: {what}, {to}: {got:?}");
@@ -291,6 +328,10 @@ async fn what_must_pass_passes_and_what_must_not_does_not_whatever_is_killed_or_
     for family in &scene.families {
         let by_node = SocketAddr::new(family.node, NODE_PORT);
         ensure!(scene.other.fetch(by_node).is_none(), "{by_node}");
+        ensure!(
+            scene.other.ask(by_node)?.is_none(),
+            "{by_node}, with datagrams"
+        );
     }
     scene.apart.finish()
 }

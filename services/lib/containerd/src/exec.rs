@@ -1,7 +1,7 @@
 //! A program beside a container's own, from its start to its removal. Its input and output are pipes of ours that the shim
 //! copies; who does not read makes the program wait. Nothing here waits for a shim without a limit.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{convert::Infallible, io, path::PathBuf, time::Duration};
 
 use berth_domain::{Role, SandboxId, TaskSeen, names};
 use berth_platform::{
@@ -53,6 +53,15 @@ struct Exec {
     cgroup: String,
     exec_id: String,
     folder: PathBuf,
+}
+
+/// How a program was seen to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ProgramEnd {
+    /// With this status.
+    Seen(u32),
+    /// With its container, whose own program ended with this status as far as its task still says so.
+    Container(Option<u32>),
 }
 
 impl Containerd {
@@ -131,14 +140,18 @@ impl Containerd {
         let ExecIo { input, output } = io;
         let feeding = async {
             self.feed(&exec, None, stdin, input, &output).await;
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
-        let status = tokio::select! {
-            status = self.wait_for_exec(&exec) => status.unwrap_or(KILLED_STATUS),
-            () = feeding => return Ok(None),
-            () = output.closed() => return Ok(None),
-        };
-        Ok(Some(status))
+        tokio::select! {
+            end = self.wait_for_exec(&exec) => match end {
+                ProgramEnd::Seen(status) | ProgramEnd::Container(Some(status)) => Ok(Some(status)),
+                ProgramEnd::Container(None) => Err(ExecError::Gone {
+                    container: exec.container.clone(),
+                }),
+            },
+            never = feeding => match never {},
+            () = output.closed() => Ok(None),
+        }
     }
 
     /// Ends what former processes of this instance have left running.
@@ -330,17 +343,20 @@ impl Containerd {
         let feeding = async {
             let stdin = fifos.stdin.unwrap_or(Stdin::Closed);
             self.feed(exec, Some(leader), stdin, input, &output).await;
-            std::future::pending().await
+            std::future::pending::<Infallible>().await
         };
-        let (status, whole) = tokio::select! {
+        let (end, whole) = tokio::select! {
             ended = ended => ended,
-            never = feeding => never,
+            never = feeding => match never {},
         };
-        let status = status?;
+        let (code, container_ended) = match end? {
+            ProgramEnd::Seen(status) => (status, false),
+            ProgramEnd::Container(_) => (KILLED_STATUS, true),
+        };
         Ok(ExecExit {
-            code: status.unwrap_or(KILLED_STATUS),
+            code,
             output_cut: !whole,
-            container_ended: status.is_none(),
+            container_ended,
         })
     }
 
@@ -492,8 +508,8 @@ impl Containerd {
         &self,
         exec: &Exec,
         leader: u32,
-        mut exit: std::pin::Pin<&mut impl Future<Output = Option<u32>>>,
-    ) -> Result<Option<u32>, ExecError> {
+        mut exit: std::pin::Pin<&mut impl Future<Output = ProgramEnd>>,
+    ) -> Result<ProgramEnd, ExecError> {
         let hung_up = self.signal_session(exec, leader, Signal::HUP).await;
         if !matches!(hung_up, Ok(1..)) {
             let killed = self.kill_exec(exec, Signal::HUP.as_raw().unsigned_abs());
@@ -515,8 +531,7 @@ impl Containerd {
         Ok(status.map_err(overdue)?)
     }
 
-    /// The exit status; `None` where the program has gone with its container.
-    async fn wait_for_exec(&self, exec: &Exec) -> Option<u32> {
+    async fn wait_for_exec(&self, exec: &Exec) -> ProgramEnd {
         loop {
             let request = WaitRequest {
                 container_id: exec.container.clone(),
@@ -524,12 +539,15 @@ impl Containerd {
             };
             // It takes as long as the program runs.
             match self.client().tasks().wait(request).await {
-                Ok(it) => return Some(it.into_inner().exit_status),
-                Err(status) if status.code() == Code::NotFound => return None,
+                Ok(it) => return ProgramEnd::Seen(it.into_inner().exit_status),
+                Err(status) if status.code() == Code::NotFound => {
+                    return ProgramEnd::Container(None);
+                }
                 Err(status) => tracing::debug!(exec_id = exec.exec_id, %status, "waiting again"),
             }
             match self.task(&exec.container).await {
-                Ok(TaskSeen::Missing | TaskSeen::Exited { .. }) => return None,
+                Ok(TaskSeen::Missing) => return ProgramEnd::Container(None),
+                Ok(TaskSeen::Exited { code, .. }) => return ProgramEnd::Container(Some(code)),
                 Ok(TaskSeen::Created | TaskSeen::Running | TaskSeen::Unknown) | Err(_) => {
                     sleep(RETRY).await;
                 }

@@ -151,8 +151,14 @@ impl Passage {
     fn place(&self, chains: &BTreeMap<Place, Chain>, layer: Layer) -> Option<&'static str> {
         let of = |name: &str| chains.get(&(layer, TABLE.to_owned(), name.to_owned()));
         let forward = of(FORWARD).filter(|it| it.forwards && self.concerns(layer))?;
-        let leads = |it: &Rule| it.verdict == Some(Verdict::Jump(DOCKER_USER.to_owned()));
-        if of(DOCKER_USER).is_some() && forward.rules.iter().any(leads) {
+        // Up to the first that says something of every packet: nothing comes by what is behind it.
+        let of_all = forward.rules.iter().filter(|it| it.asked.is_empty());
+        let mut verdicts = of_all.filter_map(|it| it.verdict.as_ref());
+        let leads = verdicts.find_map(|it| match it {
+            Verdict::Jump(name) => (name == DOCKER_USER).then_some(true),
+            Verdict::Accept | Verdict::Drop | Verdict::Return | Verdict::Goto(_) => Some(false),
+        });
+        if of(DOCKER_USER).is_some() && leads == Some(true) {
             return Some(DOCKER_USER);
         }
         drops(forward).then_some(FORWARD)
@@ -316,7 +322,11 @@ mod tests {
         let docker = || at(Layer::V4, TABLE, DOCKER_USER);
         let in_chain = |name: &str| format!("insert rule ip filter {name} {TO}insert rule ip filter {name} {FROM}");
         let returns = || Chain { rules: vec![always(Verdict::Return)], ..Chain::default() };
-        let cases: [(Vec<(Place, Chain)>, String); 9] = [
+        let at_times = || Rule { asked: vec![Asked::Else], ..to_docker() };
+        let cases: [(Vec<(Place, Chain)>, String); 12] = [
+            (vec![(forward(), base(true, vec![at_times()])), (docker(), returns())], in_chain(FORWARD)),
+            (vec![(forward(), base(false, vec![always(Verdict::Drop), to_docker()])), (docker(), returns())], in_chain(FORWARD)),
+            (vec![(forward(), base(false, vec![at_times()])), (docker(), returns())], String::new()),
             (vec![(forward(), base(false, vec![]))], String::new()),
             (vec![(forward(), base(true, vec![]))], in_chain(FORWARD)),
             (vec![(forward(), base(false, vec![always(Verdict::Drop)]))], in_chain(FORWARD)),

@@ -138,6 +138,14 @@ impl NetnsNetwork {
     /// taken them away. Ends never.
     pub async fn keep(&self) {
         for look in 0_u64.. {
+            match self.fenced(Fence::look).await {
+                Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
+                Ok(Some(true) | None) => {}
+                Err(error) => warn(error, "the rules cannot be kept"),
+            }
+            if let Err(error) = self.fenced(Fence::look_at_others).await {
+                warn(error, "a firewall of others stays as it is");
+            }
             if look.is_multiple_of(LOOK_AT_WAYS) {
                 if let Err(error) = self.keep_ways().await {
                     warn(error, "the ways to sandboxes cannot be kept");
@@ -149,14 +157,6 @@ impl NetnsNetwork {
                 if let Err(error) = looked.await {
                     warn(error, "firewalls of iptables-legacy");
                 }
-            }
-            match self.fenced(Fence::look).await {
-                Ok(Some(false)) => tracing::warn!("the rules were taken away, and are made anew"),
-                Ok(Some(true) | None) => {}
-                Err(error) => warn(error, "the rules cannot be kept"),
-            }
-            if let Err(error) = self.fenced(Fence::look_at_others).await {
-                warn(error, "a firewall of others stays as it is");
             }
             tokio::time::sleep(LOOK_AT_RULES).await;
         }

@@ -76,6 +76,8 @@ pub struct ExecExit {
 pub enum ExecError {
     #[error("container {container} does not run")]
     NotRunning { container: String },
+    #[error("container {container} has ended and is gone, and nobody saw how it ended")]
+    Gone { container: String },
     /// The container's lists of users do not have it.
     #[error("{problem}")]
     User { problem: String },

@@ -128,7 +128,8 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> impl Future<Output = Result<ExecExit, ExecError>> + Send;
 
     /// Brings the container's own program what `io` says, until the container has ended, and returns its exit status; `None`
-    /// where nobody takes the output any more. Of it there is only what was taken: what the container says is in its log.
+    /// where nobody takes the output any more. Where its task is gone and nobody saw it end, that is an error. Of the output
+    /// there is only what was taken: what the container says is in its log.
     /// Nothing of the container ends with it, its input neither.
     fn attach(
         &self,

@@ -330,6 +330,30 @@ async fn a_line_at_which_the_receiver_breaks_each_time_is_given_up_and_holds_up_
 }
 
 #[tokio::test]
+async fn a_line_at_which_a_receiver_breaks_that_is_away_between_is_given_up_too() {
+    local(async {
+        let ground = Ground::new();
+        ground.admit(&id("web"), |_| {}).await;
+        ground.log(&id("web"), "app").lines(20);
+        let receiver = Receiver::default();
+        let broke = || Status::internal("it broke");
+        receiver.state(|it| {
+            // The last is the first: the try that would be the last for the batch finds nobody.
+            it.refusals = vec![Status::unavailable("away"), broke(), broke()];
+            it.poison = Some(("line 7", broke()));
+        });
+        let (address, _stop) = receiver.serve(None).await;
+        start(&ground, address);
+        receiver
+            .until("all but one", |it| of_app(&it.taken).len() == 19)
+            .await;
+        stop(&ground).await;
+        receiver.state(|it| assert!(!of_app(&it.taken).contains(&7)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_receiver_that_breaks_at_everything_loses_nothing() {
     local(async {
         let ground = Ground::new();

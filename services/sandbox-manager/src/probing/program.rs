@@ -53,6 +53,7 @@ pub(super) async fn ask<R: Runtime + Images>(
         Err(ExecError::Runtime(_)) => None,
         Err(
             error @ (ExecError::NotRunning { .. }
+            | ExecError::Gone { .. }
             | ExecError::User { .. }
             | ExecError::NotStarted { .. }),
         ) => Some(Err(error.to_string())),

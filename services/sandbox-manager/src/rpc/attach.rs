@@ -3,9 +3,11 @@
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
 use berth_api::v1::{self, attach_request::Action, attach_response::Event};
-use berth_domain::{Failure, Role};
+use berth_domain::{ExitCause, Failure, Role, SandboxRecord};
 use berth_logs::merge::Unreadable;
-use berth_platform::{EXEC_CHUNK_BYTES, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime};
+use berth_platform::{
+    EXEC_CHUNK_BYTES, ExecError, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime,
+};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status, Streaming};
@@ -15,7 +17,7 @@ use crate::{
     console::{Console, Words},
     failures::{exec_failure, internal},
     logs::LogReaders,
-    registry::shutting_down,
+    registry::{Registry, shutting_down},
 };
 
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<v1::AttachResponse, Status>> + Send>>;
@@ -25,8 +27,10 @@ const WAITING: usize = 4;
 const REPLAY: usize = 64 << 10;
 /// How often the log is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long the log may take to have the last words of a container that has ended.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A log that was silent for so long since its container ended has its last words.
+const SILENCE: Duration = Duration::from_secs(1);
+/// Longer than a log-writer takes for what is left in its pipes. Behind it the log is told as far as it is there.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn attach<R: Runtime + Images, N: Network>(
     rpc: &SandboxRpc<R, N>,
@@ -71,6 +75,7 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
     }
     let (runtime, stopping) = (registry.node().runtime.clone(), registry.stopping());
     let stopped = registry.stopping();
+    let (records, former) = (registry.clone(), record);
     registry.spawn(async move {
         let _place = place;
         let started = v1::AttachStarted { tty, stdin };
@@ -82,6 +87,13 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
         let running = async { runtime.attach(&id, &role, io).await };
         let telling = tell(&log, console, output, &answers, faults, stopping);
         let (exit, told) = tokio::join!(running, telling);
+        let exit = match exit {
+            Err(error @ ExecError::Gone { .. }) => {
+                let code = recorded(&records, &former, &role).await;
+                code.map(Some).ok_or(error)
+            }
+            exit => exit,
+        };
         let last = match (exit, told) {
             (_, Err(failure)) => Err(refuse(failure)),
             (Err(error), Ok(())) => Err(refuse(exec_failure(error))),
@@ -108,6 +120,36 @@ pub(super) async fn attach<R: Runtime + Images, N: Network>(
     Ok(Response::new(Box::pin(ReceiverStream::new(taken))))
 }
 
+/// How the container ended, as its record has it: it is written before the task is removed.
+async fn recorded<R: Runtime + Images, N: Network>(
+    registry: &Registry<R, N>,
+    former: &SandboxRecord,
+    role: &Role,
+) -> Option<u32> {
+    let record = record_of(registry, &former.id, Some(former.generation));
+    let record = record.await.ok()?;
+    // Made again, it has another program.
+    let exit = record.exit.filter(|_| record.restarts == former.restarts);
+    let exit = exit.filter(|it| it.role == *role)?;
+    match exit.cause {
+        ExitCause::Exit | ExitCause::Signal | ExitCause::Oom => Some(exit.code),
+        ExitCause::RuntimeLost | ExitCause::Unknown => None,
+    }
+}
+
+/// When a container has ended, and when its log was heard since.
+#[derive(Clone, Copy, Debug)]
+struct LastWords {
+    ended: Instant,
+    heard: Instant,
+}
+
+impl LastWords {
+    fn are_over(self, now: Instant) -> bool {
+        now - self.heard >= SILENCE || now - self.ended >= LAST_WORDS_MAX
+    }
+}
+
 /// Tells what the container says until it has ended or nobody listens; dropping `output` ends the rest.
 async fn tell(
     log: &Log,
@@ -118,9 +160,12 @@ async fn tell(
     stopping: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
     let mut stopping = std::pin::pin!(stopping);
-    let (mut console, words) = log.look(console, |it| it.replay(REPLAY)).await?;
+    let (mut console, words) = tokio::select! {
+        looked = log.look(console, |it| it.replay(REPLAY)) => looked?,
+        () = &mut stopping => return Err(shutting_down()),
+    };
     let mut news = events(words);
-    let mut ended_at = None;
+    let mut last_words: Option<LastWords> = None;
     loop {
         for event in news.drain(..) {
             tokio::select! {
@@ -132,23 +177,34 @@ async fn tell(
             }
         }
         tokio::select! {
-            word = output.recv(), if ended_at.is_none() => match word {
+            word = output.recv(), if last_words.is_none() => match word {
                 Some(ExecOutput::Taken(bytes)) => {
                     news.push(Event::StdinTaken(v1::StdinTaken { bytes }));
                 }
                 Some(_) => {}
-                None => ended_at = Some(Instant::now()),
+                None => {
+                    let now = Instant::now();
+                    last_words = Some(LastWords { ended: now, heard: now });
+                }
             },
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = answers.closed() => return Ok(()),
             () = &mut stopping => return Err(shutting_down()),
             Some(failure) = faults.recv() => return Err(failure),
         }
-        let (looked, words) = log.look(console, Console::more).await?;
+        let (looked, words) = tokio::select! {
+            looked = log.look(console, Console::more) => looked?,
+            () = &mut stopping => return Err(shutting_down()),
+        };
         console = looked;
         news.extend(events(words));
-        if news.is_empty() && ended_at.is_some_and(|it| it.elapsed() >= LAST_WORDS) {
-            return Ok(());
+        if let Some(last) = &mut last_words {
+            let now = Instant::now();
+            if !news.is_empty() {
+                last.heard = now;
+            } else if last.are_over(now) {
+                return Ok(());
+            }
         }
     }
 }
@@ -232,6 +288,28 @@ fn response(event: Event) -> v1::AttachResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_is_heard_out_until_it_is_silent_or_has_taken_too_long() {
+        let ended = Instant::now();
+        let cases = [
+            (0, 0, false),
+            (0, 999, false),
+            (0, 1000, true),
+            (900, 1899, false),
+            (900, 1900, true),
+            (9900, 9999, false),
+            (9900, 10_000, true),
+        ];
+        for (heard, now, over) in cases {
+            let at = |ms| ended + Duration::from_millis(ms);
+            let last = LastWords {
+                ended,
+                heard: at(heard),
+            };
+            assert_eq!(last.are_over(at(now)), over, "{heard}, {now}");
+        }
+    }
 
     #[test]
     fn lines_of_one_stream_go_together_up_to_the_size_of_a_message() {

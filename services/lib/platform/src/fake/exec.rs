@@ -123,7 +123,9 @@ impl FakeNode {
                         Some(TaskSeen::Exited { code, .. }) => return Ok(Some(code)),
                         Some(TaskSeen::Running) => {}
                         None | Some(TaskSeen::Missing | TaskSeen::Created | TaskSeen::Unknown) => {
-                            return Ok(Some(KILLED));
+                            return Err(ExecError::Gone {
+                                container: role.to_string(),
+                            });
                         }
                     }
                 },
