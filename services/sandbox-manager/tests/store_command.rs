@@ -93,7 +93,7 @@ fn a_store_is_made_from_text_looked_at_and_written_out_again() {
     assert_eq!(said.code, Some(0), "{}", said.err);
     let said = home.run(&["store", "check"]);
     assert_eq!((said.code, said.out.as_str()), (Some(0), ""));
-    assert!(said.err.contains("schema 4, revision"), "{}", said.err);
+    assert!(said.err.contains("schema 5, revision"), "{}", said.err);
     let said = home.run(&["store", "export", "-"]);
     assert_eq!(said.code, Some(0), "{}", said.err);
     assert!(said.out.starts_with("{\"berth_store\":"), "{}", said.out);
