@@ -54,6 +54,7 @@ impl Worker {
             collection: self.run,
             lease: Some(self.lease.clone()),
             objects: vec![self.object.clone()],
+            catalog_revision: 0,
         };
         let claimed = node.collections().claim_deletions(request).await?;
         claimed.into_inner().claims.pop().context("a claim")
