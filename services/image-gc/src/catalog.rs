@@ -1,4 +1,5 @@
-//! Follows the catalog while there are tombstones: what an entry needs again is named back at once.
+//! Follows the catalog while there are tombstones: what an entry needs again is named back at once. What was missed, as where
+//! another worker came too late, is found by looking again.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,6 +18,9 @@ use crate::{
 
 /// The changes of a burst are taken together.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks, at most; where the grace of tombstones is shorter, there are two in it.
+const LOOK_AGAIN: Duration = Duration::from_secs(600);
+const LOOK_AGAIN_LEAST: Duration = Duration::from_secs(1);
 
 pub(crate) async fn follow(
     manager: &Manager,
@@ -37,28 +41,33 @@ pub(crate) async fn follow(
     let mut stream = client.watch_catalog(request).await?.into_inner();
     let mut membership = state.membership.subscribe();
     let mut own = BTreeSet::new();
-    let mut due = Some(Instant::now());
+    let mut due = Instant::now();
     loop {
         // Neither wait loses what it waits for when the other one ends.
         tokio::select! {
             message = stream.message() => {
                 message?.ok_or(Broken::Ended)?;
-                due.get_or_insert_with(|| Instant::now() + PAUSE);
+                due = due.min(Instant::now() + PAUSE);
             }
             _ = membership.changed() => {
                 let held = membership.borrow_and_update().held(CollectionKind::Blobs);
                 let held: BTreeSet<Slice> = held.into_keys().collect();
                 if held != own {
                     own = held;
-                    due.get_or_insert_with(|| Instant::now() + PAUSE);
+                    due = due.min(Instant::now() + PAUSE);
                 }
             }
-            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                due = None;
+            () = sleep_until(due) => {
                 restore(manager, config, state, &own).await?;
+                due = Instant::now() + between_looks(config.tombstone_grace);
             }
         }
     }
+}
+
+/// What is needed is named back before its grace is over, also where a look has failed.
+fn between_looks(grace: Duration) -> Duration {
+    (grace / 2).clamp(LOOK_AGAIN_LEAST, LOOK_AGAIN)
 }
 
 /// Names back what is needed, in the slices that are this worker's: the others do theirs.
@@ -74,7 +83,10 @@ async fn restore(
         blocking(move || directory.has_tombstones()).await
     };
     let facts = match any {
-        Ok(false) => return Ok(()),
+        Ok(false) => {
+            state.alarm("tombstones", None);
+            return Ok(());
+        }
         Ok(true) => gather(manager, config, CollectionKind::Blobs).await,
         Err(error) => Err(error),
     };
@@ -107,4 +119,24 @@ async fn restore(
     }
     state.alarm("tombstones", problem);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_is_looked_for_twice_within_the_grace() {
+        for (grace, expected) in [
+            (0, 1),
+            (2, 1),
+            (60, 30),
+            (600, 300),
+            (1200, 600),
+            (9999, 600),
+        ] {
+            let found = between_looks(Duration::from_secs(grace));
+            assert_eq!(found, Duration::from_secs(expected), "{grace} s");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The directory of the blobs: what is in it, and how a blob goes. No path that leads to a blob is ever removed: it is renamed
 //! to a tombstone, which has a name of its own, and that is removed later or named back.
 
+mod authority;
 mod links;
 
 use std::{
@@ -15,7 +16,7 @@ use berth_collect::{Digest, blobs::Found, manifest, verdict::Tombstone};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::links::Links;
+pub(crate) use self::{authority::Authority, links::Links};
 use crate::{
     config::BlobLayout,
     names::{read_flat, read_tombstone, tombstone},
@@ -28,6 +29,15 @@ const DATA: &str = "data";
 pub(crate) enum Unread {
     #[error("{} cannot be read", .path.display())]
     Path { path: PathBuf, source: io::Error },
+    #[error(
+        "{} says that the directory is that of {theirs}, and not of {own}; without the file it is anybody's",
+        .path.display()
+    )]
+    Foreign {
+        path: PathBuf,
+        theirs: String,
+        own: String,
+    },
     #[error("the blob {digest} is not what its digest says: what it covers is not known")]
     Corrupt { digest: Digest },
     #[error("the blob {digest} cannot be understood")]
@@ -143,9 +153,9 @@ impl BlobDir {
         self.sync(&BTreeSet::from([*digest]))
     }
 
-    /// Removes a tombstone, and what is buried of the links.
+    /// Removes a tombstone, and the links that were buried with it.
     pub(crate) fn remove(&self, links: &Links, digest: &Digest, it: Tombstone) -> io::Result<()> {
-        links.remove(digest)?;
+        links.remove(digest, it)?;
         self.remove_superseded(digest, it)
     }
 

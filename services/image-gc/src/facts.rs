@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::{
     config::Config,
-    directory::{BlobDir, Links, Scan, Unread},
+    directory::{Authority, BlobDir, Links, Scan, Unread},
     manager::{Manager, within},
     wire,
 };
@@ -26,6 +26,8 @@ const PAGE_SIZE: u32 = 200;
 pub(crate) struct Facts {
     pub(crate) objects: Vec<Object>,
     pub(crate) links: Arc<Links>,
+    /// Of the first page of the catalog that blobs are judged by.
+    pub(crate) catalog_revision: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,10 @@ pub(crate) enum Incomplete {
     Unknown { what: String },
     #[error("{entry} names `{digest}`, which is no digest")]
     Digest { entry: String, digest: String },
+    #[error(
+        "the catalog has neither an artifact nor a version, and there are {blobs} blobs: it may be a new one, or another's"
+    )]
+    BlankCatalog { blobs: usize },
     #[error(transparent)]
     Disk(#[from] Unread),
     #[error("the reading has ended early")]
@@ -73,7 +79,7 @@ async fn images(manager: &Manager, config: &Config) -> Result<Facts, Incomplete>
     .await?;
     Ok(Facts {
         objects: images.judge(SystemTime::now(), config.orphan_grace),
-        links: Arc::default(),
+        ..Facts::default()
     })
 }
 
@@ -110,8 +116,15 @@ async fn blobs(manager: &Manager, config: &Config) -> Result<Facts, Incomplete> 
         unreadable,
         links,
     } = scan;
+    let own = authority(manager).await?;
+    blocking({
+        let (directory, own) = (directory.clone(), own.clone());
+        move || directory.check(&own)
+    })
+    .await?;
+    let here = found.len().saturating_add(unreadable.len());
     let mut blobs = Blobs::new(found, unreadable);
-    each_entry(manager, |entry| {
+    let catalog = each_entry(manager, |entry| {
         match entry {
             Entry::Artifact(it) => hold_artifact(&mut blobs, &links, it)?,
             Entry::Version(it) => {
@@ -127,7 +140,18 @@ async fn blobs(manager: &Manager, config: &Config) -> Result<Facts, Incomplete> 
         Ok(())
     })
     .await?;
-    let blobs = blocking(move || follow_manifests(&directory, blobs)).await?;
+    if catalog.entries == 0 {
+        // It says nothing of whose the directory is either.
+        return match here {
+            0 => Ok(Facts::default()),
+            blobs => Err(Incomplete::BlankCatalog { blobs }),
+        };
+    }
+    let blobs = blocking(move || {
+        directory.bind(&own)?;
+        follow_manifests(&directory, blobs)
+    })
+    .await?;
     let ages = Ages {
         blob: config.blob_age,
         tombstone: config.tombstone_grace,
@@ -135,7 +159,22 @@ async fn blobs(manager: &Manager, config: &Config) -> Result<Facts, Incomplete> 
     Ok(Facts {
         objects: blobs.judge(SystemTime::now(), ages),
         links: Arc::new(links),
+        catalog_revision: catalog.revision,
     })
+}
+
+async fn authority(manager: &Manager) -> Result<Authority, Incomplete> {
+    let what = "the manager itself";
+    let status = within(manager.node().get_status(v1::GetStatusRequest {})).await;
+    let status = status.map_err(|status| Incomplete::Call { what, status })?;
+    let own = Authority {
+        instance: status.instance_id,
+        node: status.node_id,
+    };
+    if own.instance.is_empty() || own.node.is_empty() {
+        return Err(Incomplete::Unknown { what: what.into() });
+    }
+    Ok(own)
 }
 
 fn hold_artifact(blobs: &mut Blobs, links: &Links, it: v1::Artifact) -> Result<(), Incomplete> {
@@ -166,12 +205,23 @@ fn follow_manifests(directory: &BlobDir, mut blobs: Blobs) -> Result<Blobs, Unre
     Ok(blobs)
 }
 
+/// What a reading of the catalog was of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Read {
+    /// Of its first page.
+    revision: u64,
+    /// Artifacts and versions.
+    entries: u64,
+}
+
 /// Reads the artifacts and the versions of the catalog page by page; none is kept here.
 async fn each_entry(
     manager: &Manager,
     mut take: impl FnMut(Entry) -> Result<(), Incomplete>,
-) -> Result<(), Incomplete> {
+) -> Result<Read, Incomplete> {
     let mut client = manager.catalog();
+    let mut first = None;
+    let mut entries = 0;
     for (kind, what) in [
         (v1::EntryKind::Artifact, "artifacts"),
         (v1::EntryKind::Version, "versions"),
@@ -185,7 +235,9 @@ async fn each_entry(
             };
             let page = within(client.list_entries(request)).await;
             let page = page.map_err(|status| Incomplete::Call { what, status })?;
+            first.get_or_insert(page.revision);
             for entry in page.entries {
+                entries += 1;
                 let unknown = || Incomplete::Unknown { what: what.into() };
                 take(entry.object.ok_or_else(unknown)?)?;
             }
@@ -195,7 +247,8 @@ async fn each_entry(
             }
         }
     }
-    Ok(())
+    let revision = first.unwrap_or_default();
+    Ok(Read { revision, entries })
 }
 
 fn status_of(it: &v1::Artifact) -> ArtifactStatus {

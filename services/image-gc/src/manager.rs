@@ -5,7 +5,7 @@ use std::time::Duration;
 use berth_api::v1::{
     self, catalog_service_client::CatalogServiceClient,
     collection_service_client::CollectionServiceClient, image_service_client::ImageServiceClient,
-    lease_service_client::LeaseServiceClient,
+    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
 };
 use berth_domain::Reason;
 use tonic::{Code, Response, Status, transport::Channel};
@@ -13,6 +13,8 @@ use tonic_types::StatusExt as _;
 
 /// A manager that does not answer for so long is away.
 const LIMIT: Duration = Duration::from_secs(30);
+/// A claim or a commit of many images waits for the runtime, and each deletion takes it a while.
+const LIMIT_OF_DELETIONS: Duration = Duration::from_secs(300);
 /// A page of the catalog, and the list of the images of a node with thousands.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -65,6 +67,10 @@ impl Manager {
         client.max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    pub(crate) fn node(&self) -> NodeServiceClient<Channel> {
+        NodeServiceClient::new(self.0.clone())
+    }
+
     /// Begins a run, or joins the one that is under way.
     pub(crate) async fn start(
         &self,
@@ -88,7 +94,21 @@ impl Manager {
 pub(crate) async fn within<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {
-    match tokio::time::timeout(LIMIT, call).await {
+    within_limit(LIMIT, call).await
+}
+
+/// As [`within`], for the calls that claim and commit deletions.
+pub(crate) async fn within_deletions<T>(
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    within_limit(LIMIT_OF_DELETIONS, call).await
+}
+
+async fn within_limit<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(limit, call).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Status::unavailable("the manager does not answer")),
     }

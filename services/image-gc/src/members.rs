@@ -80,7 +80,8 @@ fn holder(config: &Config) -> String {
     format!("{}/{start:x}", config.name)
 }
 
-fn kinds(config: &Config) -> Vec<CollectionKind> {
+/// What a worker collects.
+pub(crate) fn kinds(config: &Config) -> Vec<CollectionKind> {
     let collects = |kind: &CollectionKind| match kind {
         CollectionKind::Images => config.collect_images,
         CollectionKind::Blobs => config.collect_blobs,

@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     directory::Links,
     facts::{Facts, Incomplete, gather},
-    manager::{Broken, Manager, chain, is, is_away, within},
+    manager::{Broken, Manager, chain, is, is_away, within, within_deletions},
     state::{Lease, State},
     wire,
 };
@@ -31,6 +31,10 @@ use crate::{
 /// What a report may have.
 const FAILED_MAX: usize = 1000;
 const ABORTED_BYTES_MAX: usize = 1024;
+/// A catalog that changes all the time does not keep a run from its end.
+const PLANS_MAX: usize = 3;
+/// What the manager says of a claim or a commit where the catalog is not the one that a plan was made from.
+const CATALOG_CHANGED: &str = "the catalog has changed";
 
 /// Works off what the manager tells, until it is away.
 pub(crate) async fn work(
@@ -60,7 +64,7 @@ pub(crate) async fn work(
             if slices.is_empty() {
                 continue;
             }
-            let done = carry_out(manager, config, kind, run.id, &slices).await?;
+            let done = carry_out(manager, config, state, kind, run.id, slices).await?;
             reported.extend(done.into_iter().map(|it| (run.id, it)));
         }
         // Slices that were another's are seen with the next change of the leases, which comes each second.
@@ -78,6 +82,8 @@ struct Outcome {
     deleted: u64,
     failed: BTreeMap<String, String>,
     aborted: String,
+    /// Something was refused since the catalog has changed: it stays until a plan is made anew.
+    stale: bool,
 }
 
 /// What a part of the work ends a slice with.
@@ -107,70 +113,91 @@ impl From<Status> for Stop {
 struct Work<'a> {
     manager: &'a Manager,
     config: &'a Config,
+    state: &'a State,
     run: u64,
+    slice: Slice,
     lease: &'a Lease,
     links: Arc<Links>,
+    /// Of the plan that the slice is from; 0 for images, which the manager judges by itself.
+    catalog_revision: u64,
 }
 
+/// Carries slices out, and those anew for which the catalog changed in between; returns those that were reported.
 async fn carry_out(
     manager: &Manager,
     config: &Config,
+    state: &State,
     kind: CollectionKind,
     run: u64,
-    slices: &BTreeMap<Slice, Lease>,
+    mut slices: BTreeMap<Slice, Lease>,
 ) -> Result<Vec<Slice>, Broken> {
-    let facts = match gather(manager, config, kind).await {
-        Ok(facts) => Ok(facts),
-        Err(Incomplete::Call { status, .. }) if is_away(&status) => return Err(status.into()),
-        Err(error) => Err(chain(&error)),
-    };
-    // After the facts: what the others have deleted since is off the goal, and not in the way of a plan.
-    let Some(now) = standing(manager, kind, run).await? else {
-        return Ok(vec![]);
-    };
-    let (mut shares, links, plan) = match facts {
-        Ok(facts) => planned(facts, &now, slices),
-        Err(problem) => {
-            let mut done = Vec::new();
-            for (slice, lease) in slices {
-                let outcome = Outcome {
-                    aborted: problem.clone(),
-                    ..Outcome::default()
-                };
-                done.extend(report(manager, run, *slice, lease, outcome, &Plan::default()).await?);
-            }
-            return Ok(done);
-        }
-    };
     let mut done = Vec::new();
-    for (slice, lease) in slices {
-        let objects = shares.remove(slice).unwrap_or_default();
-        let work = Work {
-            manager,
-            config,
-            run,
-            lease,
-            links: links.clone(),
+    let mut before: BTreeMap<Slice, u64> = BTreeMap::new();
+    for plans_left in (0..PLANS_MAX).rev() {
+        let facts = match gather(manager, config, kind).await {
+            Ok(facts) => Ok(facts),
+            Err(Incomplete::Call { status, .. }) if is_away(&status) => return Err(status.into()),
+            Err(error) => Err(chain(&error)),
         };
-        let mut outcome = Outcome {
-            total: objects.len() as u64,
-            ..Outcome::default()
+        // After the facts: what the others have deleted since is off the goal, and not in the way of a plan.
+        let Some(now) = standing(manager, kind, run).await? else {
+            return Ok(done);
         };
-        let ended = match kind {
-            CollectionKind::Images => work.images(objects, &mut outcome).await,
-            CollectionKind::Blobs => work.blobs(objects, &mut outcome).await,
+        let (facts, problem) = match facts {
+            Ok(facts) => (facts, String::new()),
+            Err(problem) => (Facts::default(), problem),
         };
-        match ended {
-            Ok(()) => {}
-            Err(Stop::Abandoned) => {
-                tracing::info!(run, %slice, "the slice is another's");
-                continue;
+        let (links, catalog_revision) = (facts.links.clone(), facts.catalog_revision);
+        let (mut shares, plan) = match problem.is_empty() {
+            true => planned(facts.objects, &now, &slices),
+            false => (Shares::new(), Plan::default()),
+        };
+        let mut stale = BTreeMap::new();
+        for (slice, lease) in slices {
+            let objects = shares.remove(&slice).unwrap_or_default();
+            let deleted = before.get(&slice).copied().unwrap_or_default();
+            let mut outcome = Outcome {
+                total: deleted.saturating_add(objects.len() as u64),
+                deleted,
+                aborted: problem.clone(),
+                ..Outcome::default()
+            };
+            let work = Work {
+                manager,
+                config,
+                state,
+                run,
+                slice,
+                lease: &lease,
+                links: links.clone(),
+                catalog_revision,
+            };
+            let ended = match kind {
+                CollectionKind::Images => work.images(objects, &mut outcome).await,
+                CollectionKind::Blobs => work.blobs(objects, &mut outcome).await,
+            };
+            match ended {
+                Ok(()) if outcome.stale && plans_left > 0 => {
+                    tracing::info!(run, %slice, "the catalog has changed; the slice is planned anew");
+                    before.insert(slice, outcome.deleted);
+                    stale.insert(slice, lease);
+                    continue;
+                }
+                Ok(()) => {}
+                Err(Stop::Abandoned) => {
+                    tracing::info!(run, %slice, "the slice is another's");
+                    continue;
+                }
+                Err(Stop::Away(status)) => return Err(status.into()),
+                Err(Stop::Failed(problem)) => outcome.aborted = problem,
             }
-            Err(Stop::Away(status)) => return Err(status.into()),
-            Err(Stop::Failed(problem)) => outcome.aborted = problem,
+            berth_daemon::crash::point(|| "image-gc/report".to_owned());
+            done.extend(report(manager, run, slice, &lease, outcome, &plan).await?);
         }
-        berth_daemon::crash::point(|| "image-gc/report".to_owned());
-        done.extend(report(manager, run, *slice, lease, outcome, &plan).await?);
+        slices = stale;
+        if slices.is_empty() {
+            break;
+        }
     }
     Ok(done)
 }
@@ -192,11 +219,10 @@ type Shares = BTreeMap<Slice, Vec<Object>>;
 
 /// The plan over all slices, which is the same for all workers, cut into slices.
 fn planned(
-    facts: Facts,
+    mut objects: Vec<Object>,
     run: &v1::Collection,
     own: &BTreeMap<Slice, Lease>,
-) -> (Shares, Arc<Links>, Plan) {
-    let Facts { mut objects, links } = facts;
+) -> (Shares, Plan) {
     let goal = Goal::left(run.goal_bytes, run.deleted_bytes);
     if goal != Goal::All {
         // What is counted in a slice of this worker's own and is still there was left by a worker or a manager that died.
@@ -212,7 +238,7 @@ fn planned(
             shares.entry(slice).or_default().push(object);
         }
     }
-    (shares, links, plan)
+    (shares, plan)
 }
 
 /// Reports a slice; none where it is another's by now.
@@ -229,6 +255,7 @@ async fn report(
         deleted,
         failed,
         aborted,
+        stale: _,
     } = outcome;
     for (object, problem) in &failed {
         tracing::warn!(run, object, problem, "cannot be deleted");
@@ -277,8 +304,9 @@ impl Work<'_> {
             collection: self.run,
             lease: Some(self.lease.reference()),
             objects: objects.into_iter().collect(),
+            catalog_revision: self.catalog_revision,
         };
-        let answer = within(self.manager.collections().claim_deletions(request)).await?;
+        let answer = within_deletions(self.manager.collections().claim_deletions(request)).await?;
         Ok(answer.claims)
     }
 
@@ -288,9 +316,14 @@ impl Work<'_> {
         }
         let lease = Some(self.lease.reference());
         let request = v1::CommitDeletionsRequest { lease, tokens };
-        let answer = within(self.manager.collections().commit_deletions(request)).await?;
+        let answer = within_deletions(self.manager.collections().commit_deletions(request)).await?;
         Ok(answer.outcomes)
     }
+}
+
+/// A claim that nobody is against, and that was not granted: the catalog has changed.
+fn is_stale(claim: &v1::DeletionClaim) -> bool {
+    !granted(claim) && claim.holders.is_empty()
 }
 
 /// A claim that was granted has a token.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use berth_api::v1;
@@ -46,6 +46,18 @@ impl Lease {
 }
 
 impl Membership {
+    /// Until when a lease of a slice lasts as it was renewed since; `None` where it is lost, or ends within a margin.
+    pub(crate) fn lasts(
+        &self,
+        of: (CollectionKind, Slice),
+        token: u64,
+        margin: Duration,
+    ) -> Option<Instant> {
+        let lease = self.slices.get(&of).filter(|it| it.token == token)?;
+        let safe = Instant::now().checked_add(margin)? < lease.until;
+        safe.then_some(lease.until)
+    }
+
     /// The slices of a kind that this worker holds now.
     pub(crate) fn held(&self, kind: CollectionKind) -> BTreeMap<Slice, Lease> {
         let now = Instant::now();
@@ -104,5 +116,34 @@ impl State {
             }
             true
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lasts_as_it_was_renewed_and_never_into_its_margin() {
+        const MARGIN: Duration = Duration::from_secs(60);
+        let slices: Vec<_> = Slice::all().take(2).collect();
+        let (own, other) = (slices[0], slices[1]);
+        let cases = [
+            ("it lasts", own, 7, MARGIN * 2, true),
+            ("it ends within the margin", own, 7, MARGIN / 2, false),
+            ("it has been taken anew since", own, 8, MARGIN * 2, false),
+            ("it is another's", other, 7, MARGIN * 2, false),
+        ];
+        for (case, slice, token, left, expected) in cases {
+            let until = Instant::now() + left;
+            let name = String::new();
+            let lease = Lease { name, token, until };
+            let membership = Membership {
+                slices: [((CollectionKind::Blobs, slice), lease)].into(),
+                ..Membership::default()
+            };
+            let lasts = membership.lasts((CollectionKind::Blobs, own), 7, MARGIN);
+            assert_eq!(lasts, expected.then_some(until), "{case}");
+        }
     }
 }

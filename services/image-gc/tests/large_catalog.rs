@@ -5,7 +5,7 @@ use std::{fs, pin::Pin, process::Command, time::Duration};
 use berth_api::v1::{
     self, catalog_service_server as catalog, collection_service_server as collections,
     entry::Object, image_gc_service_client::ImageGcServiceClient, image_service_server as images,
-    lease_service_server as leases,
+    lease_service_server as leases, node_service_server as node,
 };
 use futures::{Stream, stream};
 use tokio::{net::UnixListener, task::JoinSet};
@@ -115,6 +115,28 @@ impl catalog::CatalogService for Librarian {
         &self,
         _request: Request<v1::WatchEndpointsRequest>,
     ) -> Answer<Self::WatchEndpointsStream> {
+        none()
+    }
+}
+
+#[tonic::async_trait]
+impl node::NodeService for Librarian {
+    async fn get_status(
+        &self,
+        _request: Request<v1::GetStatusRequest>,
+    ) -> Answer<v1::GetStatusResponse> {
+        Ok(Response::new(v1::GetStatusResponse {
+            node_id: "node-1".into(),
+            instance_id: "instance-1".into(),
+            ..v1::GetStatusResponse::default()
+        }))
+    }
+
+    async fn drain(&self, _request: Request<v1::DrainRequest>) -> Answer<v1::DrainResponse> {
+        none()
+    }
+
+    async fn audit(&self, _request: Request<v1::AuditRequest>) -> Answer<v1::AuditResponse> {
         none()
     }
 }
@@ -316,6 +338,7 @@ async fn of_a_catalog_of_100000_artifacts_only_what_is_here_is_kept() {
             .add_service(catalog::CatalogServiceServer::new(Librarian))
             .add_service(collections::CollectionServiceServer::new(Librarian))
             .add_service(images::ImageServiceServer::new(Librarian))
+            .add_service(node::NodeServiceServer::new(Librarian))
             .add_service(leases::LeaseServiceServer::new(Librarian))
             .serve_with_incoming(listener),
     );

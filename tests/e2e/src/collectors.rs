@@ -206,8 +206,16 @@ pub async fn latest(node: &TestNode) -> anyhow::Result<Vec<v1::Collection>> {
     Ok(answer.into_inner().collections)
 }
 
-/// Waits until the runs that a schedule begins with are over, images and blobs.
+/// Waits until the runs that a schedule begins with are over, images and blobs. From then on the catalog is not empty, which
+/// would keep all blobs.
 pub async fn settled(node: &TestNode) -> anyhow::Result<()> {
+    put_artifact(
+        node,
+        "artifact/standing",
+        v1::ArtifactStatus::Active,
+        vec![],
+    )
+    .await?;
     let over = || async {
         latest(node).await.is_ok_and(|runs| {
             runs.iter().all(|it| it.ended_at.is_some())
@@ -299,7 +307,12 @@ impl Registry {
         self.path(digest).exists()
     }
 
-    /// All files that there are.
+    /// The file that says whose the directory is.
+    pub fn authority(&self) -> PathBuf {
+        self.root.join(".berth-authority")
+    }
+
+    /// All files of blobs that there are, and of links.
     pub fn files(&self) -> anyhow::Result<Vec<PathBuf>> {
         let (mut found, mut next) = (Vec::new(), vec![self.root.clone()]);
         while let Some(directory) = next.pop() {
@@ -311,6 +324,7 @@ impl Registry {
                 }
             }
         }
+        found.retain(|it| *it != self.authority());
         Ok(found)
     }
 }

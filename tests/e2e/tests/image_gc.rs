@@ -366,6 +366,75 @@ async fn whatever_cannot_be_read_nothing_is_deleted_and_the_reason_is_told() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_is_another_managers_or_of_a_blank_catalog_is_left_alone()
+-> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    for tree in [false, true] {
+        let registry = Registry::new(node.home().join(format!("blobs-{tree}")), tree)?;
+        let toml = format!(
+            "blob_dir = {:?}\nblob_layout = {}\ntombstone_grace = \"1h\"",
+            registry.root,
+            registry.layout()
+        );
+        let unneeded = registry.write(b"unneeded")?;
+        let worker = Worker::start(&node, "gc-1", &toml)?;
+        shared_by(&node, &[&worker]).await?;
+        if !tree {
+            let run = worker.run(false, 0).await?;
+            ensure!(
+                run.aborted.contains("neither an artifact nor a version"),
+                "{run:?}"
+            );
+            alarmed(&worker, "neither an artifact nor a version").await?;
+            ensure!(!registry.authority().exists(), "it is nobody's yet");
+        }
+        std::fs::write(registry.authority(), "instance i of node other\n")?;
+        settled(&node).await?;
+        let run = worker.run(false, 0).await?;
+        ensure!(run.aborted.contains("instance i of node other"), "{run:?}");
+        alarmed(&worker, "instance i of node other").await?;
+        let refused = worker.plan(v1::ImageGcServicePlanRequest::default()).await;
+        let refused = refused.err().context("it is refused")?.to_string();
+        ensure!(refused.contains("instance i of node other"), "{refused}");
+        ensure!(registry.has(&unneeded), "it was not this manager's");
+
+        std::fs::remove_file(registry.authority())?;
+        let run = worker.run(false, 0).await?;
+        assert_eq!(run.aborted, "");
+        ensure!(!registry.has(&unneeded), "it goes");
+        let owner = std::fs::read_to_string(registry.authority())?;
+        ensure!(owner.starts_with("instance "), "{owner}");
+        // The directory stays this manager's when it has been started anew.
+        node.kill_manager()?;
+        node.up().await?;
+        shared_by(&node, &[&worker]).await?;
+        assert_eq!(worker.run(false, 0).await?.aborted, "");
+    }
+    node.finish()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_late_worker_has_buried_is_named_back_though_the_catalog_rests() -> anyhow::Result<()>
+{
+    let node = TestNode::start().await?;
+    let registry = Registry::new(node.home().join("blobs"), false)?;
+    let worker = Worker::start(&node, "gc-1", "tombstone_grace = \"2s\"")?;
+    shared_by(&node, &[&worker]).await?;
+    settled(&node).await?;
+    let needed = registry.write(b"needed")?;
+    put_artifact(&node, "artifact/a", Active, vec![needed.clone()]).await?;
+    worker.run(false, 0).await?;
+    ensure!(registry.has(&needed), "what is needed stays");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let tombstone = format!(".gc-tombstone.{needed}.1.{}", now.as_secs());
+    std::fs::rename(registry.path(&needed), registry.root.join(tombstone))?;
+    let back = || async { registry.has(&needed) };
+    eventually("it is back", DEADLINE, back).await?;
+    drop(worker);
+    node.finish()
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_anywhere_leaves_what_the_next_run_ends() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
     let registry = Registry::new(node.home().join("blobs"), true)?;

@@ -117,9 +117,14 @@ impl Links {
         Ok(())
     }
 
-    pub(super) fn remove(&self, digest: &Digest) -> io::Result<()> {
+    /// Removes the links that were buried with a tombstone, or before it. Later ones are another's, who may name them back.
+    pub(super) fn remove(&self, digest: &Digest, with: Tombstone) -> io::Result<()> {
         for directory in self.of(digest) {
             for name in buried_in(directory)? {
+                let is_later = read_tombstone(&name).is_none_or(|(_, it)| it.token > with.token);
+                if is_later {
+                    continue;
+                }
                 let path = directory.join(name);
                 gone(&path)?;
                 prune(&path);

@@ -201,6 +201,27 @@ fn links_that_a_crash_has_buried_alone_are_seen_and_come_back() {
 }
 
 #[test]
+fn only_links_of_a_tombstone_or_older_ones_go_with_it() {
+    for (buried_with, goes) in [(6, true), (7, true), (8, false)] {
+        let tree = Tree::new(BlobLayout::Distribution);
+        let digest = tree.put(b"layer");
+        let links = tree.link(digest);
+        let token = buried_with;
+        tree.scan()
+            .links
+            .bury(&digest, Tombstone { token, ..TO })
+            .unwrap();
+        assert!(tree.bury(digest, TO));
+        let scan = tree.scan();
+        tree.directory.remove(&scan.links, &digest, TO).unwrap();
+        let left = if goes { 0 } else { links.len() };
+        assert_eq!(tree.files().len(), left, "buried with {buried_with}");
+        tree.directory.restore(&scan.links, &digest, None).unwrap();
+        assert!(links.iter().all(|it| it.exists() != goes));
+    }
+}
+
+#[test]
 fn a_directory_that_is_missing_is_empty_and_one_that_is_none_is_unreadable() {
     for layout in LAYOUTS {
         let tree = Tree::new(layout);

@@ -4,13 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use berth_api::v1;
 use berth_collect::{Action, Digest, Object, Why, verdict::Tombstone};
+use berth_domain::collection::CollectionKind;
 
-use super::{Outcome, Stop, Work, granted};
+use super::{CATALOG_CHANGED, Outcome, Stop, Work, granted, is_stale};
 use crate::{
     directory::{BlobDir, Seen},
     manager::within,
@@ -63,17 +64,23 @@ impl Work<'_> {
     /// Takes the paths away, and looks again: what came to be needed meanwhile has lost its claim, and is named back.
     async fn bury(&self, batch: &[File], outcome: &mut Outcome) -> Result<(), Stop> {
         let claims = self.claim(batch.iter().map(deletable)).await?;
+        outcome.stale |= claims.iter().any(is_stale);
         let claimed = batch.iter().zip(&claims).filter(|(_, it)| granted(it));
         let at = SystemTime::now();
         let claimed: BTreeMap<u64, File> =
             claimed.map(|(file, it)| (it.token, file.clone())).collect();
         berth_daemon::crash::point(|| "image-gc/blob-claimed".to_owned());
         let work = claimed.clone();
+        let until = self.lasts()?;
         let links = self.links.clone();
         let buried = self.on_disk(move |directory| {
             let mut problems = Problems::new();
             let mut gone = BTreeSet::new();
             for (token, file) in work {
+                // What another may have named back since is not taken away after it.
+                if Instant::now() >= until {
+                    break;
+                }
                 let to = Tombstone { token, at };
                 match directory.bury(&links, &file.seen, to) {
                     Ok(true) => drop(gone.insert(file.seen.digest)),
@@ -95,6 +102,8 @@ impl Work<'_> {
         }
         let request = v1::ReleaseDeletionsRequest { tokens };
         let answer = within(self.manager.collections().release_deletions(request)).await?;
+        // Something came to need it, or the catalog has changed: that is seen from the facts as they are now.
+        outcome.stale |= !answer.lost.is_empty();
         let lost = answer.lost.iter().filter_map(|token| {
             let mut file = claimed.get(token)?.clone();
             file.buried = Some(Tombstone { token: *token, at });
@@ -107,8 +116,9 @@ impl Work<'_> {
     /// Removes files to which no path has led for their grace, where the manager still agrees.
     async fn remove(&self, batch: &[File], outcome: &mut Outcome) -> Result<(), Stop> {
         let claims = self.claim(batch.iter().map(deletable)).await?;
-        let (claimed, refused): (Vec<_>, Vec<_>) =
-            batch.iter().zip(&claims).partition(|(_, it)| granted(it));
+        outcome.stale |= claims.iter().any(is_stale);
+        let fresh = batch.iter().zip(&claims).filter(|(_, it)| !is_stale(it));
+        let (claimed, refused): (Vec<_>, Vec<_>) = fresh.partition(|(_, it)| granted(it));
         berth_daemon::crash::point(|| "image-gc/tombstone-claimed".to_owned());
         let tokens = claimed.iter().map(|(_, it)| it.token).collect();
         let outcomes = self.commit(tokens).await?;
@@ -119,6 +129,7 @@ impl Work<'_> {
             match it {
                 it if it.committed => go.push(file.clone()),
                 it if !it.holders.is_empty() => back.push(file.clone()),
+                it if it.problem == CATALOG_CHANGED => outcome.stale = true,
                 it => drop(outcome.failed.insert(file.name.clone(), it.problem)),
             }
         }
@@ -139,6 +150,15 @@ impl Work<'_> {
         outcome.deleted += count.saturating_sub(problems.len() as u64);
         outcome.failed.extend(problems);
         Ok(())
+    }
+
+    /// Until when the slice is this worker's. With time left for a batch, or not at all.
+    fn lasts(&self) -> Result<Instant, Stop> {
+        let of = (CollectionKind::Blobs, self.slice);
+        let margin = self.config.lease_time / 4;
+        let membership = self.state.membership.borrow();
+        let until = membership.lasts(of, self.lease.token, margin);
+        until.ok_or(Stop::Abandoned)
     }
 
     async fn restore(&self, files: Vec<File>, outcome: &mut Outcome) {

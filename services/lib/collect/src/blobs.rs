@@ -102,11 +102,17 @@ impl Blobs {
             let holder = copies.holder;
             if let Some(live) = copies.live {
                 let verdict = live_verdict(&live, holder.as_ref(), now, ages.blob);
-                objects.push(object(live, holder.as_ref(), verdict));
                 for it in copies.buried {
-                    let verdict = (Action::Delete, Why::Superseded, Some(now));
-                    objects.push(object(it, None, verdict));
+                    let (verdict, of) = match &holder {
+                        _ if replaces(&live, &it, now, ages.blob) => {
+                            ((Action::Delete, Why::Superseded, Some(now)), None)
+                        }
+                        Some(_) => (beside_verdict(&live, &it, ages.blob), holder.as_ref()),
+                        None => (buried_verdict(&it, now, ages.tombstone), None),
+                    };
+                    objects.push(object(it, of, verdict));
                 }
+                objects.push(object(live, holder.as_ref(), verdict));
                 continue;
             }
             // One copy comes back; the others are the same content.
@@ -161,6 +167,19 @@ fn live_verdict(
         Some(until) if until <= now => (Action::Delete, Why::Unreferenced, Some(now)),
         until => (Action::Later, Why::YoungBlob, until),
     }
+}
+
+/// Whether a file may be taken for another copy of what is buried. Of a name alone nothing follows: an upload may be under way.
+fn replaces(live: &Found, buried: &Found, now: SystemTime, age: Duration) -> bool {
+    let settled = live.modified.checked_add(age).is_some_and(|it| it <= now);
+    settled && live.size_bytes == buried.size_bytes
+}
+
+/// Of what is needed and buried, beside a file that may be no whole copy.
+fn beside_verdict(live: &Found, buried: &Found, age: Duration) -> Verdict {
+    let same_size = live.size_bytes == buried.size_bytes;
+    let until = same_size.then(|| live.modified.checked_add(age)).flatten();
+    (Action::Tombstone, Why::BesideAnother, until)
 }
 
 fn buried_verdict(it: &Found, now: SystemTime, grace: Duration) -> Verdict {

@@ -97,6 +97,8 @@ pub enum Why {
     GraceOver,
     /// The path of a tombstone's blob leads to another copy.
     Superseded,
+    /// The path leads to a file that may be no whole copy.
+    BesideAnother,
     Unreadable {
         problem: String,
     },
@@ -125,6 +127,9 @@ impl fmt::Display for Why {
             }
             Self::GraceOver => f.write_str("nothing needs it, and its grace has passed"),
             Self::Superseded => f.write_str("it has been written anew since"),
+            Self::BesideAnother => {
+                f.write_str("it stays beside a file of its name that may not be whole yet")
+            }
             Self::Unreadable { problem } => write!(f, "it cannot be read: {problem}"),
         }
     }

@@ -2421,8 +2421,8 @@ pub struct ClaimDeletionsRequest {
     /// 1 to 256.
     #[prost(message, repeated, tag = "3")]
     pub objects: ::prost::alloc::vec::Vec<Deletable>,
-    /// Revision of the catalog that the claim of a blob was decided by, as the first page of ListEntries says it. Where an artifact
-    /// or a version was put since, it is not granted, and not committed. Required for blobs.
+    /// Revision of the catalog that the claim of a blob was decided by, as the first page of ListEntries says it. Where an
+    /// artifact or a version was put since, it is not granted, and not committed. Required for blobs.
     #[prost(uint64, tag = "4")]
     pub catalog_revision: u64,
 }

@@ -67,19 +67,29 @@ fn each_file_gets_exactly_this_verdict() {
 }
 
 #[test]
-fn a_tombstone_beside_a_blob_that_was_written_anew_goes_alone() {
-    for needed in [false, true] {
-        let mut blobs = Blobs::new(vec![buried(1, 0, 7), live(1, 0)], vec![]);
-        if needed {
-            blobs.hold(&digest(1), &holder());
-        }
+#[rustfmt::skip]
+fn a_tombstone_goes_at_once_only_beside_a_whole_copy_that_is_old_enough() {
+    use Action::{Delete, Keep, Later, Tombstone};
+    let partial = |age| Found { size_bytes: 9, ..live(1, age) };
+    let ahead = Found { modified: at(NOW + HOUR), ..live(1, 0) };
+    let cases = [
+        ("a whole one",                live(1, HOUR),     true,  60,  (Keep,   Delete,    Some(NOW))),
+        ("a young one",                live(1, HOUR - 1), true,  60,  (Keep,   Tombstone, Some(NOW + 1))),
+        ("one of the future",          ahead,             true,  60,  (Keep,   Tombstone, Some(NOW + 2 * HOUR))),
+        ("a part",                     partial(HOUR),     true,  60,  (Keep,   Tombstone, None)),
+        ("a young part",               partial(0),        true,  60,  (Keep,   Tombstone, None)),
+        ("a whole one, unneeded",      live(1, HOUR),     false, 60,  (Delete, Delete,    Some(NOW))),
+        ("a young one, unneeded",      live(1, 0),        false, 60,  (Later,  Tombstone, Some(NOW + 540))),
+        ("a part, unneeded",           partial(0),        false, 60,  (Later,  Tombstone, Some(NOW + 540))),
+        ("a part after the grace",     partial(0),        false, 600, (Later,  Delete,    Some(NOW))),
+        ("needed, after the grace",    partial(0),        true,  600, (Keep,   Tombstone, None)),
+    ];
+    for (case, copy, needed, ago, expected) in cases {
+        let mut blobs = Blobs::new(vec![buried(1, ago, 7), copy], vec![]);
+        if needed { blobs.hold(&digest(1), &holder()); }
         let objects = blobs.judge(at(NOW), AGES);
-        let found = objects.iter().map(|it| (it.buried.is_some(), it.action));
-        let stays = if needed { Action::Keep } else { Action::Later };
-        assert_eq!(
-            found.collect::<Vec<_>>(),
-            [(false, stays), (true, Action::Delete)]
-        );
+        let (gone, here): (Vec<_>, Vec<_>) = objects.iter().partition(|it| it.buried.is_some());
+        assert_eq!((here[0].action, gone[0].action, gone[0].deletable_at), (expected.0, expected.1, expected.2.map(at)), "{case}");
     }
 }
 
