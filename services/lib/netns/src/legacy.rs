@@ -76,6 +76,10 @@ fn run(command: &mut Command, limit: Duration) -> io::Result<Output> {
             child.wait()?;
             return Err(io::ErrorKind::TimedOut.into());
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the end of a child is looked for, until its deadline"
+        )]
         thread::sleep(LOOK_AGAIN);
     };
     let said = |file: &mut File| {
