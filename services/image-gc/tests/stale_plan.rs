@@ -73,7 +73,7 @@ impl catalog::CatalogService for Fickle {
             revision: 1,
             object: Some(Object::Artifact(artifact)),
         };
-        let mut seen = self.seen.lock().unwrap();
+        let mut seen = self.seen.lock().expect("no holder panics");
         // The pages after the first are of a later revision.
         seen.revision += 1;
         Ok(Response::new(v1::ListEntriesResponse {
@@ -155,7 +155,7 @@ impl leases::LeaseService for Fickle {
             attributes: request.attributes,
             ..v1::WorkLease::default()
         };
-        let mut seen = self.seen.lock().unwrap();
+        let mut seen = self.seen.lock().expect("no holder panics");
         seen.leases.insert(request.name, lease.clone());
         let lease = Some(lease);
         Ok(Response::new(v1::AcquireWorkLeaseResponse { lease }))
@@ -165,7 +165,7 @@ impl leases::LeaseService for Fickle {
         &self,
         request: Request<v1::RenewWorkLeasesRequest>,
     ) -> Answer<v1::RenewWorkLeasesResponse> {
-        let seen = self.seen.lock().unwrap();
+        let seen = self.seen.lock().expect("no holder panics");
         let renewed = request.into_inner().leases.into_iter();
         let renewed = renewed.filter_map(|it| seen.leases.get(&it.name).cloned());
         Ok(Response::new(v1::RenewWorkLeasesResponse {
@@ -185,7 +185,14 @@ impl leases::LeaseService for Fickle {
         &self,
         _request: Request<v1::ListWorkLeasesRequest>,
     ) -> Answer<v1::ListWorkLeasesResponse> {
-        let leases = self.seen.lock().unwrap().leases.values().cloned().collect();
+        let leases = self
+            .seen
+            .lock()
+            .expect("no holder panics")
+            .leases
+            .values()
+            .cloned()
+            .collect();
         Ok(Response::new(v1::ListWorkLeasesResponse { leases }))
     }
 }
@@ -226,7 +233,7 @@ impl collections::CollectionService for Fickle {
         request: Request<v1::ClaimDeletionsRequest>,
     ) -> Answer<v1::ClaimDeletionsResponse> {
         let request = request.into_inner();
-        let mut seen = self.seen.lock().unwrap();
+        let mut seen = self.seen.lock().expect("no holder panics");
         seen.claimed_by.push(request.catalog_revision);
         let refused = seen.refuses == Refuses::Claims && seen.refusals_left > 0;
         seen.refusals_left -= usize::from(refused);
@@ -243,7 +250,7 @@ impl collections::CollectionService for Fickle {
         &self,
         request: Request<v1::CommitDeletionsRequest>,
     ) -> Answer<v1::CommitDeletionsResponse> {
-        let mut seen = self.seen.lock().unwrap();
+        let mut seen = self.seen.lock().expect("no holder panics");
         let refused = seen.refuses == Refuses::Commits && seen.refusals_left > 0;
         seen.refusals_left -= usize::from(refused);
         let problem = if refused {
@@ -350,7 +357,7 @@ async fn carried_out(
     let all = tokio::time::timeout(DEADLINE, all).await;
     let all = all.expect("the slice is reported").unwrap().clone();
     let report = all.into_iter().find(|it| it.objects_total > 0).unwrap();
-    let claimed_by = seen.lock().unwrap().claimed_by.clone();
+    let claimed_by = seen.lock().expect("no holder panics").claimed_by.clone();
     (claimed_by, report)
 }
 
