@@ -5,13 +5,17 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _},
     process::{Command, Output, Stdio},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use berth_domain::Names;
 use ipnet::IpNet;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, memfd_create},
+    io::retry_on_intr,
+    process::{Pid, PidfdFlags, pidfd_open},
+};
 
 use crate::{error::NetnsError, table};
 
@@ -23,7 +27,6 @@ const FAMILIES: [(&str, &str); 2] = [
 
 /// The program waits for another one of its kind for 1 s.
 const TIME_LIMIT: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Chains that lead to each other are followed so far: longer than any firewall is deep.
 const DEPTH_MAX: usize = 8;
 
@@ -65,23 +68,19 @@ fn run(command: &mut Command, limit: Duration) -> io::Result<Output> {
     command.stdin(Stdio::null());
     command.stdout(stdout.try_clone()?);
     command.stderr(stderr.try_clone()?);
-    let deadline = Instant::now() + limit;
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
     let mut child = command.spawn()?;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
-        if Instant::now() >= deadline {
-            child.kill()?;
-            child.wait()?;
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the end of a child is looked for, until its deadline"
-        )]
-        thread::sleep(LOOK_AGAIN);
-    };
+    let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).and_then(|process| {
+        let mut polled = [PollFd::new(&process, PollFlags::IN)];
+        retry_on_intr(|| poll(&mut polled, Some(&limit)))
+    });
+    if !matches!(ended, Ok(1..)) {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    if ended? == 0 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
     let said = |file: &mut File| {
         let mut said = vec![];
         file.rewind()?;
