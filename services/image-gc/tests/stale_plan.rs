@@ -1,5 +1,7 @@
 //! A manager whose catalog changes under the plan of a worker, as often as a test says.
 
+#![expect(clippy::unwrap_used, reason = "a test ends with what goes wrong")]
+
 use std::{
     collections::BTreeMap,
     fs,
