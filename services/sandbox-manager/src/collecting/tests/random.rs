@@ -26,8 +26,10 @@ impl Random {
 
 /// What the images of sandboxes that are not DEAD have to be: here, unless one of them waits for its pull.
 async fn assert_in_use_is_here(ground: &Ground, case: &str) {
+    // In this order: a Create that goes on pulls between the two.
+    let records = ground.store.all().await.unwrap();
     let here = ground.node.image_names().await.unwrap();
-    for record in ground.store.all().await.unwrap() {
+    for record in records {
         if record.status == Status::Dead {
             continue;
         }
