@@ -251,6 +251,8 @@ async fn samples_agree_with_the_kernels_files_and_go_on_over_kills_of_either_pro
         let round = rounds.message().await?.context("a round")?;
         ensure!(round.complete && round.series.len() == 2, "{round:?}");
     }
+    drop(rounds);
+    drop(metrics);
     node.finish()
 }
 
