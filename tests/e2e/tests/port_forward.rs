@@ -59,7 +59,7 @@ impl Forwarding {
 
     fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports[&port]))?;
-        socket.set_read_timeout(Some(SOON))?;
+        socket.set_read_timeout(Some(3 * SOON))?;
         Ok(socket)
     }
 
