@@ -4,6 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
+use berth_plugin::listen;
 use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -54,7 +55,7 @@ impl App {
             egress: egress.clone(),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
-        let listener = health_socket(&config.socket)?;
+        let listener = listen(&config.socket)?;
         tracing::info!(
             ?gateways,
             port = config.port,
@@ -108,20 +109,6 @@ async fn publish(
         zone.send_replace(Arc::new(fresh));
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-/// Binds the socket, in place of one that a former process left.
-fn health_socket(socket: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing {}", socket.display()));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))
 }
 
 /// The whole process, named by the empty text, serves from the beginning, also while it answers from what it knew.

@@ -1,15 +1,10 @@
 //! What the dns can be told, with the defaults.
 
-use std::{
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use berth_daemon::{SOCKET_PATH_MAX, key_value};
+use berth_daemon::{check_address, check_socket, key_value};
 use berth_domain::ipam::{self, Subnets};
-use figment::value::Value;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -100,16 +95,9 @@ impl Default for Config {
 
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
-    let typed = |text: &str| text.parse().unwrap_or_else(|_| Value::from(text));
-    let sets: Vec<(String, Value)> = flags
-        .set
-        .iter()
-        .map(|(key, value)| (key.clone(), typed(value)))
-        .collect();
-    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
-    let named = flags.config.is_some();
+    let named = flags.config.as_deref();
     let mut config: Config =
-        berth_daemon::load_config(&Config::default(), file, named, ENV_PREFIX, &sets)?;
+        berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
     check(&config)?;
     config.domain.make_ascii_lowercase();
     Ok(config)
@@ -127,7 +115,6 @@ impl Config {
 
 fn check(config: &Config) -> anyhow::Result<()> {
     for (key, path) in [
-        ("socket", &config.socket),
         ("state_dir", &config.state_dir),
         ("resolv_conf", &config.resolv_conf),
     ] {
@@ -137,18 +124,8 @@ fn check(config: &Config) -> anyhow::Result<()> {
             path.display()
         );
     }
-    let length = config.socket.as_os_str().len();
-    ensure!(
-        length <= SOCKET_PATH_MAX,
-        "socket: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
-    );
-    let manager = &config.manager;
-    ensure!(
-        ["/", "unix:/", "http://"]
-            .iter()
-            .any(|it| manager.starts_with(it)),
-        "manager: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
-    );
+    check_socket("socket", &config.socket)?;
+    check_address("manager", &config.manager)?;
     ensure!(
         config.subnet.is_empty() || config.subnet.parse().is_ok_and(|it| is_subnet(&it)),
         "subnet: `{}` must be like `10.87.0.0/16`, /{} to /{}",

@@ -14,6 +14,7 @@ use berth_domain::{
     catalog::{Object, Placed},
     ipam::Subnets,
 };
+use berth_plugin::chain;
 use tokio::sync::watch;
 use tonic::{Code, Status, transport::Channel};
 
@@ -265,63 +266,4 @@ fn anew<T>(
             knowledge.send_modify(forget);
         }
     })
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut chain = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        chain = format!("{chain}: {cause}");
-        source = cause.source();
-    }
-    chain
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_stands_is_known_when_it_is_whole_and_not_before() {
-        let sandbox = |id: &str| {
-            watch_response::Event::Sandbox(v1::Sandbox {
-                id: id.into(),
-                generation: 1,
-                status: v1::SandboxStatus::Running.into(),
-                spec: Some(v1::SandboxSpec::default()),
-                ..v1::Sandbox::default()
-            })
-        };
-        let mut standing = Some(vec![]);
-        for id in ["a", "b"] {
-            assert!(of_sandboxes(sandbox(id), &mut standing).is_none());
-            assert!(standing.is_some(), "more may come");
-        }
-        let synced = watch_response::Event::Synced(v1::WatchSynced {});
-        let Some(Fact::Sandboxes(all)) = of_sandboxes(synced, &mut standing) else {
-            panic!("it is whole");
-        };
-        assert_eq!(all.len(), 2);
-        assert!(standing.is_none());
-        let later = of_sandboxes(sandbox("c"), &mut standing);
-        assert!(matches!(later, Some(Fact::Sandbox(_))), "{later:?}");
-
-        let app = |id: &str| {
-            let object = v1::entry::Object::App(v1::App {
-                id: id.into(),
-                name: String::new(),
-            });
-            watch_catalog_response::Event::Entry(v1::Entry {
-                revision: 1,
-                object: Some(object),
-            })
-        };
-        let mut standing = Some(vec![]);
-        assert!(of_catalog(app("a"), &mut standing).is_none());
-        assert!(standing.is_some(), "more may come");
-        let synced = watch_catalog_response::Event::Synced(v1::CatalogSynced {});
-        let whole = of_catalog(synced, &mut standing);
-        assert!(matches!(whole, Some(Fact::Entries(it)) if it.len() == 1));
-        assert!(standing.is_none());
-    }
 }

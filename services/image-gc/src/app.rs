@@ -1,9 +1,10 @@
 //! Wires the process: while there is a manager, its parts work side by side; without one it idles and says so.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use berth_api::v1::image_gc_service_server::ImageGcServiceServer;
+use berth_plugin::{chain, listen};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -13,7 +14,7 @@ use crate::{
     catalog,
     config::Config,
     duties, follow,
-    manager::{Broken, Manager, chain},
+    manager::{Broken, Manager},
     members,
     rpc::ImageGcRpc,
     run,
@@ -117,20 +118,6 @@ async fn with_manager(shared: &Shared, manager: &Manager) -> Broken {
         Ok(never) => match never {},
         Err(error) => error,
     }
-}
-
-/// Binds the socket, in place of one that a former process left.
-fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
-    if let Some(dir) = socket.parent() {
-        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
-    }
-    match fs::remove_file(socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("removing {}", socket.display()));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))
 }
 
 async fn serve(listener: UnixListener, shared: Arc<Shared>) -> anyhow::Result<()> {

@@ -1,14 +1,10 @@
 //! What image-gc can be told, with the defaults.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use berth_collect::plan::Marks;
-use berth_daemon::{SOCKET_PATH_MAX, key_value};
-use figment::value::Value;
+use berth_daemon::{check_address, check_socket, key_value};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/image-gc.toml";
@@ -107,16 +103,9 @@ impl Default for Config {
 
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
-    let typed = |text: &str| text.parse().unwrap_or_else(|_| Value::from(text));
-    let sets: Vec<(String, Value)> = flags
-        .set
-        .iter()
-        .map(|(key, value)| (key.clone(), typed(value)))
-        .collect();
-    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
-    let named = flags.config.is_some();
+    let named = flags.config.as_deref();
     let mut config: Config =
-        berth_daemon::load_config(&Config::default(), file, named, ENV_PREFIX, &sets)?;
+        berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
     check(&config)?;
     if config.name.is_empty() {
         config.name = own_name();
@@ -135,7 +124,6 @@ impl Config {
 
 fn check(config: &Config) -> anyhow::Result<()> {
     for (key, path) in [
-        ("socket", &config.socket),
         ("data_path", &config.data_path),
         ("blob_dir", &config.blob_dir),
     ] {
@@ -145,19 +133,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
             path.display()
         );
     }
-    let length = config.socket.as_os_str().len();
-    ensure!(
-        length <= SOCKET_PATH_MAX,
-        "socket: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
-    );
-    let manager = &config.manager_address;
-    ensure!(
-        manager.is_empty()
-            || ["/", "unix:/", "http://"]
-                .iter()
-                .any(|it| manager.starts_with(it)),
-        "manager_address: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
-    );
+    check_socket("socket", &config.socket)?;
+    if !config.manager_address.is_empty() {
+        check_address("manager_address", &config.manager_address)?;
+    }
     ensure!(
         config.name.len() <= NAME_MAX && config.name.chars().all(is_of_name),
         "name: `{}` must have at most {NAME_MAX} of a to z, digits, `.`, `_` and `-`",

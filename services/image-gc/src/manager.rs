@@ -129,14 +129,3 @@ pub(crate) fn is_away(status: &Status) -> bool {
             Code::Unavailable | Code::Unknown | Code::Cancelled
         )
 }
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut chain = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        chain = format!("{chain}: {cause}");
-        source = cause.source();
-    }
-    chain
-}

@@ -5,6 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use berth_api::v1::{self, CollectionCause, image_gc_service_server::ImageGcService};
 use berth_collect::plan::{Goal, plan};
 use berth_domain::{Failure, Reason, collection::CollectionKind};
+use berth_plugin::chain;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +15,7 @@ use crate::{
     app::Shared,
     duties::usage,
     facts::{Incomplete, gather},
-    manager::{Manager, chain, is_away, within},
+    manager::{Manager, is_away, within},
     state::Lease,
     wire,
 };

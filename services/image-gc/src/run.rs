@@ -17,13 +17,14 @@ use berth_domain::{
     Reason,
     collection::{CollectionKind, Slice},
 };
+use berth_plugin::chain;
 use tonic::Status;
 
 use crate::{
     config::Config,
     directory::Links,
     facts::{Facts, Incomplete, gather},
-    manager::{Broken, Manager, chain, is, is_away, within, within_deletions},
+    manager::{Broken, Manager, is, is_away, within, within_deletions},
     state::{Lease, State},
     wire,
 };

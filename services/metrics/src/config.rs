@@ -1,13 +1,9 @@
 //! What the metrics process can be told, with the defaults.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
-use berth_daemon::{SOCKET_PATH_MAX, key_value};
-use figment::value::Value;
+use berth_daemon::{check_address, check_socket, key_value};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/metrics.toml";
@@ -60,38 +56,16 @@ impl Default for Config {
 
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
-    let typed = |text: &str| text.parse().unwrap_or_else(|_| Value::from(text));
-    let sets: Vec<(String, Value)> = flags
-        .set
-        .iter()
-        .map(|(key, value)| (key.clone(), typed(value)))
-        .collect();
-    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
-    let named = flags.config.is_some();
-    let config = berth_daemon::load_config(&Config::default(), file, named, ENV_PREFIX, &sets)?;
+    let named = flags.config.as_deref();
+    let config =
+        berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
     check(&config)?;
     Ok(config)
 }
 
 fn check(config: &Config) -> anyhow::Result<()> {
-    let socket = &config.socket;
-    ensure!(
-        socket.is_absolute(),
-        "socket: `{}` must be an absolute path",
-        socket.display()
-    );
-    let length = socket.as_os_str().len();
-    ensure!(
-        length <= SOCKET_PATH_MAX,
-        "socket: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
-    );
-    let manager = &config.manager;
-    ensure!(
-        ["/", "unix:/", "http://"]
-            .iter()
-            .any(|it| manager.starts_with(it)),
-        "manager: `{manager}` must be `unix:/path`, `/path` or `http://host:port`"
-    );
+    check_socket("socket", &config.socket)?;
+    check_address("manager", &config.manager)?;
     ensure!(
         (INTERVAL_LEAST..=INTERVAL_MOST).contains(&config.interval),
         "interval: must be {}ms to {}s",

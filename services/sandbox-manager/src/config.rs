@@ -2,13 +2,7 @@
 
 mod pull;
 
-use std::{
-    fs,
-    net::IpAddr,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail, ensure};
 use berth_daemon::{SOCKET_PATH_MAX, key_value};
@@ -17,7 +11,6 @@ use berth_domain::{
     ipam::{self, Subnets},
     names,
 };
-use figment::value::Value;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -253,19 +246,9 @@ impl Default for Config {
 
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
-    let sets: Vec<(String, Value)> = flags
-        .set
-        .iter()
-        .map(|(key, value)| (key.clone(), typed(value)))
-        .collect();
-    let file = flags.config.as_deref().unwrap_or(Path::new(FILE));
-    let config = berth_daemon::load_config(
-        &Config::default(),
-        file,
-        flags.config.is_some(),
-        ENV_PREFIX,
-        &sets,
-    )?;
+    let named = flags.config.as_deref();
+    let config =
+        berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
     check(&config)?;
     check_host(&config)?;
     Ok(config)
@@ -296,11 +279,6 @@ impl Config {
         InstanceId::parse(&wanted)
             .with_context(|| format!("instance_id: `{wanted}` of {}", file.display()))
     }
-}
-
-/// Reads a flag's value as the environment is read: a list, a number, a truth value, else a text.
-fn typed(text: &str) -> Value {
-    text.parse().unwrap_or_else(|_| Value::from(text))
 }
 
 /// What is wrong with a configuration on any host.
@@ -545,7 +523,7 @@ mod tests {
     fn a_log_writer_that_cannot_be_started_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("log-writer");
-        let refused = |path: &Path| {
+        let refused = |path: &std::path::Path| {
             let config = Config {
                 log_writer: path.into(),
                 ..Config::default()

@@ -17,11 +17,33 @@ pub enum ConfigError {
     Invalid(Box<figment::Error>),
     #[error("{path} is not there")]
     FileMissing { path: String },
+    #[error("{key}: {problem}")]
+    Refused { key: &'static str, problem: String },
 }
 
-/// Reads a `T` from its defaults, `file`, the variables that begin with `env_prefix` (nested keys joined by `__`), and
-/// `flags`. A missing file is an error only where the caller named it.
+/// Reads a `T` from its defaults, the file that is `named` or else `file`, the variables that begin with `env_prefix` (nested
+/// keys joined by `__`), and `set`. A missing file is an error only where it was named.
 pub fn load_config<T>(
+    defaults: &T,
+    named: Option<&Path>,
+    file: &str,
+    env_prefix: &str,
+    set: &[(String, String)],
+) -> Result<T, ConfigError>
+where
+    T: Serialize + DeserializeOwned,
+{
+    // As the environment is read: a list, a number, a truth value, else a text.
+    let typed = |text: &String| text.parse().unwrap_or_else(|_| Value::from(text.as_str()));
+    let set: Vec<_> = set
+        .iter()
+        .map(|(key, it)| (key.clone(), typed(it)))
+        .collect();
+    let path = named.unwrap_or(Path::new(file));
+    load_layers(defaults, path, named.is_some(), env_prefix, &set)
+}
+
+fn load_layers<T>(
     defaults: &T,
     file: &Path,
     file_required: bool,
@@ -82,6 +104,33 @@ fn text_from_env(error: &figment::Error, env_prefix: &str) -> Option<(String, St
 /// The kernel's limit for the path of a Unix socket, with its end mark.
 pub const SOCKET_PATH_MAX: usize = 107;
 
+/// Refuses a path at which no socket can be.
+pub fn check_socket(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let refused = |problem| Err(ConfigError::Refused { key, problem });
+    if !path.is_absolute() {
+        return refused(format!("`{}` must be an absolute path", path.display()));
+    }
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        return refused(format!(
+            "the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses what is no address of a manager.
+pub fn check_address(key: &'static str, address: &str) -> Result<(), ConfigError> {
+    if ["/", "unix:/", "http://"]
+        .iter()
+        .any(|it| address.starts_with(it))
+    {
+        return Ok(());
+    }
+    let problem = format!("`{address}` must be `unix:/path`, `/path` or `http://host:port`");
+    Err(ConfigError::Refused { key, problem })
+}
+
 /// Reads what is given to a flag as `KEY=VALUE`.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
@@ -137,7 +186,7 @@ mod tests {
             network: Network { mtu: 1500 },
             wait: Duration::ZERO,
         };
-        load_config(&defaults, Path::new("c.toml"), false, "BERTH_T_", flags)
+        load_layers(&defaults, Path::new("c.toml"), false, "BERTH_T_", flags)
     }
 
     #[test]
@@ -190,7 +239,7 @@ mod tests {
             network: Network { mtu: 1500 },
             wait: Duration::ZERO,
         };
-        let error = load_config(
+        let error = load_layers(
             &defaults,
             Path::new("/nowhere/c.toml"),
             true,

@@ -5,6 +5,8 @@ pub mod crash;
 mod memory;
 mod process;
 
-pub use config::{ConfigError, SOCKET_PATH_MAX, duration, key_value, load_config};
+pub use config::{
+    ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,
+};
 pub use memory::{kib_figures, resident_bytes};
 pub use process::{init_telemetry, stop_signal};

@@ -35,11 +35,23 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth", &["berth-api", "berth-copy"]),
     (
         "berth-dns",
-        &["berth-api", "berth-daemon", "berth-domain", "berth-netns"],
+        &[
+            "berth-api",
+            "berth-daemon",
+            "berth-domain",
+            "berth-netns",
+            "berth-plugin",
+        ],
     ),
     (
         "berth-image-gc",
-        &["berth-api", "berth-collect", "berth-daemon", "berth-domain"],
+        &[
+            "berth-api",
+            "berth-collect",
+            "berth-daemon",
+            "berth-domain",
+            "berth-plugin",
+        ],
     ),
     ("berth-log-writer", &[]),
     (
