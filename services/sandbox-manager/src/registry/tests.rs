@@ -12,6 +12,7 @@ use std::{net::SocketAddr, sync::LazyLock};
 use berth_domain::{
     ContainerName, Goal, ImageRef, Observed, Role, Step,
     decide::{self, decide, stands},
+    record::Ending,
 };
 use berth_platform::{contract::Subject, fake::FakeNode};
 use tempfile::TempDir;

@@ -1,6 +1,11 @@
 //! Records as they are stored: what was written is read again, and what others wrote is refused.
 
-use berth_domain::catalog::{Entry, Object, Version};
+use berth_domain::{
+    ConfigFile, Container, ContainerName, Destination, Egress, NamePattern, NamedDestination,
+    NetworkPolicy, Port, Probe, ProbeCheck, Protocol, Resources, RestartPolicy, Route, SandboxSpec,
+    StaticHost,
+    catalog::{Entry, Object, Version},
+};
 
 use super::*;
 
