@@ -12,8 +12,8 @@ use crate::{
     Containerd,
     bundles::{Bundles, Remains},
     client::{CallError, found, within},
+    errors::{node, of_cgroup, refused, silent},
     images::blocking,
-    runtime::{node, of_cgroup, refused, silent},
     shims::Shims,
 };
 

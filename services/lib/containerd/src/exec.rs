@@ -26,11 +26,11 @@ use crate::{
     client::{CallError, found},
     drain::{End, pump},
     ending::KILLED,
+    errors::{node, of_cgroup, refused},
     fifos::{self, Fifos, Stdin},
     files,
     images::blocking,
     process,
-    runtime::{node, of_cgroup, refused},
     sessions::{self, Reach},
     users,
 };

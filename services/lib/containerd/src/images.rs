@@ -18,12 +18,12 @@ use tokio::sync::mpsc;
 use crate::{
     archive::Archive,
     client::{CallError, Client, found, made},
+    connection::Containerd,
     content::{self, TemporaryLease, delete_lease, is_former_import},
     export,
     fetch::Fetch,
     oci::{self, Descriptor, Index, document},
     pulls::Question,
-    runtime::Containerd,
     unpack::{self, Resolved, index_labels, manifest_labels, platform_missing},
     walk::Walk,
 };

@@ -4,9 +4,11 @@
 mod archive;
 mod bundles;
 mod client;
+mod connection;
 mod content;
 mod drain;
 mod ending;
+mod errors;
 mod exec;
 mod exits;
 mod export;
@@ -32,5 +34,5 @@ mod unpack;
 mod users;
 mod walk;
 
-pub use runtime::Containerd;
+pub use connection::Containerd;
 pub use settings::{PauseRootfs, SetUpError, Settings};

@@ -17,8 +17,8 @@ use tonic::Code;
 use crate::{
     Containerd,
     client::{CallError, Client, found, made},
+    errors::{of_image, refused},
     images::blocking,
-    runtime::{of_image, refused},
     settings::PauseRootfs,
     spec, users,
 };

@@ -25,10 +25,10 @@ use crate::{
     client::found,
     content::{LEASE_LIFE, delete_lease},
     ending::{KILLED, SIGTERM},
+    errors::{node, refused},
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
-    runtime::{node, refused},
     shims::{self, Shim},
     unpack::remove_snapshot,
 };
@@ -216,7 +216,7 @@ impl Containerd {
                 Err(CgroupError::Busy { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(CGROUP_RETRY).await;
                 }
-                Err(error) => return Err(crate::runtime::of_cgroup(error)),
+                Err(error) => return Err(crate::errors::of_cgroup(error)),
             }
         }
     }
@@ -451,9 +451,7 @@ impl Containerd {
         let (names, cgroups, shims) = (self.names().clone(), self.cgroups().clone(), self.shims());
         blocking(move || {
             let parent = &names.cgroup_parent;
-            let children = cgroups
-                .children(parent)
-                .map_err(crate::runtime::of_cgroup)?;
+            let children = cgroups.children(parent).map_err(crate::errors::of_cgroup)?;
             let listing = |it| node("listing what the kernel holds", it);
             let all = mounts::all().map_err(listing)?;
             let is_ours = |bundle: &Path| shims.bundles.is_ours(bundle);

@@ -11,7 +11,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
-use crate::{Containerd, client::found, images::blocking, runtime::node};
+use crate::{Containerd, client::found, errors::node, images::blocking};
 
 impl Containerd {
     pub(crate) async fn open_root(
