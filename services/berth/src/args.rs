@@ -4,6 +4,7 @@
 mod access;
 mod gc;
 mod logs;
+mod top;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,6 +15,7 @@ use clap_complete::Shell;
 pub(crate) use self::access::{Copy, Forward, PortForward, Side};
 pub(crate) use gc::{Collected, Explain, Gc, Worker};
 pub(crate) use logs::Logs;
+pub(crate) use top::{Order, Stats, Top};
 
 /// Sets the arguments of all commands apart from those of one.
 const GLOBAL: &str = "Options of every command";
@@ -92,7 +94,9 @@ pub(crate) enum Command {
     /// Remove sandboxes and their records; returns when nothing of them is left
     Rm(Rm),
     /// Show the resource usage of a sandbox
-    Stats(Id),
+    Stats(Stats),
+    /// Show what the sandboxes use, live; the metrics process measures it
+    Top(Top),
     /// Show sandboxes as they stand and, with `-f`, each change
     Events(Events),
     /// Show what the containers of a sandbox have written and, with `-f`, each new line

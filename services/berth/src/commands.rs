@@ -14,6 +14,8 @@ mod logs;
 mod network;
 mod node;
 mod sandboxes;
+mod stats;
+mod top;
 
 use std::time::Duration;
 
@@ -91,7 +93,8 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failu
         Command::Stop(args) => sandboxes::stop(session, args).await,
         Command::Renew(args) => sandboxes::renew(session, args).await,
         Command::Rm(args) => sandboxes::remove(session, args).await,
-        Command::Stats(args) => sandboxes::stats(session, args).await,
+        Command::Stats(args) => stats::run(session, args).await,
+        Command::Top(args) => top::run(session, args).await,
         Command::Events(args) => events::watch(session, args).await,
         Command::Logs(args) => logs::stream(session, args).await,
         Command::Cp(args) => copy::copy(session, args).await,

@@ -37,6 +37,13 @@ pub(crate) enum Failure {
         address: String,
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("the metrics process does not answer at {address}")]
+    NoMetrics {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("{0} is away: {1}")]
+    Lost(&'static str, String),
     #[error("{0} runs could not read or delete all")]
     NotCollected(usize),
     #[error(transparent)]
@@ -148,6 +155,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::Listen { .. }
         | Failure::NoLease(_)
         | Failure::NotClean(_)
+        | Failure::Lost(..)
+        | Failure::NoMetrics { .. }
         | Failure::NoWorker { .. }
         | Failure::NotCollected(_)
         | Failure::Output(_) => EXIT_FAILED,
@@ -189,6 +198,12 @@ fn lines(failure: &Failure) -> Vec<String> {
              --gc-address or BERTH_GC_ADDRESS"
                 .to_owned(),
         ],
+        Failure::NoMetrics { .. } => vec![
+            chain(failure),
+            "hint: is it running? Say where it listens with --metrics-address or BERTH_METRICS_ADDRESS; `berth stats` asks \
+             the manager, and needs no other process"
+                .to_owned(),
+        ],
         Failure::NotCollected(_) => vec![
             chain(failure),
             "hint: nothing that could not be read was deleted; `berth gc ls` keeps the reasons".to_owned(),
@@ -206,6 +221,7 @@ fn lines(failure: &Failure) -> Vec<String> {
         | Failure::TwoContainers
         | Failure::Copy(_)
         | Failure::Listen { .. }
+        | Failure::Lost(..)
         | Failure::Output(_) => vec![chain(failure)],
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal as _};
 
 use berth_api::v1;
+use ratatui::{DefaultTerminal, Frame};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// A terminal that hands every key on as it is. Dropping it makes it as it was.
@@ -26,6 +27,26 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         let _ = tcsetattr(io::stdin(), OptionalActions::Now, &self.former);
+    }
+}
+
+/// The whole terminal, to draw on. Dropping it, or a panic, gives it back as it was.
+#[derive(Debug)]
+pub(crate) struct Screen(DefaultTerminal);
+
+impl Screen {
+    pub(crate) fn take() -> io::Result<Self> {
+        ratatui::try_init().map(Self)
+    }
+
+    pub(crate) fn draw(&mut self, draw: impl FnOnce(&mut Frame<'_>)) -> io::Result<()> {
+        self.0.draw(draw).map(drop)
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = ratatui::try_restore();
     }
 }
 

@@ -15,6 +15,7 @@ use berth_e2e::{
     TestNode,
     node::eventually,
     specs::{idle, limits, shell, spec, web},
+    terminal::Terminal,
 };
 use tonic::{Code, transport::Channel};
 
@@ -290,6 +291,74 @@ async fn what_is_asked_wrongly_is_refused_by_field() -> anyhow::Result<()> {
         ..v1::GatherRequest::default()
     };
     ensure!(metrics.gather(unknown).await?.is_empty());
+    drop(metrics);
+    node.finish()
+}
+
+#[tokio::test]
+async fn top_shows_who_is_busy_once_and_live_also_while_its_sources_come_and_go()
+-> anyhow::Result<()> {
+    let node = TestNode::start().await?;
+    let mut busy = spec([shell("app", "while :; do :; done", &[])]);
+    busy.resources = Some(limits(100, 64 << 20, 20));
+    node.create("busy", busy).await?;
+    node.create("calm", idle()).await?;
+    let mut metrics = Metrics::start(&node).await?;
+    let address = format!("unix:{}", node.home().join("metrics.sock").display());
+    let top = |arguments: &[&'static str]| {
+        let all = [&["top", "--metrics-address", &address], arguments].concat();
+        all.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+
+    let once = top(&["--once", "--containers", "-o", "json"]);
+    let text = node.berth(&once.iter().map(String::as_str).collect::<Vec<_>>())?;
+    let shown: serde_json::Value = serde_json::from_str(&text)?;
+    let rows = shown["rows"].as_array().context("rows")?;
+    let name = |it: &serde_json::Value| format!("{}/{}", it["sandbox"], it["container"]);
+    let names: Vec<_> = rows.iter().map(|it| name(it).replace('"', "")).collect();
+    ensure!(
+        names == ["busy/", "busy/app", "calm/", "calm/app"],
+        "{text}"
+    );
+    let cpu = |row: usize| rows[row]["cpu"].as_f64().unwrap_or_default();
+    // It may use a tenth of a CPU; how evenly the kernel hands that out, no test knows.
+    ensure!(cpu(0) > 0.0 && cpu(0) > cpu(2), "{text}");
+    ensure!(
+        rows[0]["memory_limit"] == 64 << 20 && rows[0]["cpu_limit_millis"] == 100,
+        "{text}"
+    );
+
+    let live = top(&[]);
+    let live: Vec<_> = live.iter().map(String::as_str).collect();
+    let mut terminal = Terminal::berth(&node, &live, (140, 24))?;
+    // Only what changes is drawn, so each of these is drawn whole where nothing like it was.
+    terminal.until("busy")?;
+    terminal.until("calm")?;
+    ensure!(
+        terminal.modes()? != terminal.modes_before,
+        "keys come one by one"
+    );
+    metrics.kill();
+    terminal.until("the metrics process")?;
+    let metrics = Metrics::start(&node).await?;
+    terminal.until("SANDBOX")?;
+    node.kill_manager()?;
+    terminal.until("the manager")?;
+    node.up().await?;
+    node.create("late", idle()).await?;
+    terminal.until("late")?;
+    terminal.press("q")?;
+    let before = terminal.modes_before;
+    let (code, _, after) = terminal.end()?;
+    ensure!(code == 0 && after == before, "{code}");
+
+    let gone = node.home().join("nobody.sock").display().to_string();
+    let refused = node.berth(&["top", "--metrics-address", &gone]).err();
+    let refused = format!("{:#}", refused.context("nobody answers")?);
+    ensure!(
+        refused.contains("the metrics process does not answer"),
+        "{refused}"
+    );
     drop(metrics);
     node.finish()
 }

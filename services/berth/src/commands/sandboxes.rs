@@ -14,11 +14,11 @@ use serde::Serialize;
 use tokio::io::AsyncReadExt as _;
 use tonic::transport::Channel;
 
-use super::Session;
+use super::{Session, stats::denied_line};
 use crate::{
     args::{Create, Id, Ls, Pair, Renew, Rm, Run, Wait},
     errors::Failure,
-    output::{self, age, duration, moment, page, precise_duration, size, table, word},
+    output::{age, duration, moment, page, precise_duration, table, word},
     progress::Waiting,
     proto_json::{self, ProtoJson},
 };
@@ -574,70 +574,6 @@ pub(super) async fn remove(session: &Session, args: Rm) -> Result<(), Failure> {
             Err(Failure::Several(failures))
         }
     }
-}
-
-pub(super) async fn stats(session: &Session, args: Id) -> Result<(), Failure> {
-    let request = v1::SnapshotRequest { id: args.id };
-    let snapshot = client(session)
-        .await?
-        .snapshot(session.request(request))
-        .await?
-        .into_inner();
-    Ok(session.output.object(&ProtoJson(&snapshot), || {
-        [usage_table(&snapshot), denied_line(snapshot.denied)].concat()
-    })?)
-}
-
-/// What the node did not let the sandbox send; nothing where there is nothing to say.
-fn denied_line(denied: Option<v1::DeniedTraffic>) -> String {
-    let it = denied.unwrap_or_default();
-    let part = |what, packets, bytes| {
-        (packets > 0).then(|| format!("\n{what}: {packets} packets, {}", size(bytes)))
-    };
-    let dropped = part("denied", it.packets, it.bytes);
-    let spoofed = part("spoofed", it.spoofed_packets, it.spoofed_bytes);
-    dropped.into_iter().chain(spoofed).collect()
-}
-
-fn usage_table(snapshot: &v1::SnapshotResponse) -> String {
-    let containers = snapshot
-        .containers
-        .iter()
-        .map(|it| (it.name.as_str(), it.usage));
-    let total = std::iter::once(("total", snapshot.total));
-    let rows = containers.chain(total).map(|(name, usage)| {
-        let usage = usage.unwrap_or_default();
-        let cpu = |nanos| precise_duration(Duration::from_nanos(nanos));
-        // The contract says 0 where the kernel does not count.
-        let counted = |bytes| {
-            if bytes == 0 {
-                String::new()
-            } else {
-                size(bytes)
-            }
-        };
-        [
-            name.to_owned(),
-            cpu(usage.total_cpu_time),
-            cpu(usage.kernel_cpu_time),
-            size(usage.memory_usage),
-            counted(usage.memory_peak),
-            counted(usage.swap_usage),
-            usage.pids.to_string(),
-        ]
-    });
-    output::table(
-        [
-            "CONTAINER",
-            "CPU",
-            "KERNEL",
-            "MEMORY",
-            "PEAK",
-            "SWAP",
-            "PIDS",
-        ],
-        rows.collect(),
-    )
 }
 
 #[cfg(test)]

@@ -203,28 +203,3 @@ fn a_page_shows_how_a_sandbox_ended() {
         assert!(text.contains(part), "{part} is missing:\n{text}");
     }
 }
-
-#[test]
-fn usage_has_a_line_per_container_and_the_total() {
-    let usage = v1::ResourceUsage {
-        total_cpu_time: 1_500_000_000,
-        memory_usage: 2 << 20,
-        pids: 3,
-        ..Default::default()
-    };
-    let snapshot = v1::SnapshotResponse {
-        total: Some(usage),
-        containers: vec![v1::ContainerUsage {
-            name: "app".to_owned(),
-            usage: Some(usage),
-            measured_at: None,
-        }],
-        ..Default::default()
-    };
-    assert_eq!(
-        usage_table(&snapshot),
-        "CONTAINER  CPU    KERNEL  MEMORY   PEAK  SWAP  PIDS\n\
-             app        1.50s  0µs     2.0 MiB  -     -     3\n\
-             total      1.50s  0µs     2.0 MiB  -     -     3"
-    );
-}
