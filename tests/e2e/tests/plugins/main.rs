@@ -1,0 +1,3 @@
+//! Processes beside the manager.
+
+mod metrics;
