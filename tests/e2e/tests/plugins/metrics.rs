@@ -139,6 +139,12 @@ impl Files {
         Ok(periods.unwrap_or_default().parse()?)
     }
 
+    fn oom_kills(&self) -> anyhow::Result<u64> {
+        let text = self.read(("memory", "memory.oom_control"), "memory.events")?;
+        let kills = text.lines().find_map(|it| it.strip_prefix("oom_kill "));
+        Ok(kills.context("oom_kill")?.parse()?)
+    }
+
     fn pids(&self) -> anyhow::Result<u64> {
         let text = self.read(("pids", "pids.current"), "pids.current")?;
         Ok(text.trim().parse()?)
@@ -152,6 +158,10 @@ async fn samples_agree_with_the_kernels_files_and_go_on_over_kills_of_either_pro
     let mut busy = spec([shell("app", "while :; do :; done", &[])]);
     busy.resources = Some(limits(100, 64 << 20, 20));
     node.create("busy", busy).await?;
+    let eats = shell("app", "while :; do tail /dev/zero; sleep 1; done", &[]);
+    let mut hungry = spec([eats]);
+    hungry.resources = Some(limits(1000, 16 << 20, 20));
+    node.create("hungry", hungry).await?;
     let serving = node.create("web", web("hello", 8080)).await?;
     let mut metrics = Metrics::start(&node).await?;
 
@@ -182,6 +192,20 @@ async fn samples_agree_with_the_kernels_files_and_go_on_over_kills_of_either_pro
         usage.memory_usage >= usage.memory_working_set && usage.memory_working_set > 0,
         "{usage:?}"
     );
+    // The child is killed for memory again and again, and the container lives.
+    let files = Files::of(&node, "hungry").await?;
+    eventually("a kill", SOON, async || {
+        files.oom_kills().is_ok_and(|it| it > 0)
+    })
+    .await?;
+    let before = files.oom_kills()?;
+    let seen = metrics.fresh("hungry").await?.usage.context("figures")?;
+    let after = files.oom_kills()?;
+    ensure!(
+        between(before, seen.oom_kills, after),
+        "{before} {seen:?} {after}"
+    );
+    node.delete("hungry").await?;
     let request = v1::SnapshotRequest { id: "busy".into() };
     let snapshot = node
         .sandboxes()
