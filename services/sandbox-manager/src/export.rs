@@ -17,9 +17,13 @@ use std::{
 use berth_domain::SandboxId;
 use berth_logs::{
     merge::{Merged, Unreadable},
-    reader::{Position, Reader},
+    reader::{Content, Position, Reader},
 };
 use berth_platform::{Images, Network, Runtime};
+use berth_telemetry::{
+    KeyValue,
+    instruments::{LINES_DROPPED, LINES_EXPORTED},
+};
 use opentelemetry_proto::tonic::{
     collector::logs::v1::logs_service_client::LogsServiceClient, logs::v1::LogRecord,
 };
@@ -135,6 +139,8 @@ struct Seen {
 struct Batch {
     records: Vec<LogRecord>,
     positions: BTreeMap<String, Position>,
+    /// Lines that the logs say are missing, by the reason.
+    missing: BTreeMap<&'static str, u64>,
     at_end: bool,
 }
 
@@ -209,14 +215,18 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             }
         };
         if !batch.records.is_empty() {
+            let lines = batch.records.len();
             match self.send(&id, &about, batch.records).await {
-                Sent::Taken => {}
+                Sent::Taken => LINES_EXPORTED.record(lines as f64, &[]),
                 Sent::Refused => {
                     self.postpone(&id);
                     return false;
                 }
                 Sent::Stopping => return false,
             }
+        }
+        for (reason, lines) in batch.missing {
+            LINES_DROPPED.record(lines as f64, &[KeyValue::new("berth.gap.reason", reason)]);
         }
         self.unsaved |= self.kept.put(&id, batch.positions);
         self.looked(&id, Some(merged), batch.at_end.then_some(files));
@@ -372,6 +382,7 @@ fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {
 
 fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     let (mut records, mut bytes, mut at_end) = (vec![], 0, true);
+    let mut missing = BTreeMap::new();
     merged.look_again();
     loop {
         let log = |name: &str, all: &Merged| {
@@ -384,6 +395,9 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
         };
         let name = name.to_owned();
         let log = log(&name, merged);
+        if let Content::Gap(gap) = &entry.content {
+            *missing.entry(message::reason(gap.reason)).or_default() += gap.lines;
+        }
         let record = about.record(&name, log, entry);
         bytes += message::size(&record);
         records.push(record);
@@ -397,6 +411,7 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     Ok(Batch {
         records,
         positions,
+        missing,
         at_end,
     })
 }

@@ -39,7 +39,10 @@ impl HttpClient for Client {
     }
 }
 
-async fn send(http: reqwest::Client, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+async fn send(
+    http: reqwest::Client,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, HttpError> {
     let mut answer = http.execute(request.try_into()?).await?;
     let mut response = Response::builder().status(answer.status());
     if let Some(headers) = response.headers_mut() {

@@ -35,10 +35,16 @@ const METHOD: Attribute = attribute(
     "rpc.method",
     "full name as `berth.v1.SandboxService/Create`; `_OTHER` for one that is not served",
 );
-const ERROR: Attribute = attribute("error.type", "a reason of the contract; absent where it went well");
+const ERROR: Attribute = attribute(
+    "error.type",
+    "a reason of the contract; absent where it went well",
+);
 const SANDBOX: Attribute = attribute("berth.sandbox.id", "id of the sandbox");
 const CONTAINER: Attribute = attribute("container.name", "its name in the spec");
-const DIRECTION: Attribute = attribute("network.io.direction", "`receive`, `transmit`: as the sandbox sees it");
+const DIRECTION: Attribute = attribute(
+    "network.io.direction",
+    "`receive`, `transmit`: as the sandbox sees it",
+);
 const DISK: Attribute = attribute("disk.io.direction", "`read`, `write`");
 const CPU_MODE: Attribute = attribute("cpu.mode", "`user`, `system`");
 const KIND: Attribute = attribute("berth.collection.kind", "`images`, `blobs`");
@@ -132,17 +138,17 @@ instruments! {
     GC_RUNS = Counter("berth.collection.runs", "{run}") IMAGE_GC, 16,
         [KIND, attribute("berth.collection.cause", "`scheduled`, `pressure`, `requested`"),
          attribute("berth.collection.result", "`done`, `aborted`")];
-        "Runs that have ended since this worker began to follow them."
+        "Runs of the node that have ended. Each worker tells of all of them: take the maximum."
     GC_DELETED = Counter("berth.collection.deleted_objects", "{object}") IMAGE_GC, 2, [KIND];
-        "Images and blobs that this worker has deleted."
+        "Images and blobs that runs have deleted; likewise."
     GC_FREED = Counter("berth.collection.freed", "By") IMAGE_GC, 2, [KIND];
-        "What these took on disk, or would have."
+        "What these took on disk; likewise."
     GC_FAILED = Counter("berth.collection.failed_objects", "{object}") IMAGE_GC, 2, [KIND];
-        "Images and blobs that this worker could not delete."
+        "Images and blobs that could not be deleted; likewise."
     GC_RUN_DURATION = Histogram("berth.collection.duration", "s") IMAGE_GC, 2, [KIND], LONG;
         "How long a run took, with the parts of all workers."
     GC_ALARMS = UpDownCounter("berth.collection.alarms", "{alarm}") IMAGE_GC, 8,
-        [attribute("berth.alarm", "what it is about: `manager`, `disk`")];
+        [attribute("berth.alarm", "what it is about: `manager`, `disk`, `run`, `goal`")];
         "1 for each thing that keeps this worker from its work."
     GC_MISSED = UpDownCounter("berth.collection.missed", "By") IMAGE_GC, 2, [KIND];
         "What the latest run was asked to free and could not, as something needs it."

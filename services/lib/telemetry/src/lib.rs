@@ -12,7 +12,10 @@ mod prometheus;
 mod settings;
 pub mod spans;
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +66,13 @@ impl StartError {
     }
 }
 
+static COUNTS: AtomicBool = AtomicBool::new(false);
+
+/// Whether anybody sees metrics. Where not, what would only be gathered for them need not be.
+pub fn counts() -> bool {
+    COUNTS.load(Ordering::Relaxed)
+}
+
 /// What runs; `finish` sends what is left.
 #[derive(Debug)]
 #[must_use]
@@ -76,6 +86,7 @@ pub fn start(identity: Identity<'_>, config: &Config) -> Result<Telemetry, Start
     let settings = settings::Settings::of_environment()?;
     let exporters = Exporters::new(identity, &settings, !config.prometheus_address.is_empty())?;
     lines::install(&exporters);
+    COUNTS.store(exporters.counts(), Ordering::Relaxed);
     if exporters.counts() {
         process::observe();
     }

@@ -147,10 +147,16 @@ async fn answer(
         response
     };
     if request.uri().path() != "/metrics" {
-        return text(StatusCode::NOT_FOUND, Bytes::from_static(b"ask for /metrics\n"));
+        return text(
+            StatusCode::NOT_FOUND,
+            Bytes::from_static(b"ask for /metrics\n"),
+        );
     }
     if request.method() != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, Bytes::from_static(b"ask with GET\n"));
+        return text(
+            StatusCode::METHOD_NOT_ALLOWED,
+            Bytes::from_static(b"ask with GET\n"),
+        );
     }
     let _turn = one.acquire().await;
     let encoded = tokio::task::spawn_blocking(move || {

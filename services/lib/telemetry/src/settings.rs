@@ -122,8 +122,16 @@ mod tests {
     const ALL: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
     const AT: &str = "http://127.0.0.1:4317";
 
-    fn signals(traces: Option<Protocol>, metrics: Option<Protocol>, logs: Option<Protocol>) -> Settings {
-        Settings { traces, metrics, logs }
+    fn signals(
+        traces: Option<Protocol>,
+        metrics: Option<Protocol>,
+        logs: Option<Protocol>,
+    ) -> Settings {
+        Settings {
+            traces,
+            metrics,
+            logs,
+        }
     }
 
     #[test]

@@ -39,7 +39,10 @@ pub const ALL: &[Declared] = &[
             attribute("rpc.system.name", "`grpc`"),
             attribute("rpc.method", "as the name"),
             attribute("rpc.response.status_code", "a code of gRPC as `NOT_FOUND`"),
-            attribute("error.type", "the reason of the contract, or else the code, where it failed"),
+            attribute(
+                "error.type",
+                "the reason of the contract, or else the code, where it failed",
+            ),
         ],
     },
     Declared {
@@ -51,7 +54,10 @@ pub const ALL: &[Declared] = &[
         attributes: &[
             attribute("berth.sandbox.id", "id of the sandbox"),
             attribute("berth.sandbox.generation", "its generation"),
-            attribute("berth.sandbox.verb", "`create`, `undo`, `delete`, `stop`, `expire`, `exit`, `clear`"),
+            attribute(
+                "berth.sandbox.verb",
+                "`create`, `undo`, `delete`, `stop`, `expire`, `exit`, `clear`",
+            ),
             attribute("error.type", "the reason of the contract, where it failed"),
         ],
     },
@@ -62,7 +68,10 @@ pub const ALL: &[Declared] = &[
         description: "One step of a plan, with its wait for a place.",
         attributes: &[
             attribute("berth.sandbox.step", "as `create-task`"),
-            attribute("container.name", "of a step about a container: its name in the spec, or `pause`"),
+            attribute(
+                "container.name",
+                "of a step about a container: its name in the spec, or `pause`",
+            ),
             attribute("error.type", "the reason of the contract, where it failed"),
         ],
     },
@@ -103,7 +112,12 @@ pub fn call(method: &str, headers: &HeaderMap) -> Span {
 }
 
 /// What a sandbox's task does for one reason.
-pub fn plan(verb: &str, sandbox: &dyn std::fmt::Display, generation: u64, origin: Option<&Origin>) -> Span {
+pub fn plan(
+    verb: &str,
+    sandbox: &dyn std::fmt::Display,
+    generation: u64,
+    origin: Option<&Origin>,
+) -> Span {
     let span = info_span!(
         target: TARGET,
         "plan",
