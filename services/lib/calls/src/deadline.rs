@@ -124,7 +124,54 @@ fn parse(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use tonic::{Code, Status};
+    use tower::service_fn;
+
     use super::*;
+
+    fn request(method: &str, timeout: Option<&str>) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        let path = format!("/berth.v1.SandboxService/{method}");
+        *request.uri_mut() = path.parse().unwrap();
+        if let Some(timeout) = timeout {
+            let headers = request.headers_mut();
+            headers.insert("grpc-timeout", timeout.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn a_unary_call_has_a_deadline_in_any_case_and_a_stream_only_its_callers() {
+        const DEFAULT: Duration = Duration::from_secs(1800);
+        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), DEFAULT);
+        let own = Some(Duration::from_secs(2));
+        for (method, timeout, expected) in [
+            ("Get", Some("2S"), own),
+            ("Get", None, Some(DEFAULT)),
+            ("Get", Some("soon"), Some(DEFAULT)),
+            ("Watch", Some("2S"), own),
+            ("Watch", None, None),
+        ] {
+            let found = layer.of(&request(method, timeout));
+            assert_eq!(found, expected, "{method} {timeout:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_is_told_as_deadline_exceeded() {
+        let default = Duration::from_millis(10);
+        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), default);
+        let mut service = layer.layer(service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        }));
+        for timeout in [Some("20m"), None] {
+            let answer = service.call(request("Get", timeout)).await.unwrap();
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout:?}");
+        }
+    }
 
     #[test]
     fn a_call_ends_before_its_deadline_so_that_it_can_say_why() {

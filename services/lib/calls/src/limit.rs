@@ -96,3 +96,71 @@ fn too_many(most: usize) -> Failure {
         ..failure
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tokio::sync::watch;
+    use tonic::{Code, Status};
+    use tonic_types::StatusExt as _;
+    use tower::service_fn;
+
+    use super::*;
+
+    fn request(path: &str) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        *request.uri_mut() = path.parse().unwrap();
+        request
+    }
+
+    fn status(response: &Response<Body>) -> Status {
+        Status::from_header_map(response.headers()).unwrap_or_else(|| Status::new(Code::Ok, ""))
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_is_refused_with_a_time_to_come_again_and_streams_and_health_are_not()
+    {
+        let (free, held) = watch::channel(false);
+        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1);
+        let mut service = layer.layer(service_fn(move |_: Request<Body>| {
+            let mut held = held.clone();
+            async move {
+                drop(held.wait_for(|it| *it).await);
+                Ok::<_, Infallible>(Response::new(Body::empty()))
+            }
+        }));
+        const GET: &str = "/berth.v1.SandboxService/Get";
+        let waits = service.call(request(GET));
+        let refused = service.call(request(GET)).await.unwrap();
+        let refused = status(&refused);
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let details = refused.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "CALLS_EXHAUSTED");
+        let again = details.retry_info().unwrap().retry_delay;
+        assert_eq!(again, Some(RETRY_AFTER));
+        // They are taken, and wait for what they are about.
+        let watches = service.call(request("/berth.v1.SandboxService/Watch"));
+        let health = service.call(request("/grpc.health.v1.Health/Check"));
+        free.send_replace(true);
+        for call in [waits, watches, health] {
+            assert_eq!(status(&call.await.unwrap()).code(), Code::Ok);
+        }
+        let after = service.call(request(GET)).await.unwrap();
+        assert_eq!(status(&after).code(), Code::Ok, "its place is free again");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_gives_its_place_back() {
+        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1);
+        let mut service = layer.layer(service_fn(|it: Request<Body>| async move {
+            if it.uri().path().ends_with("Delete") {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }));
+        drop(service.call(request("/berth.v1.SandboxService/Delete")));
+        let after = service.call(request("/berth.v1.SandboxService/Get"));
+        assert_eq!(status(&after.await.unwrap()).code(), Code::Ok);
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::{error::Error, pin::Pin, time::Duration};
 
+use http::{HeaderMap, header::CONTENT_TYPE};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::runtime::Handle;
 
@@ -36,6 +37,32 @@ impl HttpClient for Client {
         let http = self.http.clone();
         let sent = AbortOnDrop(self.runtime.spawn(send(http, request)));
         Box::pin(async move { sent.await? })
+    }
+}
+
+/// A receiver that is posted to.
+#[derive(Clone, Debug)]
+pub struct HttpReceiver(reqwest::Client);
+
+impl HttpReceiver {
+    /// No answer takes longer than `timeout`.
+    pub fn new(timeout: Duration) -> Result<Self, HttpError> {
+        Ok(Self(Client::new(timeout)?.http))
+    }
+
+    /// The status of the answer, and what it says.
+    pub async fn post(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        body: Vec<u8>,
+    ) -> Result<(u16, Vec<u8>), HttpError> {
+        let mut request = Request::post(url)
+            .header(CONTENT_TYPE, "application/x-protobuf")
+            .body(body.into())?;
+        request.headers_mut().extend(headers);
+        let answer = send(self.0.clone(), request).await?;
+        Ok((answer.status().as_u16(), answer.into_body().to_vec()))
     }
 }
 

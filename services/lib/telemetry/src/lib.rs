@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::exporters::Exporters;
 pub use crate::{
     document::document,
+    http_client::HttpReceiver,
     instrument::{Attribute, Instrument, Kind, Observer},
     prometheus::check_address,
     settings::Variables,
