@@ -80,7 +80,7 @@ fmt: tools ## format the Rust and the contract
 	$(buf) format --write
 
 telemetry: ## write the lists of metrics and spans into docs/telemetry.md
-	cargo run --quiet --package berth-telemetry --example telemetry_document
+	BERTH_WRITE_DOCUMENTS=1 cargo test --quiet --workspace $(crash_points) --test shown
 
 proto: tools ## generate again from the contract, and check that it builds
 	$(buf) build

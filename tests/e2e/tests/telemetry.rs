@@ -69,7 +69,8 @@ fn asked(id: &str, spec: v1::SandboxSpec) -> v1::CreateRequest {
 }
 
 async fn create(node: &TestNode, id: &str, spec: v1::SandboxSpec) -> anyhow::Result<()> {
-    let created = node.sandboxes().create(asked(id, spec));
+    let mut client = node.sandboxes();
+    let created = client.create(asked(id, spec));
     tokio::time::timeout(SOON, created).await??;
     Ok(())
 }
@@ -214,8 +215,7 @@ async fn all_three_signals_reach_a_receiver_over_grpc_and_over_http_and_none_is_
             ensure!(node.delete(&id).await?);
         }
     }
-    node.signal_manager("-TERM", SOON)?;
-    node.up().await?;
+    drop(receiver);
     node.finish()
 }
 
@@ -332,7 +332,7 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
     node.kill_dns()?;
     node.up_with(&[("BERTH_DNS_TELEMETRY__PROMETHEUS_ADDRESS", &at(dns))])
         .await?;
-    let _metrics = {
+    let sampler = {
         let mut command = node.command("metrics");
         command.args([
             "--set",
@@ -398,6 +398,6 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
     ensure!(node.delete("stays").await?);
     let gone = || async { !shown("berth_sandbox_id=\"stays\"")().await };
     eventually("the series of a sandbox go with it", SOON, gone).await?;
-    drop(worker);
+    drop((prometheus, sampler, worker));
     node.finish()
 }
