@@ -24,7 +24,7 @@ TEST_THREADS ?= 2
 DURATION ?= 60
 SEED ?=
 
-.PHONY: help build demo test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs fmt proto tools
+.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -78,6 +78,9 @@ soak-logs: tools ## write 5 MB/s of lines for DURATION seconds (60) while the ma
 fmt: tools ## format the Rust and the contract
 	cargo fmt --all
 	$(buf) format --write
+
+telemetry: ## write the lists of metrics and spans into docs/telemetry.md
+	BERTH_WRITE_DOCUMENTS=1 cargo test --quiet --workspace $(crash_points) --test shown
 
 proto: tools ## generate again from the contract, and check that it builds
 	$(buf) build

@@ -402,6 +402,9 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::WorkLeaseHeld => "wait until its holder gives it back, or until it ends",
         ErrorReason::WorkLeaseLost => "take the lease again, and look at its work again",
         ErrorReason::WorkLeasesExhausted => "release leases that nobody works under",
+        ErrorReason::CallsExhausted => {
+            "try again in a moment, or raise the manager's `calls.unary_max`"
+        }
         ErrorReason::ImagePinsExhausted => "take pins away with `berth images unpin`",
         ErrorReason::CollectionNotFound => "see the latest runs with `berth gc ls`",
         ErrorReason::CollectionAborted => "mend what cannot be read; nothing is deleted meanwhile",

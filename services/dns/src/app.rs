@@ -5,6 +5,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
 use berth_plugin::listen;
+use berth_telemetry::instruments::DNS_FOLLOWS;
 use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -70,6 +71,11 @@ impl App {
         let (changed, changes) = watch::channel(known);
         let knowledge: Knowledge = Arc::new(changed);
         let (streams, following) = watch::channel(Streams::default());
+        let follows = following.clone();
+        DNS_FOLLOWS.observe(move |it| {
+            let Streams { sandboxes, catalog } = *follows.borrow();
+            it.see(f64::from(u8::from(sandboxes && catalog)), &[]);
+        });
         // Where somebody said what it shall be, nobody else is asked.
         let said = config.subnets().is_none().then_some(subnets);
         tokio::select! {
@@ -132,6 +138,7 @@ async fn serve_health(
         }
     };
     let served = Server::builder()
+        .layer(berth_calls::layers(berth_calls::Limits::default()))
         .add_service(service)
         .serve_with_incoming(UnixListenerStream::new(listener));
     tokio::select! {

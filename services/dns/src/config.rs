@@ -68,6 +68,7 @@ pub struct Config {
     /// And at most, however long its records live.
     #[serde(with = "berth_daemon::duration")]
     pub egress_life_max: Duration,
+    pub telemetry: berth_telemetry::Config,
 }
 
 impl Default for Config {
@@ -89,6 +90,7 @@ impl Default for Config {
             cache_ttl_max: Duration::from_secs(300),
             egress_life_min: Duration::from_secs(60),
             egress_life_max: Duration::from_secs(3600),
+            telemetry: berth_telemetry::Config::default(),
         }
     }
 }
@@ -125,6 +127,8 @@ fn check(config: &Config) -> anyhow::Result<()> {
         );
     }
     check_socket("socket", &config.socket)?;
+    berth_telemetry::check_address(&config.telemetry.prometheus_address)
+        .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
     check_address("manager", &config.manager)?;
     ensure!(
         config.subnet.is_empty() || config.subnet.parse().is_ok_and(|it| is_subnet(&it)),

@@ -4,6 +4,7 @@
 mod app;
 mod config;
 mod egress;
+mod figures;
 mod follow;
 mod forward;
 mod known;

@@ -4,7 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -22,6 +22,7 @@ use tokio::{
 
 use crate::{
     egress::Egress,
+    figures::{answered_by, told},
     forward::Forwarder,
     message::{Verdict, encode, failure, judge, udp_limit},
     places::Places,
@@ -138,19 +139,26 @@ async fn packets(socket: UdpSocket, answers: Answers) {
         let packet = &buffer[..length];
         let limit = Some(udp_limit(packet));
         let zone = answers.zone.borrow().clone();
-        match judge(&zone, caller.ip(), packet) {
+        let began = Instant::now();
+        let verdict = judge(&zone, caller.ip(), packet);
+        let by = answered_by(&verdict);
+        match verdict {
             Verdict::Ignore => {}
             Verdict::Reply(reply) => {
+                told(by, Transport::Udp, began, Some(&reply));
                 if let Some(bytes) = encode(&reply, limit) {
                     send(&socket, &bytes, caller).await;
                 }
             }
             // The caller asks again.
-            Verdict::ReplyBehind(..) | Verdict::Forward(..) if pending.len() >= PENDING_MAX => {}
+            Verdict::ReplyBehind(..) | Verdict::Forward(..) if pending.len() >= PENDING_MAX => {
+                told(by, Transport::Udp, began, None);
+            }
             waits @ (Verdict::ReplyBehind(..) | Verdict::Forward(..)) => {
                 let (socket, answers) = (socket.clone(), answers.clone());
                 pending.spawn(async move {
                     let reply = answers.reply(caller.ip(), waits, Transport::Udp).await;
+                    told(by, Transport::Udp, began, reply.as_ref());
                     if let Some(bytes) = reply.and_then(|it| encode(&it, limit)) {
                         send(&socket, &bytes, caller).await;
                     }
@@ -209,8 +217,11 @@ async fn converse(
         };
         let packet = tokio::time::timeout(IDLE, question).await??;
         let zone = answers.zone.borrow().clone();
+        let began = Instant::now();
         let verdict = judge(&zone, caller.ip(), &packet);
+        let by = answered_by(&verdict);
         let reply = answers.reply(caller.ip(), verdict, Transport::Tcp).await;
+        told(by, Transport::Tcp, began, reply.as_ref());
         let Some(bytes) = reply.and_then(|it| encode(&it, None)) else {
             return Ok(());
         };

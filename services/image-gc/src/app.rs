@@ -13,7 +13,7 @@ use tonic_health::ServingStatus;
 use crate::{
     catalog,
     config::Config,
-    duties, follow,
+    duties, figures, follow,
     manager::{Broken, Manager},
     members,
     rpc::ImageGcRpc,
@@ -59,6 +59,7 @@ impl App {
     pub async fn run(&self) -> anyhow::Result<()> {
         let Shared { config, .. } = &*self.shared;
         let listener = listen(&config.socket)?;
+        figures::observe(&self.shared);
         tracing::info!(
             worker = config.name,
             socket = %config.socket.display(),
@@ -145,6 +146,7 @@ async fn serve(listener: UnixListener, shared: Arc<Shared>) -> anyhow::Result<()
         }
     };
     let served = Server::builder()
+        .layer(berth_calls::layers(berth_calls::Limits::default()))
         .add_service(health_service)
         .add_service(reflection().build_v1().context("reflection")?)
         // Tools made with Python still ask for the older version.

@@ -75,6 +75,7 @@ pub struct Config {
     /// After this time without a word the others take this worker's part over.
     #[serde(with = "berth_daemon::duration")]
     pub lease_time: Duration,
+    pub telemetry: berth_telemetry::Config,
 }
 
 impl Default for Config {
@@ -97,6 +98,7 @@ impl Default for Config {
             blob_age: HOUR,
             tombstone_grace: Duration::from_secs(600),
             lease_time: Duration::from_secs(15),
+            telemetry: berth_telemetry::Config::default(),
         }
     }
 }
@@ -134,6 +136,8 @@ fn check(config: &Config) -> anyhow::Result<()> {
         );
     }
     check_socket("socket", &config.socket)?;
+    berth_telemetry::check_address(&config.telemetry.prometheus_address)
+        .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
     if !config.manager_address.is_empty() {
         check_address("manager_address", &config.manager_address)?;
     }

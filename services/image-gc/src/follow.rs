@@ -4,6 +4,7 @@ use berth_api::v1;
 
 use crate::{
     config::Config,
+    figures,
     manager::{Broken, Manager},
     state::State,
 };
@@ -24,6 +25,11 @@ pub(crate) async fn runs(
         state.runs.send_modify(|runs| match message.collection {
             None => runs.synced = true,
             Some(it) => {
+                let before = runs.by_id.get(&it.id);
+                let was_open = before.is_none_or(|it| it.ended_at.is_none());
+                if runs.synced && was_open && it.ended_at.is_some() {
+                    figures::ended(&it);
+                }
                 runs.by_id.insert(it.id, it);
                 while runs.by_id.len() > RUNS_MAX {
                     runs.by_id.pop_first();

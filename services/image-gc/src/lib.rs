@@ -7,6 +7,7 @@ mod config;
 mod directory;
 mod duties;
 mod facts;
+mod figures;
 mod follow;
 mod manager;
 mod members;

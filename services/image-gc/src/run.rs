@@ -18,12 +18,15 @@ use berth_domain::{
     collection::{CollectionKind, Slice},
 };
 use berth_plugin::chain;
+use berth_telemetry::spans;
 use tonic::Status;
+use tracing::Instrument as _;
 
 use crate::{
     config::Config,
     directory::Links,
     facts::{Facts, Incomplete, gather},
+    figures,
     manager::{Broken, Manager, is, is_away, within, within_deletions},
     state::{Lease, State},
     wire,
@@ -154,6 +157,7 @@ async fn carry_out(
             false => (Shares::new(), Plan::default()),
         };
         let mut stale = BTreeMap::new();
+        let span = spans::collect(figures::word(kind), run);
         for (slice, lease) in slices {
             let objects = shares.remove(&slice).unwrap_or_default();
             let deleted = before.get(&slice).copied().unwrap_or_default();
@@ -174,8 +178,16 @@ async fn carry_out(
                 catalog_revision,
             };
             let ended = match kind {
-                CollectionKind::Images => work.images(objects, &mut outcome).await,
-                CollectionKind::Blobs => work.blobs(objects, &mut outcome).await,
+                CollectionKind::Images => {
+                    work.images(objects, &mut outcome)
+                        .instrument(span.clone())
+                        .await
+                }
+                CollectionKind::Blobs => {
+                    work.blobs(objects, &mut outcome)
+                        .instrument(span.clone())
+                        .await
+                }
             };
             match ended {
                 Ok(()) if outcome.stale && plans_left > 0 => {

@@ -17,6 +17,7 @@ use tonic_health::ServingStatus;
 
 use crate::{
     config::Config,
+    export,
     follow::learn,
     rpc::MetricsRpc,
     sampler::{Pace, Sampler},
@@ -46,6 +47,7 @@ impl App {
             known: BTreeSet::new(),
             trouble: String::new(),
         };
+        export::observe(&book, &pace);
         let listener = listen(&config.socket)?;
         // It ends with the process.
         std::thread::Builder::new()
@@ -78,6 +80,7 @@ impl App {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         let served = Server::builder()
+            .layer(berth_calls::layers(berth_calls::Limits::default()))
             .add_service(health_service)
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?)

@@ -40,6 +40,7 @@ pub struct Config {
     pub history: Duration,
     /// Files of cgroups that stay open between two samples, which saves most of the time of a reading.
     pub open_files_max: usize,
+    pub telemetry: berth_telemetry::Config,
 }
 
 impl Default for Config {
@@ -50,6 +51,7 @@ impl Default for Config {
             interval: Duration::from_secs(1),
             history: Duration::from_secs(15 * 60),
             open_files_max: 8192,
+            telemetry: berth_telemetry::Config::default(),
         }
     }
 }
@@ -65,6 +67,8 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 
 fn check(config: &Config) -> anyhow::Result<()> {
     check_socket("socket", &config.socket)?;
+    berth_telemetry::check_address(&config.telemetry.prometheus_address)
+        .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
     check_address("manager", &config.manager)?;
     ensure!(
         (INTERVAL_LEAST..=INTERVAL_MOST).contains(&config.interval),

@@ -3,6 +3,7 @@
 
 mod app;
 mod config;
+mod export;
 mod figures;
 mod follow;
 mod history;

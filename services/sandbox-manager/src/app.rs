@@ -33,7 +33,7 @@ use tonic::transport::Server;
 use crate::{
     claim::claim,
     config::{Config, PauseRootfs, STORE_FILE},
-    crash, export,
+    crash, export, figures,
     lifecycle::LifecycleLog,
     log_writer,
     logs::LogReaders,
@@ -42,7 +42,7 @@ use crate::{
     registry::{Limits, Registry},
     rpc::{
         About, CatalogRpc, CollectionRpc, Exports, ImageRpc, Imports, LeaseRpc, NetworkRpc,
-        NodeRpc, SandboxRpc, Streams, deadline::DeadlineLayer,
+        NodeRpc, SandboxRpc, Streams,
     },
     slots,
 };
@@ -64,9 +64,11 @@ pub struct App {
     imports: Imports,
     slot_count: usize,
     allow_host_network: bool,
+    calls: berth_calls::Limits,
     log_dir: PathBuf,
     /// Where logs are exported to, and the file that says what was.
     export: Option<(export::Settings, PathBuf)>,
+    store_file: PathBuf,
     execs: Places,
     names: Names,
     stop: CancellationToken,
@@ -150,8 +152,13 @@ impl App {
             imports,
             slot_count: config.network.slots,
             allow_host_network: config.network.allow_host_network,
+            calls: berth_calls::Limits {
+                unary_max: config.calls.unary_max,
+                default_deadline: config.calls.default_deadline,
+            },
             log_dir: config.log_dir,
             export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
+            store_file: config.state_dir.join(STORE_FILE),
             execs: Places::new(config.exec.per_sandbox, config.exec.per_node),
             names,
             stop,
@@ -172,8 +179,10 @@ impl App {
             imports,
             slot_count,
             allow_host_network,
+            calls,
             log_dir,
             export,
+            store_file,
             execs,
             names,
             stop,
@@ -201,6 +210,7 @@ impl App {
             let export = export::run(registry.clone(), logs.clone(), settings, node_id, file);
             registry.spawn(export);
         }
+        registry.spawn(figures::keep(registry.clone(), store_file));
         let former = end_former_execs(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
 
@@ -248,7 +258,7 @@ impl App {
         let served = Server::builder()
             .initial_stream_window_size(berth_api::CALL_WINDOW_BYTES)
             .initial_connection_window_size(berth_api::CONNECTION_WINDOW_BYTES)
-            .layer(DeadlineLayer)
+            .layer(berth_calls::layers(calls))
             .add_service(health_service)
             .add_service(reflection().build_v1().context("reflection")?)
             // Tools made with Python still ask for the older version.

@@ -4,7 +4,7 @@ mod pull;
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use berth_daemon::{SOCKET_PATH_MAX, key_value};
 use berth_domain::{
     InstanceId,
@@ -26,6 +26,8 @@ const PARALLEL_CREATES_MAX: usize = 1024;
 const SLOTS_MAX: usize = 256;
 /// Each holds three pipes, and up to 400 KiB of what is on its way.
 const EXECS_MAX: usize = 4096;
+/// Each is a task and its request, which can have 4 MiB.
+const CALLS_MAX: usize = 65_536;
 /// containerd's limit for its identifiers.
 const IDENTIFIER_MAX: usize = 76;
 /// The longest domain name, and the longest of its labels.
@@ -97,6 +99,19 @@ pub struct Config {
     pub import: Import,
     pub pull: Pull,
     pub exec: Exec,
+    pub calls: Calls,
+    pub telemetry: berth_telemetry::Config,
+}
+
+/// What callers may ask for at a time.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calls {
+    /// Calls under way that are no streams. Those above are refused.
+    pub unary_max: usize,
+    /// Of a call that is no stream, where its caller sets no deadline.
+    #[serde(with = "berth_daemon::duration")]
+    pub default_deadline: Duration,
 }
 
 /// Programs that callers run beside the containers' own.
@@ -240,6 +255,11 @@ impl Default for Config {
                 per_sandbox: 64,
                 per_node: 512,
             },
+            calls: Calls {
+                unary_max: 2048,
+                default_deadline: Duration::from_secs(1800),
+            },
+            telemetry: berth_telemetry::Config::default(),
         }
     }
 }
@@ -323,6 +343,16 @@ fn check(config: &Config) -> anyhow::Result<()> {
             "{key}: must be 1 to {EXECS_MAX}"
         );
     }
+    ensure!(
+        (1..=CALLS_MAX).contains(&config.calls.unary_max),
+        "calls.unary_max: must be 1 to {CALLS_MAX}"
+    );
+    ensure!(
+        !config.calls.default_deadline.is_zero(),
+        "calls.default_deadline: must not be zero"
+    );
+    berth_telemetry::check_address(&config.telemetry.prometheus_address)
+        .map_err(|it| anyhow!("telemetry.prometheus_address: {it}"))?;
     ensure!(
         is_domain(&config.search_domain),
         "search_domain: {:?} must be a domain like `app.berth`",

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use berth_domain::{
@@ -11,6 +11,7 @@ use berth_domain::{
 };
 use berth_platform::{Images, LayerProgress, Network, Runtime};
 use berth_store::UpdateError;
+use berth_telemetry::{KeyValue, instruments::PULL_DURATION};
 use tokio::sync::{Notify, SemaphorePermit, watch};
 
 use crate::{
@@ -113,6 +114,10 @@ impl Drop for Shown<'_> {
 impl<'a, R: Runtime + Images, N: Network> Execute for Executor<'a, R, N> {
     type Turn = Option<SemaphorePermit<'a>>;
 
+    fn verb(&self) -> &'static str {
+        self.verb
+    }
+
     /// For the one step that costs the node real work.
     async fn turn(&self, step: &Step) -> Self::Turn {
         match step {
@@ -148,6 +153,13 @@ impl<'a, R: Runtime + Images, N: Network> Execute for Executor<'a, R, N> {
     }
 }
 
+/// How long an image took that was not there.
+pub(crate) fn measure_pull<T>(began: Instant, outcome: &Result<T, Failure>) {
+    let error = outcome.as_ref().err();
+    let error = error.map(|it| KeyValue::new("error.type", it.reason.as_str()));
+    PULL_DURATION.record(began.elapsed().as_secs_f64(), error.as_slice());
+}
+
 impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
     /// Writes down what a name of the spec stands for, where that was not known before.
     async fn hold(&self, image: &ImageRef, digest: String) -> Result<(), Failure> {
@@ -180,9 +192,13 @@ impl<R: Runtime + Images, N: Network> Executor<'_, R, N> {
         let (sandbox, id) = (self.sandbox, &self.sandbox.id);
         match step {
             Step::EnsureImage(image) => {
+                let began = Instant::now();
                 let ensured = runtime.ensure(image, progress).await;
-                self.hold(image, ensured.map_err(image_failure)?.digest)
-                    .await
+                let ensured = ensured.map_err(image_failure);
+                if !progress.borrow().is_empty() {
+                    measure_pull(began, &ensured);
+                }
+                self.hold(image, ensured?.digest).await
             }
             Step::Prepare => runtime.prepare(sandbox).await.map_err(runtime_failure),
             Step::OpenNamespaces => network

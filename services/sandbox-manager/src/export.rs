@@ -17,14 +17,22 @@ use std::{
 use berth_domain::SandboxId;
 use berth_logs::{
     merge::{Merged, Unreadable},
-    reader::{Position, Reader},
+    reader::{Content, Position, Reader},
 };
 use berth_platform::{Images, Network, Runtime};
-use opentelemetry_proto::tonic::{
-    collector::logs::v1::logs_service_client::LogsServiceClient, logs::v1::LogRecord,
+use berth_telemetry::{
+    HttpReceiver, KeyValue,
+    instruments::{LINES_DROPPED, LINES_EXPORTED},
 };
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::{
+        ExportLogsServiceRequest, ExportLogsServiceResponse, logs_service_client::LogsServiceClient,
+    },
+    logs::v1::LogRecord,
+};
+use prost::Message as _;
 use tokio::time::Instant;
-use tonic::{Request, Status, transport::Channel};
+use tonic::{Request, Status, metadata::MetadataMap, transport::Channel};
 
 use self::{
     kept::Kept,
@@ -61,7 +69,19 @@ pub(crate) async fn run<R: Runtime + Images, N: Network>(
     file: PathBuf,
 ) {
     let kept = Kept::load(&file);
+    let http = settings.http.is_some();
+    let http = http
+        .then(|| HttpReceiver::new(settings.timeout))
+        .transpose();
+    let http = match http {
+        Ok(http) => http,
+        Err(error) => {
+            tracing::error!(%error, "log lines are not exported");
+            return;
+        }
+    };
     let mut exporter = Exporter {
+        http,
         client: LogsServiceClient::new(settings.channel()),
         settings,
         registry,
@@ -91,6 +111,7 @@ struct Exporter<R, N> {
     registry: Registry<R, N>,
     readers: Arc<LogReaders>,
     client: LogsServiceClient<Channel>,
+    http: Option<HttpReceiver>,
     settings: Settings,
     node_id: Arc<str>,
     /// What the receiver has.
@@ -135,6 +156,8 @@ struct Seen {
 struct Batch {
     records: Vec<LogRecord>,
     positions: BTreeMap<String, Position>,
+    /// Lines that the logs say are missing, by the reason.
+    missing: BTreeMap<&'static str, u64>,
     at_end: bool,
 }
 
@@ -209,14 +232,18 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             }
         };
         if !batch.records.is_empty() {
+            let lines = batch.records.len();
             match self.send(&id, &about, batch.records).await {
-                Sent::Taken => {}
+                Sent::Taken => LINES_EXPORTED.record(lines as f64, &[]),
                 Sent::Refused => {
                     self.postpone(&id);
                     return false;
                 }
                 Sent::Stopping => return false,
             }
+        }
+        for (reason, lines) in batch.missing {
+            LINES_DROPPED.record(lines as f64, &[KeyValue::new("berth.gap.reason", reason)]);
         }
         self.unsaved |= self.kept.put(&id, batch.positions);
         self.looked(&id, Some(merged), batch.at_end.then_some(files));
@@ -313,7 +340,12 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
         about: &About,
         records: &[LogRecord],
     ) -> Result<(), Status> {
-        let mut attempt = Request::new(about.request(&self.node_id, records.to_vec()));
+        let request = about.request(&self.node_id, records.to_vec());
+        if let (Some(http), Some(url)) = (&self.http, &self.settings.http) {
+            let headers = self.settings.with_headers(&MetadataMap::new());
+            return posted(http, id, url, headers, &request).await;
+        }
+        let mut attempt = Request::new(request);
         attempt.set_timeout(self.settings.timeout);
         *attempt.metadata_mut() = self.settings.with_headers(attempt.metadata());
         let answer = self.client.export(attempt);
@@ -340,6 +372,28 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             tracing::warn!(%error, "what was exported is not written down, and may be sent again");
         }
     }
+}
+
+/// As a call would go, over HTTP.
+async fn posted(
+    http: &HttpReceiver,
+    id: &SandboxId,
+    url: &str,
+    headers: MetadataMap,
+    request: &ExportLogsServiceRequest,
+) -> Result<(), Status> {
+    let answer = http
+        .post(url, headers.into_headers(), request.encode_to_vec())
+        .await;
+    let (code, body) = answer.map_err(|it| Status::unavailable(it.to_string()))?;
+    if (200..300).contains(&code) {
+        let answer = ExportLogsServiceResponse::decode(body.as_slice()).unwrap_or_default();
+        if let Some(partial) = answer.partial_success {
+            told(id, partial.rejected_log_records, &partial.error_message);
+        }
+        return Ok(());
+    }
+    Err(verdict::of_http(code))
 }
 
 fn told(id: &SandboxId, rejected: i64, message: &str) {
@@ -372,6 +426,7 @@ fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {
 
 fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     let (mut records, mut bytes, mut at_end) = (vec![], 0, true);
+    let mut missing = BTreeMap::new();
     merged.look_again();
     loop {
         let log = |name: &str, all: &Merged| {
@@ -384,6 +439,9 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
         };
         let name = name.to_owned();
         let log = log(&name, merged);
+        if let Content::Gap(gap) = &entry.content {
+            *missing.entry(message::reason(gap.reason)).or_default() += gap.lines;
+        }
         let record = about.record(&name, log, entry);
         bytes += message::size(&record);
         records.push(record);
@@ -397,6 +455,7 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     Ok(Batch {
         records,
         positions,
+        missing,
         at_end,
     })
 }

@@ -10,6 +10,7 @@ mod crash;
 mod execute;
 mod export;
 mod failures;
+mod figures;
 mod fix;
 mod image_users;
 mod lifecycle;

@@ -3,6 +3,7 @@
 use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context as _;
+use berth_telemetry::Identity;
 use clap::Parser as _;
 use sandbox_manager::{
     App, Command, Config, Flags, Outcome, StoreCommand, StoreError, is_misconfigured, load,
@@ -34,14 +35,31 @@ async fn main() -> ExitCode {
         Some(Command::Uninstall) => return on_uninstall(&config).await,
         None => {}
     }
-    berth_daemon::init_telemetry();
-    match run(config).await {
+    let identity = Identity {
+        service: "sandbox-manager",
+        version: env!("CARGO_PKG_VERSION"),
+        socket: &config.socket,
+    };
+    let telemetry = match berth_telemetry::start(identity, &config.telemetry) {
+        Ok(telemetry) => telemetry,
+        #[expect(clippy::print_stderr, reason = "there is no log output yet")]
+        Err(err) => {
+            eprintln!("sandbox-manager: {err}");
+            return match err.is_misconfigured() {
+                true => ExitCode::from(EX_CONFIG),
+                false => ExitCode::FAILURE,
+            };
+        }
+    };
+    let code = match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             tracing::error!(error = format!("{err:#}"), "sandbox-manager failed");
             exit_code(&err)
         }
-    }
+    };
+    telemetry.finish().await;
+    code
 }
 
 #[expect(clippy::print_stderr, reason = "somebody waits for the answer")]

@@ -15,8 +15,10 @@ use berth_domain::{
 };
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{Admitted as StoreAdmitted, Arrival, Store, StoreError};
+use berth_telemetry::spans::Origin;
 use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
 
 use crate::{
     collecting::Collecting,
@@ -76,6 +78,8 @@ struct Handle {
     view: watch::Receiver<View>,
     ticket: Arc<AtomicU64>,
     admitted: Option<Admitted>,
+    /// The call that wants something of it.
+    origin: Option<Origin>,
 }
 
 impl<R, N> Shared<R, N> {
@@ -94,6 +98,11 @@ impl<R, N> Shared<R, N> {
     pub(crate) fn take_admitted(&self, id: &SandboxId, generation: Generation) -> Option<Admitted> {
         let admitted = self.tasks().get_mut(id)?.admitted.take();
         admitted.filter(|it| it.generation == generation)
+    }
+
+    /// The latest call that wants something of the sandbox, once.
+    pub(crate) fn take_origin(&self, id: &SandboxId) -> Option<Origin> {
+        self.tasks().get_mut(id)?.origin.take()
     }
 
     /// Forgets the task of `id` unless a poke has come meanwhile.
@@ -302,6 +311,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, Failure> {
+        let work = work.instrument(tracing::Span::current());
         let done = self.0.tracker.spawn(work).await;
         done.unwrap_or_else(|_| Err(internal("the work on this call broke off")))
     }
@@ -322,6 +332,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 looked_at: None,
                 former_kills: FormerKills::default(),
                 probing: None,
+                origin: None,
             };
             let guard = Forget {
                 shared: self.0.clone(),
@@ -337,8 +348,12 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
                 view,
                 ticket: Arc::default(),
                 admitted: None,
+                origin: None,
             }
         });
+        if let Some(origin) = Origin::current() {
+            handle.origin = Some(origin);
+        }
         if admitted.is_some() {
             handle.admitted = admitted;
         }

@@ -5,7 +5,6 @@ mod attach;
 mod catalog;
 mod collections;
 mod copy;
-pub(crate) mod deadline;
 mod exec;
 mod forward;
 mod images;

@@ -2,12 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use berth_domain::{Failure, Phase, Plan, Step};
+use berth_domain::{Failure, Phase, Plan, Role, Step};
+use berth_telemetry::{KeyValue, instruments::STEP_DURATION, spans};
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 /// Carries one step out. Every step can be repeated.
 pub(crate) trait Execute: Sync {
+    /// What the steps are for, as `create`.
+    fn verb(&self) -> &'static str;
+
     /// A place that a step needs while it runs.
     type Turn: Send;
 
@@ -65,7 +70,10 @@ pub(crate) async fn run<E: Execute>(
         for (place, planned) in steps.iter().enumerate() {
             if !halted && !begun[place] && planned.after.iter().all(|&it| done[it]) {
                 begun[place] = true;
-                running.push(timed(place, &planned.step, executor, &halt, origin));
+                let container = planned.step.role().map(Role::to_string);
+                let span = spans::step(planned.step.name(), container.as_deref());
+                let step = timed(place, &planned.step, executor, &halt, origin);
+                running.push(step.instrument(span));
             }
         }
         let Some((place, start, took, outcome)) = running.next().await else {
@@ -119,7 +127,29 @@ async fn timed<E: Execute>(
     } else {
         Some(executor.execute(step).await)
     };
-    (place, start - origin, start.elapsed(), outcome)
+    let took = start.elapsed();
+    if let Some(outcome) = &outcome {
+        measure(executor.verb(), step.name(), took, outcome);
+    }
+    (place, start - origin, took, outcome)
+}
+
+pub(crate) fn measure(
+    verb: &'static str,
+    step: &'static str,
+    took: Duration,
+    outcome: &Result<(), Failure>,
+) {
+    let mut attributes = vec![
+        KeyValue::new("berth.sandbox.verb", verb),
+        KeyValue::new("berth.sandbox.step", step),
+    ];
+    if let Err(failure) = outcome {
+        attributes.push(KeyValue::new("error.type", failure.reason.as_str()));
+        let span = tracing::Span::current();
+        spans::fail(&span, failure.reason.as_str(), &failure.message);
+    }
+    STEP_DURATION.record(took.as_secs_f64(), &attributes);
 }
 
 #[cfg(test)]
@@ -184,6 +214,10 @@ mod tests {
 
     impl Execute for FlakyExecutor {
         type Turn = ();
+
+        fn verb(&self) -> &'static str {
+            "test"
+        }
 
         async fn turn(&self, _: &Step) {}
 

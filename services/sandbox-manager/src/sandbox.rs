@@ -13,12 +13,18 @@ use berth_domain::{
     assess,
     decide::{self, Manner, decide, tear_down},
     health,
-    record::Ending,
+    record::{Ending, ExitCause},
 };
 use berth_platform::{Images, LayerProgress, Network, Runtime};
 use berth_store::UpdateError;
+use berth_telemetry::{
+    KeyValue,
+    instruments::{CREATE_DURATION, EXITS},
+    spans::{self, Origin},
+};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use crate::{
     crash,
@@ -28,7 +34,7 @@ use crate::{
     probing::Probing,
     ready::{exit_record, look_at_ports, oom_kills, standing},
     registry::Shared,
-    run::{Ended, OnFailure, Ran, run},
+    run::{Ended, OnFailure, Ran, measure, run},
 };
 
 /// A sandbox at rest is looked at this often, in case that an event was lost.
@@ -112,6 +118,8 @@ pub(crate) struct SandboxTask<R, N> {
     pub(crate) looked_at: Option<Instant>,
     /// What the kernel had killed for memory by then, in containers that went on.
     pub(crate) former_kills: FormerKills,
+    /// The call whose wish is carried out.
+    pub(crate) origin: Option<Origin>,
     /// While it is RUNNING or NOT_READY.
     pub(crate) probing: Option<Probing<R, N>>,
 }
@@ -137,6 +145,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         let mut woken = Woken::Called;
         while !self.shared.stop.is_cancelled() {
             let ticket = self.shared.ticket(&self.id);
+            self.origin = self.shared.take_origin(&self.id).or(self.origin.take());
             let next = match self.turn(ticket, woken).await {
                 Ok(next) => {
                     backoff = FIRST_BACKOFF;
@@ -160,6 +169,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 }
             };
             woken = Woken::Called;
+            if self.view.borrow().trouble.is_none() && !matches!(next, Next::Again) {
+                self.origin = None;
+            }
             match next {
                 Next::Again => {}
                 Next::Wait(time) => tokio::select! {
@@ -204,7 +216,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             // Whatever else is wanted of it by now.
             Status::Pending if record.failure.is_some() => self.give_up(&record).await,
             _ if over => self.end(&record).await,
-            Status::Pending => self.create(&record).await,
+            Status::Pending => {
+                let span = self.span("create", record.generation);
+                self.create(&record).instrument(span).await
+            }
             Status::Running | Status::NotReady => self.look(&record, woken).await,
             // It holds nothing, unless somebody left something under its id.
             Status::Stopped | Status::Dead => {
@@ -212,6 +227,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 Ok(Next::Over)
             }
         }
+    }
+
+    fn span(&self, verb: &'static str, generation: Generation) -> Span {
+        spans::plan(verb, &self.id, generation.0, self.origin.as_ref())
     }
 
     fn show(&self, record: &SandboxRecord) {
@@ -242,7 +261,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         let origin = admitted.map_or_else(Instant::now, |it| it.at);
         let interrupt = CancellationToken::new();
         let mut phases = Vec::new();
-        phases.extend(admitted.map(|it| phase("admit", Duration::ZERO, it.took)));
+        if let Some(it) = admitted {
+            phases.push(phase("admit", Duration::ZERO, it.took));
+            measure("create", "admit", it.took, &Ok(()));
+        }
         if let Some(log) = self.shared.lifecycle.get().filter(|_| admitted.is_some()) {
             log.tell(None, record);
         }
@@ -277,7 +299,9 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         match ended {
             Ended::Done => {
                 self.complete(record, &mut found.images).await?;
-                self.succeed(record, found, phases).await
+                let next = self.succeed(record, found, phases).await?;
+                measure_create(admitted, None);
+                Ok(next)
             }
             Ended::Interrupted if self.shared.stop.is_cancelled() => {
                 // The next manager goes on with it.
@@ -298,6 +322,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             }
             Ended::Failed { step, failure } => {
                 tracing::info!(sandbox = %self.id, %step, "undoing a failed Create");
+                measure_create(admitted, Some(&failure));
                 self.condemn(record, failure, found.exit, phases).await?;
                 self.undo(record, &seen, &plan)
                     .await
@@ -474,12 +499,20 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         let sandbox = Sandbox::of_id(self.id.clone());
         let executor = Executor::new(verb, &self.shared, &sandbox, &self.exits, &self.view);
         let never = CancellationToken::new();
-        match run(plan, &executor, OnFailure::GoOn, &never, Instant::now())
-            .await
-            .ended
-        {
+        let record = self.view.borrow().record.clone();
+        let generation = record.map_or(Generation(0), |it| it.generation);
+        // Within a Create it is a part of that.
+        let span = match Span::current().is_none() {
+            true => self.span(verb, generation),
+            false => spans::plan(verb, &self.id, generation.0, None),
+        };
+        let running = run(plan, &executor, OnFailure::GoOn, &never, Instant::now());
+        match running.instrument(span.clone()).await.ended {
             Ended::Done | Ended::Interrupted => Ok(()),
-            Ended::Failed { step, failure } => Err(failure.with("held", step)),
+            Ended::Failed { step, failure } => {
+                spans::fail(&span, failure.reason.as_str(), &failure.message);
+                Err(failure.with("held", step))
+            }
         }
     }
 
@@ -590,6 +623,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Health::Exited { role, code, at } => {
                 let exit = self.exit_record(record, role, code, at).await?;
                 let message = exit.describe();
+                EXITS.record(1.0, &[KeyValue::new("berth.exit.cause", cause(exit.cause))]);
                 let written = self.write(record, move |it, now| {
                     it.exit = Some(exit);
                     it.enter(
@@ -757,6 +791,27 @@ async fn changed<R: Runtime + Images, N: Network>(probing: Option<&mut Probing<R
     match probing {
         Some(it) => it.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+fn measure_create(admitted: Option<Admitted>, failure: Option<&Failure>) {
+    if let Some(failure) = failure {
+        spans::fail(&Span::current(), failure.reason.as_str(), &failure.message);
+    }
+    // What a former manager has begun is no measure.
+    if let Some(admitted) = admitted {
+        let error = failure.map(|it| KeyValue::new("error.type", it.reason.as_str()));
+        CREATE_DURATION.record(admitted.at.elapsed().as_secs_f64(), error.as_slice());
+    }
+}
+
+fn cause(it: ExitCause) -> &'static str {
+    match it {
+        ExitCause::Exit => "exit",
+        ExitCause::Signal => "signal",
+        ExitCause::Oom => "oom",
+        ExitCause::RuntimeLost => "runtime_lost",
+        ExitCause::Unknown => "unknown",
     }
 }
 

@@ -66,7 +66,8 @@ fn code(reason: Reason) -> Code {
         | Reason::DiskLow
         | Reason::LogReadersExhausted
         | Reason::WorkLeasesExhausted
-        | Reason::ImagePinsExhausted => Code::ResourceExhausted,
+        | Reason::ImagePinsExhausted
+        | Reason::CallsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RegistryBusy
         | Reason::PullStalled

@@ -1,4 +1,4 @@
-//! What every process of Berth does alike: configuration, log output, signals. Functions, not a framework.
+//! What every process of Berth does alike: configuration, signals. Functions, not a framework.
 
 mod config;
 pub mod crash;
@@ -9,4 +9,4 @@ pub use config::{
     ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,
 };
 pub use memory::{kib_figures, resident_bytes};
-pub use process::{init_telemetry, stop_signal};
+pub use process::stop_signal;

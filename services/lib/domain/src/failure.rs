@@ -86,6 +86,7 @@ reasons! {
     PullStalled = "PULL_STALLED",
     CredentialsUnreadable = "CREDENTIALS_UNREADABLE",
     ImageIncomplete = "IMAGE_INCOMPLETE",
+    CallsExhausted = "CALLS_EXHAUSTED",
 }
 
 impl Reason {

@@ -147,7 +147,7 @@ fn stream(kind: Kind) -> (&'static str, SeverityNumber) {
     }
 }
 
-fn reason(reason: GapReason) -> &'static str {
+pub(super) fn reason(reason: GapReason) -> &'static str {
     match reason {
         GapReason::Disk => "disk",
         GapReason::Writer => "writer",

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use berth_telemetry::Variables;
 use tonic::{
     metadata::{AsciiMetadataKey, AsciiMetadataValue, MetadataMap},
     transport::{Channel, ClientTlsConfig, Endpoint},
@@ -15,6 +16,8 @@ const PREFIXES: [&str; 2] = ["OTEL_EXPORTER_OTLP_LOGS_", "OTEL_EXPORTER_OTLP_"];
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     endpoint: Endpoint,
+    /// Where it is posted to, in place of gRPC.
+    pub(crate) http: Option<String>,
     headers: MetadataMap,
     /// Of one request.
     pub(crate) timeout: Duration,
@@ -34,6 +37,10 @@ impl Settings {
                 Some((name, value))
             })
         };
+        let variables = Variables(&variable);
+        if variables.disabled() || variables.chosen_off("LOGS")? {
+            return Ok(None);
+        }
         let Some((name, url)) = find("ENDPOINT") else {
             return Ok(None);
         };
@@ -48,12 +55,18 @@ impl Settings {
             let tls = ClientTlsConfig::new().with_native_roots();
             endpoint = endpoint.tls_config(tls).with_context(|| name.clone())?;
         }
-        if let Some((name, protocol)) = find("PROTOCOL") {
-            ensure!(
-                protocol == "grpc",
-                "{name}: {protocol:?} is not spoken here, only `grpc`"
-            );
-        }
+        let http = match find("PROTOCOL") {
+            None => None,
+            Some((_, protocol)) if protocol == "grpc" => None,
+            // An address for logs alone is the whole of it.
+            Some((_, protocol)) if protocol == "http/protobuf" => match name.contains("_LOGS_") {
+                true => Some(url),
+                false => Some(format!("{}/v1/logs", url.trim_end_matches('/'))),
+            },
+            Some((name, protocol)) => {
+                bail!("{name}: {protocol:?} must be `grpc` or `http/protobuf`")
+            }
+        };
         let timeout = match find("TIMEOUT") {
             None => TIMEOUT,
             Some((name, text)) => match text.parse() {
@@ -67,6 +80,7 @@ impl Settings {
         };
         Ok(Some(Self {
             endpoint: endpoint.connect_timeout(timeout),
+            http,
             headers,
             timeout,
         }))
@@ -138,6 +152,12 @@ mod tests {
                 .unwrap()
                 .is_none()
         );
+        for off in [
+            ("OTEL_SDK_DISABLED", "true"),
+            ("OTEL_LOGS_EXPORTER", "none"),
+        ] {
+            assert!(read(&[ENDPOINT, off]).unwrap().is_none(), "{off:?}");
+        }
         let settings = read(&[ENDPOINT]).unwrap().unwrap();
         assert_eq!(settings.timeout, TIMEOUT);
     }
@@ -168,11 +188,27 @@ mod tests {
 
     #[test]
     #[rustfmt::skip]
+    fn over_http_the_path_of_logs_is_put_behind_an_address_for_all_signals() {
+        let http = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+        let logs = ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs/x");
+        let cases: [(&[(&str, &str)], Option<&str>); 3] = [
+            (&[ENDPOINT],             None),
+            (&[ENDPOINT, http],       Some("http://127.0.0.1:4317/v1/logs")),
+            (&[ENDPOINT, http, logs], Some("http://logs/x")),
+        ];
+        for (variables, expected) in cases {
+            let settings = read(variables).unwrap().unwrap();
+            assert_eq!(settings.http.as_deref(), expected, "{variables:?}");
+        }
+    }
+
+    #[test]
+    #[rustfmt::skip]
     fn a_bad_value_is_refused_by_its_variable() {
         let cases = [
             ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "localhost:4317"),
             ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL",      "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL",      "http/json"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT",       "10s"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT",       "0"),
             ("OTEL_EXPORTER_OTLP_HEADERS",       "no pair"),

@@ -37,6 +37,20 @@ pub(super) fn verdict(status: &Status) -> Verdict {
     }
 }
 
+/// What a call would have said.
+pub(super) fn of_http(code: u16) -> Status {
+    let told = match code {
+        400 => Code::InvalidArgument,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 | 405 => Code::Unimplemented,
+        413 => Code::ResourceExhausted,
+        429 | 502..=504 => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    Status::new(told, format!("the receiver answers HTTP {code}"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -44,6 +58,20 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    #[test]
+    fn an_answer_over_http_is_judged_as_one_over_grpc() {
+        for (code, expected) in [
+            (400, Verdict::Batch),
+            (404, Verdict::Receiver),
+            (413, Verdict::Either),
+            (429, Verdict::Receiver),
+            (500, Verdict::Either),
+            (503, Verdict::Receiver),
+        ] {
+            assert_eq!(verdict(&of_http(code)), expected, "{code}");
+        }
+    }
 
     #[test]
     fn what_is_wrong_follows_from_the_code_and_from_whether_room_is_promised() {

@@ -1,6 +1,10 @@
 //! What of images comes and goes as a stream: pulls with how far they are, and archives on their way out.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use berth_api::v1::{self, pull_image_response::Event};
 use berth_domain::{Failure, ImageRef, Reason, holders::Arriving};
@@ -13,7 +17,7 @@ use super::{
     images::{CHUNK_MAX, render},
     refuse,
 };
-use crate::{failures::image_failure, registry::Registry};
+use crate::{execute::measure_pull, failures::image_failure, registry::Registry};
 
 /// Progress that nobody can read faster is not sent.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -41,11 +45,14 @@ pub(super) fn pull<R: Runtime + Images, N: Network>(
         let arrival = of_nodes.begin_arrival(arriving).await;
         let (progress, layers) = watch::channel(vec![]);
         let last = layers.clone();
+        let began = Instant::now();
         let pulled = tokio::select! {
             pulled = runtime.pull(&image, credentials.as_ref(), &progress) => pulled,
             // The caller has gone; a pull that nobody waits for ends.
             () = report(layers, &sender) => return,
         };
+        let pulled = pulled.map_err(image_failure);
+        measure_pull(began, &pulled);
         let answer = match pulled {
             Ok(info) => {
                 arrival.has_brought(std::slice::from_ref(&info));
@@ -59,7 +66,7 @@ pub(super) fn pull<R: Runtime + Images, N: Network>(
                     Err(failure) => Err(refuse(failure)),
                 }
             }
-            Err(error) => Err(refuse(image_failure(error))),
+            Err(failure) => Err(refuse(failure)),
         };
         let _ = sender.send(answer).await;
     });

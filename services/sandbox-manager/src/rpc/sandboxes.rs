@@ -8,6 +8,7 @@ use berth_api::{
     usage_to_proto,
     v1::{self, sandbox_service_server::SandboxService, watch_response::Event},
 };
+use berth_calls::patience;
 use berth_domain::{
     Failure, PortSighting, Role, SandboxId, SandboxRecord, Status as SandboxStatus, names,
     usage::Usage,
@@ -24,7 +25,6 @@ use super::{
     access::Streams,
     attach,
     copy::{copy_from, copy_to},
-    deadline::patience,
     denied_to_proto, exec, expected,
     forward::port_forward,
     logs::{self, LogStream},

@@ -1,3 +1,4 @@
-//! Processes beside the manager.
+//! Processes beside the manager, and how a node is seen.
 
 mod metrics;
+mod telemetry;

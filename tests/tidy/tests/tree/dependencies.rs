@@ -12,6 +12,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-platform", &["berth-domain"]),
     // Adapters and what processes share.
     ("berth-api", &["berth-domain"]),
+    (
+        "berth-calls",
+        &["berth-api", "berth-domain", "berth-telemetry"],
+    ),
     ("berth-cgroup", &["berth-domain"]),
     (
         "berth-containerd",
@@ -31,16 +35,19 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-plugin", &["berth-api"]),
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
+    ("berth-telemetry", &[]),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
     (
         "berth-dns",
         &[
             "berth-api",
+            "berth-calls",
             "berth-daemon",
             "berth-domain",
             "berth-netns",
             "berth-plugin",
+            "berth-telemetry",
         ],
     ),
     (
@@ -48,9 +55,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "berth-api",
             "berth-collect",
+            "berth-calls",
             "berth-daemon",
             "berth-domain",
             "berth-plugin",
+            "berth-telemetry",
         ],
     ),
     ("berth-log-writer", &[]),
@@ -59,9 +68,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "berth-api",
             "berth-cgroup",
+            "berth-calls",
             "berth-daemon",
             "berth-domain",
             "berth-plugin",
+            "berth-telemetry",
         ],
     ),
     ("berth-pause", &[]),
@@ -69,6 +80,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "berth-sandbox-manager",
         &[
             "berth-api",
+            "berth-calls",
             "berth-cgroup",
             "berth-containerd",
             "berth-copy",
@@ -82,6 +94,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-platform",
             "berth-registry",
             "berth-store",
+            "berth-telemetry",
         ],
     ),
     // Tests.
@@ -120,6 +133,7 @@ const WIRE: &[&str] = &[
     "berth",
     "berth-api",
     "berth-bench",
+    "berth-calls",
     "berth-containerd",
     "berth-crash",
     "berth-dns",
@@ -136,7 +150,10 @@ const WIRE: &[&str] = &[
 const HOMES: &[(&str, &[&str])] = &[
     ("containerd-client", &["berth-containerd"]),
     ("hickory-proto", &["berth-dns", "berth-e2e"]),
+    ("opentelemetry", &["berth-telemetry"]),
+    ("opentelemetry_sdk", &["berth-telemetry"]),
     ("opentelemetry-proto", &["berth-sandbox-manager"]),
+    ("prometheus", &["berth-telemetry"]),
     ("rtnetlink", &["berth-netns"]),
     ("redb", &["berth-store"]),
     ("prost", WIRE),

@@ -32,6 +32,10 @@ const MAY_SPAWN: &[(&str, &str)] = &[
         "services/lib/containerd/src/pulls.rs",
         "one pull for all who wait for it, aborted with the last of them",
     ),
+    (
+        "services/lib/telemetry/src/prometheus.rs",
+        "answers Prometheus until the process ends",
+    ),
     ("services/berth/tests", "a scripted manager"),
     ("services/lib/platform/tests", "concurrent callers"),
     ("services/lib/registry/tests", "a scripted registry"),

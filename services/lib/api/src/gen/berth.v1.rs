@@ -3955,6 +3955,9 @@ pub enum ErrorReason {
     CredentialsUnreadable = 66,
     /// FAILED_PRECONDITION. A part of the image is not on the node any more. The metadata has `image` and `digest`.
     ImageIncomplete = 67,
+    /// RESOURCE_EXHAUSTED. The process has as many calls under way as it takes at a time; nothing was done. `RetryInfo` says when
+    /// to come again. The metadata has `limit`.
+    CallsExhausted = 74,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4031,6 +4034,7 @@ impl ErrorReason {
             Self::PullStalled => "ERROR_REASON_PULL_STALLED",
             Self::CredentialsUnreadable => "ERROR_REASON_CREDENTIALS_UNREADABLE",
             Self::ImageIncomplete => "ERROR_REASON_IMAGE_INCOMPLETE",
+            Self::CallsExhausted => "ERROR_REASON_CALLS_EXHAUSTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4104,6 +4108,7 @@ impl ErrorReason {
             "ERROR_REASON_PULL_STALLED" => Some(Self::PullStalled),
             "ERROR_REASON_CREDENTIALS_UNREADABLE" => Some(Self::CredentialsUnreadable),
             "ERROR_REASON_IMAGE_INCOMPLETE" => Some(Self::ImageIncomplete),
+            "ERROR_REASON_CALLS_EXHAUSTED" => Some(Self::CallsExhausted),
             _ => None,
         }
     }

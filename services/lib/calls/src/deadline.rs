@@ -1,8 +1,9 @@
-//! A caller's deadline, told as DEADLINE_EXCEEDED: the server library would say CANCELLED.
+//! A caller's deadline, told as DEADLINE_EXCEEDED: the server library would say CANCELLED. A unary call has one in any case.
 
 use std::{
     ops::RangeInclusive,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,24 +13,49 @@ use http::{Request, Response};
 use tonic::{body::Body, metadata::MetadataMap};
 use tower::{Layer, Service};
 
+use crate::methods::{Methods, Shape};
+
 /// The library's own timer begins a moment before ours and must not be the first to end.
 const HEAD_START: Duration = Duration::from_millis(3);
 /// An answer takes its time on the way, more so on a busy node: a twentieth of the deadline, within these.
 const LAST_WORDS: RangeInclusive<Duration> = Duration::from_millis(25)..=Duration::from_secs(1);
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct DeadlineLayer;
+#[derive(Clone, Debug)]
+pub struct DeadlineLayer {
+    methods: Arc<Methods>,
+    default: Duration,
+}
+
+impl DeadlineLayer {
+    pub(crate) fn new(methods: Arc<Methods>, default: Duration) -> Self {
+        Self { methods, default }
+    }
+
+    fn of(&self, request: &Request<Body>) -> Option<Duration> {
+        let header = request.headers().get("grpc-timeout");
+        let asked = header.and_then(|it| it.to_str().ok()).and_then(parse);
+        let unary = || match self.methods.find(request.uri().path()) {
+            Some((_, Shape::Unary)) => Some(self.default),
+            Some((_, Shape::Stream)) | None => None,
+        };
+        asked.or_else(unary)
+    }
+}
 
 #[derive(Clone, Debug)]
-pub(crate) struct Deadline<S> {
+pub struct Deadline<S> {
     inner: S,
+    layer: DeadlineLayer,
 }
 
 impl<S> Layer<S> for DeadlineLayer {
     type Service = Deadline<S>;
 
     fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline { inner }
+        Deadline {
+            inner,
+            layer: self.clone(),
+        }
     }
 }
 
@@ -47,11 +73,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let header = request
-            .headers()
-            .get("grpc-timeout")
-            .and_then(|it| it.to_str().ok());
-        let deadline = header.and_then(parse);
+        let deadline = self.layer.of(&request);
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Some(deadline) = deadline else {
@@ -75,7 +97,7 @@ where
 }
 
 /// How long a call may wait that wants to say by itself what it waited for; `None` where its caller sets no deadline.
-pub(crate) fn patience(metadata: &MetadataMap) -> Option<Duration> {
+pub fn patience(metadata: &MetadataMap) -> Option<Duration> {
     let header = metadata.get("grpc-timeout")?.to_str().ok()?;
     let deadline = parse(header)?;
     let last_words = (deadline / 20).clamp(*LAST_WORDS.start(), *LAST_WORDS.end());
@@ -102,7 +124,54 @@ fn parse(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use tonic::{Code, Status};
+    use tower::service_fn;
+
     use super::*;
+
+    fn request(method: &str, timeout: Option<&str>) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        let path = format!("/berth.v1.SandboxService/{method}");
+        *request.uri_mut() = path.parse().unwrap();
+        if let Some(timeout) = timeout {
+            let headers = request.headers_mut();
+            headers.insert("grpc-timeout", timeout.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn a_unary_call_has_a_deadline_in_any_case_and_a_stream_only_its_callers() {
+        const DEFAULT: Duration = Duration::from_secs(1800);
+        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), DEFAULT);
+        let own = Some(Duration::from_secs(2));
+        for (method, timeout, expected) in [
+            ("Get", Some("2S"), own),
+            ("Get", None, Some(DEFAULT)),
+            ("Get", Some("soon"), Some(DEFAULT)),
+            ("Watch", Some("2S"), own),
+            ("Watch", None, None),
+        ] {
+            let found = layer.of(&request(method, timeout));
+            assert_eq!(found, expected, "{method} {timeout:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_takes_longer_is_told_as_deadline_exceeded() {
+        let default = Duration::from_millis(10);
+        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), default);
+        let mut service = layer.layer(service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, Infallible>>()
+        }));
+        for timeout in [Some("20m"), None] {
+            let answer = service.call(request("Get", timeout)).await.unwrap();
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{timeout:?}");
+        }
+    }
 
     #[test]
     fn a_call_ends_before_its_deadline_so_that_it_can_say_why() {

@@ -1,0 +1,241 @@
+//! Traces and measures calls, up to the last byte of what they are told.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use berth_telemetry::{
+    KeyValue,
+    instruments::{CALL_DURATION, CALLS_ACTIVE},
+    spans,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Frame, SizeHint};
+use tonic::{Code, Status, body::Body};
+use tonic_types::StatusExt as _;
+use tower::{Layer, Service};
+use tracing::{Instrument as _, Span};
+
+use crate::methods::{Methods, OTHER, Shape, is_about_the_server};
+
+#[derive(Clone, Debug)]
+pub struct RecordLayer {
+    methods: Arc<Methods>,
+}
+
+impl RecordLayer {
+    pub(crate) fn new(methods: Arc<Methods>) -> Self {
+        Self { methods }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Record<S> {
+    inner: S,
+    methods: Arc<Methods>,
+}
+
+impl<S> Layer<S> for RecordLayer {
+    type Service = Record<S>;
+
+    fn layer(&self, inner: S) -> Record<S> {
+        Record {
+            inner,
+            methods: self.methods.clone(),
+        }
+    }
+}
+
+impl<S> Service<Request<Body>> for Record<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        if is_about_the_server(path) {
+            return Box::pin(self.inner.call(request));
+        }
+        let (method, shape) = self.methods.find(path).unwrap_or((OTHER, Shape::Unary));
+        let call = Call::begin(method, shape, spans::call(method, request.headers()));
+        let span = call.span.clone();
+        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
+        Box::pin(async move {
+            let mut call = call;
+            let response = answer.await?;
+            // One that has nothing but a status says it at once.
+            if response.headers().contains_key(Status::GRPC_STATUS) {
+                call.end(response.headers());
+            }
+            Ok(response.map(|body| Body::new(Told { body, call })))
+        })
+    }
+}
+
+/// One that is under way. Where it is dropped before its end, its caller has gone.
+struct Call {
+    method: String,
+    shape: KeyValue,
+    began: Instant,
+    span: Span,
+    over: bool,
+}
+
+impl Call {
+    fn begin(method: &str, shape: Shape, span: Span) -> Self {
+        let shape = match shape {
+            Shape::Unary => "unary",
+            Shape::Stream => "stream",
+        };
+        let shape = KeyValue::new("berth.rpc.type", shape);
+        CALLS_ACTIVE.record(1.0, std::slice::from_ref(&shape));
+        Self {
+            method: method.to_owned(),
+            shape,
+            began: Instant::now(),
+            span,
+            over: false,
+        }
+    }
+
+    fn end(&mut self, trailers: &HeaderMap) {
+        let status = Status::from_header_map(trailers);
+        self.end_with(&status.unwrap_or_else(|| Status::new(Code::Ok, "")));
+    }
+
+    fn end_with(&mut self, status: &Status) {
+        if std::mem::replace(&mut self.over, true) {
+            return;
+        }
+        CALLS_ACTIVE.record(-1.0, std::slice::from_ref(&self.shape));
+        let code = name(status.code());
+        let mut attributes = vec![
+            KeyValue::new("rpc.system.name", "grpc"),
+            KeyValue::new("rpc.method", self.method.clone()),
+            KeyValue::new("rpc.response.status_code", code),
+        ];
+        let fault = is_a_fault(status.code());
+        if fault {
+            attributes.push(KeyValue::new("error.type", code));
+        }
+        CALL_DURATION.record(self.began.elapsed().as_secs_f64(), &attributes);
+        if self.span.is_disabled() {
+            return;
+        }
+        self.span.record("rpc.response.status_code", code);
+        if status.code() == Code::Ok {
+            return;
+        }
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|it| it.reason.as_str());
+        let reason = reason.unwrap_or(code);
+        match fault {
+            true => spans::fail(&self.span, reason, status.message()),
+            // The caller's fault is no error of the server.
+            false => {
+                self.span.record("error.type", reason);
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end_with(&Status::cancelled("its caller has gone"));
+    }
+}
+
+/// As OpenTelemetry has it for servers.
+fn is_a_fault(code: Code) -> bool {
+    match code {
+        Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::Ok
+        | Code::Cancelled
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unauthenticated => false,
+    }
+}
+
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+/// What a caller is told, with the call that ends behind it.
+struct Told {
+    body: Body,
+    call: Call,
+}
+
+impl http_body::Body for Told {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { body, call } = &mut *self;
+        let span = call.span.clone();
+        let polled = span.in_scope(|| Pin::new(body).poll_frame(context));
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    call.end(trailers);
+                }
+            }
+            Poll::Ready(Some(Err(status))) => call.end_with(status),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
