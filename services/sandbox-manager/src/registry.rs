@@ -19,7 +19,7 @@ use tokio::sync::{Notify, RwLock, Semaphore, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    collecting::Collecting,
+    collecting::{self, Collecting},
     crash,
     failures::{admit_failure, exited, internal, network_failure, store_failure},
     lifecycle::LifecycleLog,
@@ -185,6 +185,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         self.spawn(self.clone().follow_exits());
         self.spawn(sweep::purge(self.clone(), purge_interval, dead_horizon));
         self.spawn(sweep::expire(self.clone()));
+        self.spawn(collecting::give_up(self.clone()));
         Ok(())
     }
 
