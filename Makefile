@@ -22,9 +22,10 @@ TEST_THREADS ?= 2
 
 # Of the soak.
 DURATION ?= 60
+INTERLEAVINGS ?= 200
 SEED ?=
 
-.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs fmt proto tools
+.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs soak-gc fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -74,6 +75,10 @@ soak: tools ## random chaos for DURATION seconds (60), from SEED (a new one)
 soak-logs: tools ## write 5 MB/s of lines for DURATION seconds (60) while the manager is dead for half of them
 	cargo build --workspace --bins
 	target/debug/berth-soak-logs --duration $(DURATION)
+
+soak-gc: tools ## INTERLEAVINGS (200) of creates, pulls, the catalog and collectors that are killed, from SEED (a new one)
+	cargo build --workspace --bins
+	target/debug/berth-soak-gc --interleavings $(INTERLEAVINGS) $(if $(SEED),--seed $(SEED))
 
 fmt: tools ## format the Rust and the contract
 	cargo fmt --all

@@ -45,8 +45,12 @@ fn tell_how_the_last_one_ended(config: &Config, state: &State) {
     let runs = state.runs.borrow();
     let ended = runs.by_id.values().rev().find(|it| it.ended_at.is_some());
     let Some(it) = ended else { return };
+    let became = match it.end() {
+        v1::CollectionEnd::Abandoned => "was given up",
+        v1::CollectionEnd::Complete | v1::CollectionEnd::Unspecified => "deleted nothing",
+    };
     let aborted =
-        (!it.aborted.is_empty()).then(|| format!("run {} deleted nothing: {}", it.id, it.aborted));
+        (!it.aborted.is_empty()).then(|| format!("run {} {became}: {}", it.id, it.aborted));
     // What images cannot free the blobs may, which come next.
     let is_last = it.kind() == v1::CollectionKind::Blobs || !config.collect_blobs;
     let missed = (it.goal_missed_bytes > 0 && is_last).then(|| {

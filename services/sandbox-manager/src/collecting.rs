@@ -1,6 +1,8 @@
 //! The manager's part in a collection: leases on its slices, claims on what it deletes, and the look at who holds it. A commit
 //! looks again while nobody is admitted, nothing is put into the catalog or pinned, and no pull begins.
 
+mod abandoned;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,6 +20,7 @@ use berth_platform::{ImageError, ImageInfo, Images, Network, Runtime};
 use berth_store::{Change, CollectionView, Reference, Store, Watch, WatchEnded};
 use tokio::sync::{MappedMutexGuard, MutexGuard as AsyncGuard, OnceCell, broadcast};
 
+pub(crate) use self::abandoned::give_up;
 use crate::{
     crash,
     failures::{image_failure, store_failure},
@@ -172,6 +175,11 @@ impl Collecting {
 
     pub(crate) fn follow_runs(&self) -> broadcast::Receiver<CollectionView> {
         self.runs.subscribe()
+    }
+
+    /// Shows a run as it stands to whoever watches; there may be nobody.
+    fn tell(&self, run: CollectionView) {
+        let _ = self.runs.send(run);
     }
 
     fn arriving(&self) -> Vec<Arriving> {

@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
 use crate::{
-    collecting::Collecting,
+    collecting::{self, Collecting},
     crash,
     failures::{admit_failure, exited, internal, network_failure, store_failure},
     lifecycle::LifecycleLog,
@@ -194,6 +194,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
         self.spawn(self.clone().follow_exits());
         self.spawn(sweep::purge(self.clone(), purge_interval, dead_horizon));
         self.spawn(sweep::expire(self.clone()));
+        self.spawn(collecting::give_up(self.clone()));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Ends the manager by SIGKILL at each of its named points, starts it again, repeats the call, and looks whether anything
 //! is lost, doubled or left. What a point is belongs to the manager; what must hold after it is said in `verdict`.
 
+mod collection;
 pub mod matrix;
 mod scenario;
 mod stored;

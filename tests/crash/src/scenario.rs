@@ -47,6 +47,8 @@ pub enum Scenario {
     Drain,
     /// `audit --fix` over orphans.
     Fix,
+    /// A worker has an image deleted.
+    Collect,
     /// The start of a manager over a sandbox that runs.
     Start,
 }
@@ -67,6 +69,8 @@ pub(crate) enum Answer {
     Drained(u64),
     /// Whether the audit was clean in the end.
     Clean(bool),
+    /// The run.
+    Collected(Box<v1::Collection>),
 }
 
 impl fmt::Display for Scenario {
@@ -88,13 +92,14 @@ impl fmt::Display for Scenario {
             Self::Renew => "Renew",
             Self::Drain => "Drain",
             Self::Fix => "audit --fix",
+            Self::Collect => "an image is collected",
             Self::Start => "start of the manager",
         })
     }
 }
 
 impl Scenario {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Create,
         Self::Pull,
         Self::FailedCreate,
@@ -111,6 +116,7 @@ impl Scenario {
         Self::Renew,
         Self::Drain,
         Self::Fix,
+        Self::Collect,
         Self::Start,
     ];
 
@@ -118,7 +124,7 @@ impl Scenario {
     pub(crate) fn owns(self, point: &str) -> bool {
         let prefixes: &[&str] = match self {
             Self::Create => &["create/"],
-            Self::Pull => &["create/ensure-image/"],
+            Self::Pull => &["create/ensure-image/", "create/hold/"],
             Self::FailedCreate => &["create/failed/", "undo/", "create/bury/"],
             Self::Resume => &["start/", "create/"],
             Self::Stop => &["stop/"],
@@ -133,6 +139,7 @@ impl Scenario {
             Self::Renew => &["renew/"],
             Self::Drain => &["drain/"],
             Self::Fix => &["fix/"],
+            Self::Collect => &["collection/"],
             Self::Start => &["start/"],
         };
         prefixes.iter().any(|it| point.starts_with(it))
@@ -157,6 +164,7 @@ impl Scenario {
             | Self::Expire
             | Self::Purge
             | Self::Fix
+            | Self::Collect
             | Self::Start => None,
         }
     }
@@ -176,7 +184,8 @@ impl Scenario {
             | Self::Purge
             | Self::Renew
             | Self::Drain
-            | Self::Fix => false,
+            | Self::Fix
+            | Self::Collect => false,
         }
     }
 
@@ -192,6 +201,10 @@ impl Scenario {
             Self::Create | Self::Pull | Self::FailedCreate | Self::Expire | Self::Drain => Ok(None),
             Self::Stop | Self::Delete | Self::Exit | Self::Renew | Self::Start | Self::Purge => {
                 Ok(Some(node.create(ID, web("hello", PORT)).await?))
+            }
+            Self::Collect => {
+                ground.collection().arrange().await?;
+                Ok(None)
             }
             Self::DeleteUnrecorded => {
                 ground.forget_the_record(polite()).await?;
@@ -270,6 +283,7 @@ impl Scenario {
             | Self::Renew
             | Self::Drain
             | Self::Fix
+            | Self::Collect
             | Self::Start => &[],
         }
     }
@@ -338,6 +352,7 @@ impl Scenario {
                 };
                 Answer::Clean(node.node().audit(request).await?.into_inner().clean)
             }
+            Self::Collect => Answer::Collected(Box::new(ground.collection().act().await?)),
             Self::Resume | Self::Lost | Self::PortLost | Self::Reboot | Self::Start => {
                 Answer::Nobody
             }
@@ -355,7 +370,8 @@ impl Scenario {
             | Self::DeleteUnrecorded
             | Self::Renew
             | Self::Drain
-            | Self::Fix => self.act(ground).await,
+            | Self::Fix
+            | Self::Collect => self.act(ground).await,
             Self::Resume
             | Self::Exit
             | Self::Lost
@@ -375,6 +391,9 @@ impl Scenario {
             node.node().drain(open).await?;
         }
         node.delete(ID).await?;
+        if self == Self::Collect {
+            ground.collection().end().await?;
+        }
         if self == Self::Pull {
             let image = ground.pulled.name.clone();
             let request = v1::RemoveImageRequest { image };

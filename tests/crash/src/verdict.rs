@@ -127,6 +127,7 @@ impl Scenario {
                 0 => "all was removed",
                 _ => "what is left is named by the audit",
             })),
+            Self::Collect => Ok(Seen::nothing(ground.collection().look().await?)),
             Self::Exit | Self::Lost | Self::Expire => {
                 let it = ground.until(ID, SandboxStatus::Dead).await?;
                 ensure!(it.generation == stored.generation(), "{it:?}, {stored:?}");
@@ -195,6 +196,7 @@ impl Scenario {
             | Self::Expire
             | Self::Purge
             | Self::Fix
+            | Self::Collect
             | Self::Start => true,
         }
     }
@@ -230,6 +232,8 @@ impl Scenario {
             Answer::Existed(existed) => ensure!(*existed == there.is_some(), "{there:?}"),
             // The bystander.
             Answer::Drained(sandboxes) => ensure!(*sandboxes == 1, "{answer:?}"),
+            // Counted once, however often it was asked for.
+            Answer::Collected(run) => ensure!(run.deleted_total == 1, "{run:?}"),
             Answer::Clean(clean) => ensure!(*clean, "the fix leaves something"),
         }
         Ok(())
@@ -276,6 +280,7 @@ impl Scenario {
             }
             Self::Drain => ensure!(node.status().await?.draining),
             Self::Fix => node.assert_clean().await?,
+            Self::Collect => ensure!(!ground.collection().is_there().await?),
         }
         Ok(())
     }

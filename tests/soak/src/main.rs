@@ -5,7 +5,6 @@ mod accounts;
 mod faults;
 mod model;
 mod plan;
-mod random;
 mod stream;
 mod weather;
 mod worker;
@@ -25,6 +24,7 @@ use berth_e2e::{
     node::{root, succeed},
     specs::idle,
 };
+use berth_soak::random;
 use clap::Parser;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -1,17 +1,17 @@
 //! Numbers that follow from a seed: SplitMix64, which is enough to choose what happens next.
 
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// A stream of its own for each `name` of one seed.
-    pub(crate) fn new(seed: u64, name: u64) -> Self {
+    pub fn new(seed: u64, name: u64) -> Self {
         let mut random = Self(seed ^ name.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         random.next();
         random
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut it = self.0;
         it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,12 +20,12 @@ impl Random {
     }
 
     /// A number below `end`, which is not 0.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
     /// One of `all`, each as often as its weight says.
-    pub(crate) fn pick<T: Copy>(&mut self, all: &[(u64, T)]) -> T {
+    pub fn pick<T: Copy>(&mut self, all: &[(u64, T)]) -> T {
         let total = all.iter().map(|(weight, _)| weight).sum();
         let mut left = self.below(total);
         for (weight, it) in all {

@@ -179,6 +179,7 @@ fn print(session: &Session, runs: &[v1::Collection]) -> Result<(), Failure> {
 fn run_pages(runs: &[v1::Collection], now: Timestamp) -> String {
     let rows = runs.iter().map(|it| {
         let state = match (it.ended_at.is_some(), it.aborted.is_empty()) {
+            _ if it.end() == v1::CollectionEnd::Abandoned => "abandoned".to_owned(),
             (false, _) => format!("{} of 64 slices", it.slices_done.len()),
             (true, true) => "ended".to_owned(),
             (true, false) => "aborted".to_owned(),

@@ -71,7 +71,15 @@ impl Work<'_> {
             claimed.map(|(file, it)| (it.token, file.clone())).collect();
         berth_daemon::crash::point(|| "image-gc/blob-claimed".to_owned());
         let work = claimed.clone();
-        let until = self.lasts()?;
+        let tokens: Vec<_> = claimed.keys().copied().collect();
+        let until = match self.lasts() {
+            Ok(until) => until,
+            Err(stop) => {
+                // Nothing was done under them, and whoever has the slice now is not to wait for their end.
+                self.release(tokens).await?;
+                return Err(stop);
+            }
+        };
         let links = self.links.clone();
         let buried = self.on_disk(move |directory| {
             let mut problems = Problems::new();
@@ -96,21 +104,26 @@ impl Work<'_> {
         });
         outcome.failed.extend(buried.await?);
         berth_daemon::crash::point(|| "image-gc/blob-buried".to_owned());
-        let tokens: Vec<_> = claimed.keys().copied().collect();
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        let request = v1::ReleaseDeletionsRequest { tokens };
-        let answer = within(self.manager.collections().release_deletions(request)).await?;
+        let lost = self.release(tokens).await?;
         // Something came to need it, or the catalog has changed: that is seen from the facts as they are now.
-        outcome.stale |= !answer.lost.is_empty();
-        let lost = answer.lost.iter().filter_map(|token| {
+        outcome.stale |= !lost.is_empty();
+        let lost = lost.iter().filter_map(|token| {
             let mut file = claimed.get(token)?.clone();
             file.buried = Some(Tombstone { token: *token, at });
             Some(file)
         });
         self.restore(lost.collect(), outcome).await;
         Ok(())
+    }
+
+    /// Gives claims back, and returns those that are worth nothing.
+    async fn release(&self, tokens: Vec<u64>) -> Result<Vec<u64>, Stop> {
+        if tokens.is_empty() {
+            return Ok(vec![]);
+        }
+        let request = v1::ReleaseDeletionsRequest { tokens };
+        let answer = within(self.manager.collections().release_deletions(request)).await?;
+        Ok(answer.lost)
     }
 
     /// Removes files to which no path has led for their grace, where the manager still agrees.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends with what goes wrong")]
 
 mod large_catalog;
+mod lost_lease;
 mod manager;
 mod stale_plan;
 

@@ -50,6 +50,8 @@ pub(crate) trait Script: Clone + Send + Sync + 'static {
         vec![]
     }
 
+    fn release(&self, _request: v1::ReleaseDeletionsRequest) {}
+
     fn report(&self, _request: v1::ReportSliceRequest) {}
 }
 
@@ -162,18 +164,18 @@ impl<S: Script> leases::LeaseService for Scripted<S> {
         request: Request<v1::RenewWorkLeasesRequest>,
     ) -> Answer<v1::RenewWorkLeasesResponse> {
         let held = self.0.leases();
-        let renewed = request.into_inner().leases.into_iter();
-        let renewed = renewed.map(|asked| {
-            let known = held.iter().find(|it| it.name == asked.name).cloned();
-            known.unwrap_or(v1::WorkLease {
-                name: asked.name,
-                ..v1::WorkLease::default()
-            })
-        });
-        Ok(Response::new(v1::RenewWorkLeasesResponse {
-            renewed: renewed.collect(),
-            lost: vec![],
-        }))
+        let mut answer = v1::RenewWorkLeasesResponse::default();
+        for asked in request.into_inner().leases {
+            match held.iter().find(|it| it.name == asked.name) {
+                Some(known) if known.token != asked.token => answer.lost.push(asked.name),
+                Some(known) => answer.renewed.push(known.clone()),
+                None => answer.renewed.push(v1::WorkLease {
+                    name: asked.name,
+                    ..v1::WorkLease::default()
+                }),
+            }
+        }
+        Ok(Response::new(answer))
     }
 
     async fn release_work_leases(
@@ -236,8 +238,9 @@ impl<S: Script> collections::CollectionService for Scripted<S> {
 
     async fn release_deletions(
         &self,
-        _request: Request<v1::ReleaseDeletionsRequest>,
+        request: Request<v1::ReleaseDeletionsRequest>,
     ) -> Answer<v1::ReleaseDeletionsResponse> {
+        self.0.release(request.into_inner());
         Ok(Response::new(v1::ReleaseDeletionsResponse::default()))
     }
 

@@ -160,7 +160,13 @@ pub fn collection_to_proto(it: Collection, deleted: Vec<String>) -> v1::Collecti
         CollectionCause::Scheduled => v1::CollectionCause::Scheduled,
         CollectionCause::Pressure => v1::CollectionCause::Pressure,
     };
+    let end = match (it.ended_at, it.abandoned) {
+        (None, _) => v1::CollectionEnd::Unspecified,
+        (Some(_), false) => v1::CollectionEnd::Complete,
+        (Some(_), true) => v1::CollectionEnd::Abandoned,
+    };
     v1::Collection {
+        end: end.into(),
         id: it.id,
         kind: kind_to_proto(it.kind).into(),
         cause: cause.into(),

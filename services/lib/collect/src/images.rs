@@ -6,6 +6,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use berth_domain::holders::is_only_by_digest;
+
 use crate::{
     artifact::{Status, in_full, parse_artifact_id},
     verdict::{Action, Holder, HolderKind, Object, Why},
@@ -37,6 +39,8 @@ pub struct Images {
     names: BTreeMap<String, String>,
     /// By digest, with the name that is held.
     held: BTreeMap<String, (Arc<Holder>, String)>,
+    /// By digest, an artifact that is.
+    archived: BTreeMap<String, String>,
 }
 
 impl Images {
@@ -58,6 +62,7 @@ impl Images {
             versions: BTreeMap::new(),
             names,
             held,
+            archived: BTreeMap::new(),
         }
     }
 
@@ -122,6 +127,10 @@ impl Images {
             };
             let holder = match (self.versions.get(&id), self.artifacts.get(&id)) {
                 (Some(version), _) => version.clone(),
+                (None, Some(Some(Status::Archived))) => {
+                    self.archived.insert(image.digest.clone(), id);
+                    continue;
+                }
                 (None, Some(Some(Status::Active | Status::Empty))) => {
                     Arc::new(Holder::new(HolderKind::Artifact, id))
                 }
@@ -169,7 +178,10 @@ impl Images {
             );
         }
         let Some(artifact) = parse_artifact_id(&image.name) else {
-            return (Action::Keep, Why::NotOurs, None);
+            return match is_only_by_digest(&image.name) {
+                true => self.by_digest(image, now, grace),
+                false => (Action::Keep, Why::NotOurs, None),
+            };
         };
         if let Some(version) = self.versions.get(&artifact) {
             return (Action::Keep, Why::Held(version.clone()), None);
@@ -185,16 +197,41 @@ impl Images {
         }
         match status {
             Some(_) => (Action::Delete, Why::Archived { artifact }, Some(now)),
-            None => {
-                let until = image.created.checked_add(grace);
-                // An image from the future is young, whatever the clock did; so is one at the end of time.
-                match until.is_some_and(|it| it < now) {
-                    true => (Action::Delete, Why::Orphan { artifact }, Some(now)),
-                    false => (Action::Later, Why::YoungOrphan { artifact }, until),
-                }
-            }
+            None => match young_until(image, now, grace) {
+                None => (Action::Delete, Why::Orphan { artifact }, Some(now)),
+                Some(until) => (Action::Later, Why::YoungOrphan { artifact }, until),
+            },
         }
     }
+
+    /// A name that says what content it stands for and not which artifact: what nothing holds goes with the names that say so,
+    /// or as nobody's.
+    fn by_digest(
+        &self,
+        image: &Image,
+        now: SystemTime,
+        grace: Duration,
+    ) -> (Action, Why, Option<SystemTime>) {
+        if let Some((holder, name)) = self.held.get(&image.digest) {
+            let (holder, name) = (holder.clone(), name.clone());
+            return (Action::Keep, Why::HeldAs { holder, name }, None);
+        }
+        if let Some(artifact) = self.archived.get(&image.digest) {
+            let artifact = artifact.clone();
+            return (Action::Delete, Why::Archived { artifact }, Some(now));
+        }
+        match young_until(image, now, grace) {
+            None => (Action::Delete, Why::Unnamed, Some(now)),
+            Some(until) => (Action::Later, Why::YoungUnnamed, until),
+        }
+    }
+}
+
+/// Until when nobody's image is too young to go; the inner `None` is the end of time.
+fn young_until(image: &Image, now: SystemTime, grace: Duration) -> Option<Option<SystemTime>> {
+    let until = image.created.checked_add(grace);
+    // An image from the future is young, whatever the clock did.
+    (!until.is_some_and(|it| it < now)).then_some(until)
 }
 
 #[cfg(test)]

@@ -89,6 +89,9 @@ pub enum Why {
     Archived {
         artifact: String,
     },
+    /// It is named by its digest only, and no artifact has that.
+    Unnamed,
+    YoungUnnamed,
     YoungBlob,
     Unreferenced,
     GoalReached,
@@ -119,6 +122,10 @@ impl fmt::Display for Why {
             }
             Self::Orphan { artifact } => write!(f, "the catalog has no {artifact}"),
             Self::Archived { artifact } => write!(f, "{artifact} is archived"),
+            Self::Unnamed => f.write_str("no artifact that is wanted has its digest"),
+            Self::YoungUnnamed => {
+                f.write_str("no artifact that is wanted has its digest, but the image is young")
+            }
             Self::YoungBlob => f.write_str("nothing needs it, but it is young"),
             Self::Unreferenced => f.write_str("nothing needs it"),
             Self::GoalReached => f.write_str("the goal is reached without it"),

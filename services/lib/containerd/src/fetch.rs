@@ -116,17 +116,20 @@ impl Fetch<'_> {
             advance(blob.size);
             return Ok(());
         }
-        let (sender, chunks) = mpsc::channel(2);
-        let asking = self.repository.blob(&blob.digest, blob.size, sender);
-        let writing = content::write(
-            self.client,
-            self.name,
-            blob,
-            HashMap::new(),
-            chunks,
-            advance,
-        );
-        tokio::join!(asking, writing).1
+        loop {
+            let (sender, chunks) = mpsc::channel(2);
+            let asking = self.repository.blob(&blob.digest, blob.size, sender);
+            let labels = HashMap::new();
+            let writing = content::write(self.client, self.name, blob, labels, chunks, &advance);
+            let (giver, written) = tokio::join!(asking, writing);
+            // Each round passes a mirror over, so there are not more of them than hosts.
+            let again = matches!(written, Err(ImageError::Corrupt { .. }))
+                && giver.is_some_and(|it| self.repository.distrust(it));
+            if !again {
+                return written;
+            }
+            advance(0);
+        }
     }
 
     fn no_digest(&self, blob: &Descriptor) -> ImageError {

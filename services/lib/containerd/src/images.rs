@@ -521,7 +521,7 @@ fn names(
     Ok(named)
 }
 
-fn target_of(image: &Image) -> Descriptor {
+pub(crate) fn target_of(image: &Image) -> Descriptor {
     let target = image.target.clone().unwrap_or_default();
     Descriptor {
         media_type: target.media_type,

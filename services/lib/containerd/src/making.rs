@@ -17,8 +17,9 @@ use tonic::Code;
 use crate::{
     Containerd,
     client::{CallError, Client, found, made},
+    content,
     errors::{of_image, refused},
-    images::blocking,
+    images::{blocking, target_of},
     settings::PauseRootfs,
     spec, users,
 };
@@ -176,9 +177,12 @@ impl Containerd {
             image: wanted.image.to_string(),
         };
         let local = self.local_image(&wanted.image).await.map_err(of_image)?;
-        let (_, resolved) = local.ok_or_else(missing)?;
+        let (stored, resolved) = local.ok_or_else(missing)?;
         let key = names::app_container_id(id, name);
         let client = self.client().with_lease(&self.names().lease(id));
+        // All of the image stays as long as the sandbox, also when its name comes to stand for another one.
+        let target = target_of(&stored).digest;
+        content::hold(&client, "content", &target).await?;
         let prepared = self
             .prepare_snapshot(&client, id, &key, resolved.snapshot())
             .await;

@@ -15,8 +15,8 @@ use crate::{
     spec::Protocol,
 };
 
-/// More than a node has sandboxes for, and few enough to be kept in memory by whoever watches.
-pub const ENTRIES_MAX: u64 = 10_000;
+/// What apps have built in years, and few enough that who watches can keep their names.
+pub const ENTRIES_MAX: u64 = 100_000;
 
 /// In the order in which entries are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -282,17 +282,25 @@ impl Endpoints {
     }
 
     pub fn put(&mut self, object: Object) -> Vec<EndpointChange> {
+        let key = object.key();
         self.catalog.put(object);
-        self.settle_all()
+        self.settle_those_of(&key)
     }
 
     pub fn remove(&mut self, key: &Key) -> Vec<EndpointChange> {
         self.catalog.remove(key);
-        self.settle_all()
+        self.settle_those_of(key)
     }
 
-    fn settle_all(&mut self) -> Vec<EndpointChange> {
-        let ids: Vec<_> = self.sandboxes.keys().cloned().collect();
+    /// Settles whom an entry may concern: there may be far more entries than sandboxes.
+    fn settle_those_of(&mut self, key: &Key) -> Vec<EndpointChange> {
+        let concerned = |it: &&Placed| match key.kind {
+            Kind::App | Kind::Service => true,
+            Kind::Version => it.version == key.id,
+            Kind::Artifact | Kind::Host => false,
+        };
+        let concerned = self.sandboxes.values().filter(concerned);
+        let ids: Vec<_> = concerned.map(|it| it.id.clone()).collect();
         ids.iter().flat_map(|id| self.settle(id)).collect()
     }
 

@@ -51,6 +51,8 @@ pub enum Verdict {
 pub struct Claims {
     claims: BTreeMap<u64, Claim>,
     tokens: BTreeMap<Claimed, u64>,
+    /// How many each lease has.
+    of_leases: BTreeMap<LeaseRef, usize>,
     issued: u32,
 }
 
@@ -81,16 +83,17 @@ impl Claims {
     /// Begins a claim, in the place of every one of the same object. It is to be given back where the object turns out to
     /// be held: whoever comes between the look and this would find nothing to break.
     pub fn begin(&mut self, epoch: u32, claim: Claim) -> Result<u64, NoClaim> {
-        if let Some(former) = self.tokens.remove(&claim.object) {
-            self.claims.remove(&former);
+        if let Some(former) = self.tokens.get(&claim.object) {
+            self.take(*former);
         }
-        let of_lease = self.claims.values().filter(|it| it.lease == claim.lease);
-        if of_lease.count() >= CLAIMS_MAX {
+        let of_lease = self.of_leases.get(&claim.lease).copied();
+        if of_lease.unwrap_or_default() >= CLAIMS_MAX {
             return Err(NoClaim::TooMany);
         }
         self.issued = self.issued.checked_add(1).ok_or(NoClaim::Exhausted)?;
         let token = fencing_token(epoch, self.issued);
         self.tokens.insert(claim.object.clone(), token);
+        *self.of_leases.entry(claim.lease.clone()).or_default() += 1;
         self.claims.insert(token, claim);
         Ok(token)
     }
@@ -104,6 +107,7 @@ impl Claims {
     pub fn take(&mut self, token: u64) -> Option<Claim> {
         let claim = self.claims.remove(&token)?;
         self.tokens.remove(&claim.object);
+        self.uncount(&claim.lease);
         Some(claim)
     }
 
@@ -120,9 +124,20 @@ impl Claims {
 
     /// Ends the claims of leases that are lost.
     pub fn retain(&mut self, stands: impl Fn(&Claim) -> bool) {
-        self.claims.retain(|_, it| stands(it));
-        let claims = &self.claims;
-        self.tokens.retain(|_, token| claims.contains_key(token));
+        let ended = self.claims.iter().filter(|(_, it)| !stands(it));
+        let ended: Vec<_> = ended.map(|(token, _)| *token).collect();
+        for token in ended {
+            self.take(token);
+        }
+    }
+
+    fn uncount(&mut self, lease: &LeaseRef) {
+        if let Some(count) = self.of_leases.get_mut(lease) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_leases.remove(lease);
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use crate::holders::Holder;
@@ -16,8 +16,16 @@ pub const LARGEST_MAX: usize = 10;
 /// Runs of each kind that are kept.
 pub const RUNS_KEPT: usize = 16;
 
+/// So long a run waits for somebody who does what is left of it: a node is rebooted within it, and who looks at runs waits no
+/// longer.
+pub const ABANDONED_AFTER: Duration = Duration::from_secs(600);
+
 /// A byte of a digest has as many values in each of them.
 pub const SLICES: u8 = 64;
+
+/// Since when runs are waiting for somebody.
+#[derive(Clone, Debug, Default)]
+pub struct Waiting(BTreeMap<u64, Duration>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CollectionKind {
@@ -51,6 +59,8 @@ pub struct Collection {
     pub objects_total: u64,
     pub retained_total: u64,
     pub aborted: String,
+    /// It was ended since nobody was there to do what was left of it.
+    pub abandoned: bool,
     pub goal_missed_bytes: u64,
     pub largest_held: Vec<HeldObject>,
 }
@@ -123,6 +133,7 @@ impl Collection {
             objects_total: 0,
             retained_total: 0,
             aborted: String::new(),
+            abandoned: false,
             goal_missed_bytes: 0,
             largest_held: vec![],
         }
@@ -149,6 +160,39 @@ impl Collection {
             self.ended_at = Some(now);
         }
         true
+    }
+
+    /// Ends a run that nobody works on. Returns whether it was news.
+    pub fn abandon(&mut self, now: SystemTime) -> bool {
+        if self.ended_at.is_some() {
+            return false;
+        }
+        self.ended_at = Some(now);
+        self.abandoned = true;
+        if self.aborted.is_empty() {
+            let minutes = ABANDONED_AFTER.as_secs() / 60;
+            let kind = self.kind.as_str();
+            self.aborted = format!("no worker was there to collect {kind} for {minutes} minutes");
+        }
+        true
+    }
+}
+
+impl Waiting {
+    /// Looks at the runs that are under way, and the kinds that somebody holds a slice of; returns those that have waited too
+    /// long.
+    pub fn look(
+        &mut self,
+        runs: &[(u64, CollectionKind)],
+        worked: &BTreeSet<CollectionKind>,
+        now: Duration,
+    ) -> Vec<u64> {
+        let alone = runs.iter().filter(|(_, kind)| !worked.contains(kind));
+        let since = alone.map(|(id, _)| (*id, self.0.get(id).copied().unwrap_or(now)));
+        self.0 = since.collect();
+        let is_over = |since: &Duration| now.saturating_sub(*since) >= ABANDONED_AFTER;
+        let over = self.0.iter().filter(|(_, since)| is_over(since));
+        over.map(|(id, _)| *id).collect()
     }
 }
 
@@ -285,5 +329,32 @@ mod tests {
         }
         assert_eq!((run.failed.len(), run.failed_total), (NAMED_MAX, 1300));
         assert_eq!((run.aborted.as_str(), run.goal_missed_bytes), ("first", 9));
+    }
+
+    #[test]
+    fn a_run_is_given_up_when_nobody_was_there_for_it_for_long() {
+        use CollectionKind::{Blobs, Images};
+        let (runs, minute) = ([(1, Images), (2, Blobs)], Duration::from_secs(60));
+        let mut waiting = Waiting::default();
+        let mut look = |worked: &[CollectionKind], minutes: u32| {
+            waiting.look(&runs, &worked.iter().copied().collect(), minute * minutes)
+        };
+        assert_eq!(look(&[], 1), [0; 0]);
+        assert_eq!(look(&[Blobs], 10), [0; 0]);
+        assert_eq!(
+            look(&[], 11),
+            [1],
+            "and the other was worked on a minute ago"
+        );
+        assert_eq!(look(&[Images], 20), [0; 0]);
+        assert_eq!(look(&[], 21), [2]);
+        assert_eq!(look(&[], 31), [1, 2]);
+
+        let mut run = run();
+        assert!(run.abandon(at(5)) && run.abandoned);
+        assert_eq!(run.ended_at, Some(at(5)));
+        let said = "no worker was there to collect blobs for 10 minutes";
+        assert_eq!(run.aborted, said);
+        assert!(!run.abandon(at(6)), "it has ended");
     }
 }

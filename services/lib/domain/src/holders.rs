@@ -87,7 +87,7 @@ enum Held {
 #[derive(Clone, Debug, Default)]
 struct VersionHold {
     image: Option<Held>,
-    artifact: Option<String>,
+    artifact: Option<Arc<str>>,
     /// What it serves as it is, and the manifest that it runs.
     blobs: Vec<Blob>,
 }
@@ -106,6 +106,9 @@ enum BlobHolder {
 pub struct Holders {
     sandboxes: BTreeMap<SandboxId, BTreeSet<Held>>,
     versions: BTreeMap<Arc<str>, VersionHold>,
+    /// What they name, with the version: there may be far more of them than images.
+    named_images: BTreeSet<(Held, Arc<str>)>,
+    named_artifacts: BTreeSet<(Arc<str>, Arc<str>)>,
     /// Those that are not archived.
     artifacts: BTreeMap<Arc<str>, Box<[Blob]>>,
     blobs: BTreeSet<(Blob, BlobHolder)>,
@@ -121,6 +124,11 @@ pub fn parse_artifact_id(image: &str) -> Option<&str> {
     let named = rest.split_once('@').map_or(rest, |(named, _)| named);
     let (_, name) = named.split_once(':')?;
     (!name.is_empty()).then_some(name)
+}
+
+/// Whether a name of the managed registry has only a digest: it stands for content, whatever artifact that is.
+pub fn is_only_by_digest(image: &str) -> bool {
+    image.starts_with(MANAGED_PREFIX) && image.contains('@') && parse_artifact_id(image).is_none()
 }
 
 /// An id of an artifact as it is compared: `artifact/web` is `web`.
@@ -231,9 +239,13 @@ impl Holders {
                 }
                 let hold = VersionHold {
                     image: it.image.as_ref().map(Held::of),
-                    artifact: it.artifact.as_deref().map(|it| artifact_key(it).to_owned()),
+                    artifact: it.artifact.as_deref().map(|it| artifact_key(it).into()),
                     blobs,
                 };
+                let image = hold.image.clone().map(|it| (it, id.clone()));
+                self.named_images.extend(image);
+                let artifact = hold.artifact.clone().map(|it| (it, id.clone()));
+                self.named_artifacts.extend(artifact);
                 self.versions.insert(id, hold);
             }
             Object::Artifact(it) if it.status != ArtifactStatus::Archived => {
@@ -255,6 +267,12 @@ impl Holders {
                 if let Some((id, hold)) = self.versions.remove_entry(key.id.as_str()) {
                     for blob in hold.blobs {
                         self.blobs.remove(&(blob, BlobHolder::Version(id.clone())));
+                    }
+                    if let Some(image) = hold.image {
+                        self.named_images.remove(&(image, id.clone()));
+                    }
+                    if let Some(artifact) = hold.artifact {
+                        self.named_artifacts.remove(&(artifact, id));
                     }
                 }
             }
@@ -313,17 +331,28 @@ impl Holders {
                 hold(standing.digest(held), &holder);
             }
         }
-        let mut of_artifact: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for digest in digests {
+            for id in named_by(&self.named_images, Held::Digest((*digest).to_owned())) {
+                hold(Some(digest), &|| Holder::new(HolderKind::Version, &**id));
+            }
+        }
         for (name, image) in &standing.images {
             if image.pinned {
                 hold(Some(&image.digest), &|| {
                     Holder::new(HolderKind::Manager, "")
                 });
             }
+            for id in named_by(&self.named_images, Held::Name(name.clone())) {
+                let holder = || Holder::new(HolderKind::Version, &**id);
+                hold(Some(&image.digest), &holder);
+            }
             let Some(id) = parse_artifact_id(name) else {
                 continue;
             };
-            of_artifact.entry(id).or_default().insert(&image.digest);
+            for version in named_by(&self.named_artifacts, id.into()) {
+                let holder = || Holder::new(HolderKind::Version, &**version);
+                hold(Some(&image.digest), &holder);
+            }
             for id in [id.to_owned(), format!("artifact/{id}")] {
                 let key = Key {
                     kind: Kind::Artifact,
@@ -334,20 +363,6 @@ impl Holders {
                 if holds || self.unread.contains(&entry) {
                     hold(Some(&image.digest), &|| entry.holder());
                 }
-            }
-        }
-        for (id, version) in &self.versions {
-            let holder = || Holder::new(HolderKind::Version, &**id);
-            if let Some(image) = &version.image {
-                hold(standing.digest(image), &holder);
-            }
-            let artifact = version.artifact.as_deref();
-            for digest in artifact
-                .and_then(|it| of_artifact.get(it))
-                .into_iter()
-                .flatten()
-            {
-                hold(Some(digest), &holder);
             }
         }
         for pin in standing.pins.iter().filter(|it| it.holds_at(now)) {
@@ -387,6 +402,16 @@ impl Holders {
             .into_iter()
             .collect()
     }
+}
+
+/// The versions that name this.
+fn named_by<T: Ord + Clone>(
+    all: &BTreeSet<(T, Arc<str>)>,
+    named: T,
+) -> impl Iterator<Item = &Arc<str>> {
+    let first = (named.clone(), "".into());
+    let of_it = all.range(first..).take_while(move |(it, _)| *it == named);
+    of_it.map(|(_, version)| version)
 }
 
 impl Pin {

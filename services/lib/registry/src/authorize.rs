@@ -9,7 +9,7 @@ use crate::{
     challenge::Challenge,
     http::{Clients, Get},
     retry::Patience,
-    trouble::{Trouble, broken, refusal, shown},
+    trouble::{SAID_MAX, Trouble, broken, refusal, shown},
 };
 
 /// A token is a few KiB.
@@ -207,30 +207,66 @@ pub(crate) async fn read(
     }
 }
 
-/// Takes out of what a registry says what it was shown.
-pub(crate) fn without_secrets(
-    said: &str,
-    credentials: Option<&Credentials>,
-    authorization: Option<&HeaderValue>,
-) -> String {
-    let mut secrets = vec![];
-    if let Some(credentials) = credentials {
-        secrets.push(credentials.secret().to_owned());
-        if let Credentials::Basic { username, password } = credentials {
-            secrets.push(pair(username, password));
+/// What a registry was shown, and may repeat.
+#[derive(Default)]
+pub(crate) struct Secrets(Vec<String>);
+
+impl Secrets {
+    pub(crate) fn of(
+        credentials: Option<&Credentials>,
+        authorization: Option<&HeaderValue>,
+    ) -> Self {
+        let mut secrets = vec![];
+        if let Some(credentials) = credentials {
+            secrets.push(credentials.secret().to_owned());
+            if let Credentials::Basic { username, password } = credentials {
+                secrets.push(pair(username, password));
+            }
         }
+        let header = authorization.and_then(|it| it.to_str().ok());
+        let shown = header.and_then(|it| it.split_once(' '));
+        secrets.extend(shown.map(|(_, it)| it.to_owned()));
+        secrets.retain(|it| !it.is_empty());
+        // One that has another one in it goes first.
+        secrets.sort_by_key(|it| std::cmp::Reverse(it.len()));
+        Self(secrets)
     }
-    let header = authorization.and_then(|it| it.to_str().ok());
-    secrets.extend(
-        header
-            .and_then(|it| it.split_once(' '))
-            .map(|(_, it)| it.to_owned()),
-    );
-    let mut said = said.to_owned();
-    for secret in secrets.iter().filter(|it| !it.is_empty()) {
-        said = said.replace(secret, "***");
+
+    /// As many bytes behind the end of a text can be the rest of a secret that begins in it, with what a letter that is cut
+    /// becomes when it is read.
+    fn reach(&self) -> usize {
+        let longest = self.0.iter().map(String::len).max();
+        longest.map_or(0, |it| it + char::REPLACEMENT_CHARACTER.len_utf8())
     }
-    said
+
+    fn taken_out_of(&self, said: &str) -> String {
+        let mut said = said.to_owned();
+        for secret in &self.0 {
+            said = said.replace(secret, "***");
+        }
+        said
+    }
+
+    /// What is kept of what a registry said; where that is `cut`, its end may be a part of a secret.
+    fn kept(&self, said: &[u8], cut: bool) -> String {
+        let mut kept = self.taken_out_of(&String::from_utf8_lossy(said));
+        if cut {
+            let end = kept.len().saturating_sub(self.reach());
+            kept.truncate(kept.floor_char_boundary(end));
+        }
+        kept
+    }
+}
+
+/// What a registry says, as far as it is kept, without what it was shown.
+pub(crate) async fn said(
+    response: Response,
+    secrets: &Secrets,
+    patience: &mut Patience,
+) -> Result<String, Trouble> {
+    let limit = SAID_MAX + secrets.reach() as u64;
+    let (bytes, whole) = read(response, limit, patience).await?;
+    Ok(secrets.kept(&bytes, !whole))
 }
 
 #[cfg(test)]
@@ -247,8 +283,33 @@ mod tests {
         let shown = header.to_str().unwrap().to_owned();
         let token = secret("Bearer a.b.c").unwrap();
         let said = format!("user me, open sesame, sesame, {shown}, a.b.c");
-        let kept = without_secrets(&said, Some(&credentials), Some(&token));
+        let secrets = Secrets::of(Some(&credentials), Some(&token));
+        let kept = secrets.kept(said.as_bytes(), false);
         assert_eq!(kept, "user me, ***, sesame, Basic ***, ***");
         assert!(!format!("{header:?} {token:?}").contains(&shown[6..]));
+    }
+
+    #[test]
+    fn of_a_text_that_is_cut_anywhere_no_part_of_a_secret_is_kept() {
+        let credentials = Credentials::Basic {
+            username: "me".into(),
+            password: "öpen-sesämé".into(),
+        };
+        let secrets = Secrets::of(Some(&credentials), None);
+        let said = format!("{} öpen-sesämé öpen-sesämé and on", "x".repeat(40));
+        for end in 0..=said.len() {
+            let kept = secrets.kept(&said.as_bytes()[..end], end < said.len());
+            assert!(
+                !kept.contains('ö') && !kept.contains("ses"),
+                "{end}: {kept}"
+            );
+        }
+        assert!(
+            secrets
+                .kept(said.as_bytes(), false)
+                .ends_with("*** *** and on")
+        );
+        let none = Secrets::default();
+        assert_eq!(none.kept(b"all of it", true), "all of it");
     }
 }

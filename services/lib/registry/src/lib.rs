@@ -22,7 +22,7 @@ pub use crate::{
     accounts::check_credentials_file,
     hosts::check_mirror,
     http::check_ca_file,
-    repository::{Document, Repository},
+    repository::{Document, Giver, Repository},
     settings::{Host, SetUpError, Settings, Terms},
 };
 

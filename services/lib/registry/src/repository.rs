@@ -19,13 +19,13 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, mpsc};
 
 use crate::{
-    authorize::{Door, read, retry_after, without_secrets},
+    authorize::{Door, Secrets, read, retry_after, said},
     challenge::Challenge,
     hosts::Place,
     http::{Clients, Get},
     retry::{Patience, pause},
     settings::Terms,
-    trouble::{SAID_MAX, Trouble, broken, refusal, shown},
+    trouble::{Trouble, broken, refusal, shown},
 };
 
 /// Manifests and indexes of both kinds.
@@ -58,6 +58,10 @@ pub struct Document {
     pub digest: String,
     pub bytes: Vec<u8>,
 }
+
+/// Which host began a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Giver(usize);
 
 #[derive(Debug)]
 pub struct Repository {
@@ -119,13 +123,14 @@ impl Repository {
     }
 
     /// Hands a blob on in order, and its failure at the end. Its digest is for the receiver to check. Ends when nobody
-    /// receives.
+    /// receives. Returns whom its first byte came from, and nobody where none came.
     pub async fn blob(
         &self,
         digest: &str,
         size: u64,
         chunks: mpsc::Sender<Result<Vec<u8>, ImageError>>,
-    ) {
+    ) -> Option<Giver> {
+        let mut giver = None;
         let mut patience = Patience::new(self.terms.no_progress);
         let mut arrival = Arrival {
             at: 0,
@@ -136,8 +141,12 @@ impl Repository {
         loop {
             let (at, begun) = (self.first.load(Ordering::Relaxed), arrival.at);
             let stretch = self.stretch(at, digest, &mut arrival, &chunks, &mut patience);
-            let Err(trouble) = stretch.await else {
-                return;
+            let stretched = stretch.await;
+            if arrival.at > begun {
+                giver.get_or_insert(Giver(at));
+            }
+            let Err(trouble) = stretched else {
+                return giver;
             };
             if arrival.at > begun {
                 // Each such round brings a byte, so there are not more of them than bytes.
@@ -146,14 +155,31 @@ impl Repository {
             let failed = tokio::select! {
                 failed = self.after(at, trouble, &mut tries, &mut patience) => failed,
                 // A pause for nobody.
-                () = chunks.closed() => return,
+                () = chunks.closed() => return giver,
             };
             if let Err(error) = failed {
                 // Who has gone has a reason of its own.
                 let _ = chunks.send(Err(error)).await;
-                return;
+                return giver;
             }
         }
+    }
+
+    /// Takes up that a blob was not what its digest says. Returns whether it is worth asking for it anew: it was a mirror that gave
+    /// it, which is passed over from now on.
+    pub fn distrust(&self, giver: Giver) -> bool {
+        let Giver(at) = giver;
+        let Some(endpoint) = self.endpoints.get(at).filter(|it| it.place.is_mirror) else {
+            return false;
+        };
+        let mirror = shown(&endpoint.place.base);
+        tracing::warn!(
+            image = self.image,
+            mirror,
+            "passing a mirror over that gives wrong content"
+        );
+        self.first.fetch_max(at + 1, Ordering::Relaxed);
+        true
     }
 
     /// Pauses until the next try; an error where there is none.
@@ -333,9 +359,8 @@ impl Repository {
             status => {
                 let (from, after) = (response.url().clone(), retry_after(&response));
                 // The status says enough, where the rest does not come.
-                let said = read(response, SAID_MAX, patience).await.unwrap_or_default();
-                let said = String::from_utf8_lossy(&said.0);
-                let said = without_secrets(&said, endpoint.credentials.as_ref(), shown.as_ref());
+                let secrets = Secrets::of(endpoint.credentials.as_ref(), shown.as_ref());
+                let said = said(response, &secrets, patience).await.unwrap_or_default();
                 Err(refusal(&from, status, &said, after))
             }
         }

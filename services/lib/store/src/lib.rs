@@ -21,7 +21,7 @@ pub use offline::{Checked, ExportError, Exported, ImportError, Imported, check, 
 pub use rows::Lease;
 pub use store::{
     Admitted, Arrival, LeaseCounts, Store,
-    catalog::Whole,
+    catalog::{EntryPage, Placement},
     collections::{CollectionView, Reference},
     leases::{LeaseState, LeaseView},
     subnets::SubnetView,

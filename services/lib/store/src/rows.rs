@@ -1,6 +1,6 @@
 //! The entries of the tables, one by one: an entry that cannot be read is told apart from a store that fails.
 
-use std::{collections::VecDeque, net::Ipv4Addr, time::SystemTime};
+use std::{collections::VecDeque, net::Ipv4Addr, ops::Bound, time::SystemTime};
 
 use berth_domain::{
     Generation, SandboxId, SandboxRecord,
@@ -121,6 +121,34 @@ pub(crate) fn entries(
         }
     }
     Ok((readable, unreadable))
+}
+
+/// The entries of one kind or of all, behind a key, one at a time.
+pub(crate) fn entries_after(
+    table: &impl ReadableTable<&'static str, &'static [u8]>,
+    kind: Option<Kind>,
+    after: Option<&Key>,
+) -> Result<impl Iterator<Item = Result<Result<Entry, Unreadable>, StoreError>>, StoreError> {
+    let prefix = kind.map(|it| format!("{}/", it.as_str()));
+    let first = prefix.clone().unwrap_or_default();
+    let after = after.map(Key::to_text).filter(|it| *it >= first);
+    let from = match &after {
+        Some(after) => Bound::Excluded(after.as_str()),
+        None => Bound::Included(first.as_str()),
+    };
+    let rows = table.range::<&str>((from, Bound::Unbounded))?;
+    let read = rows.map(|row| {
+        let (key, bytes) = row?;
+        Ok((key.value().to_owned(), entry(key.value(), bytes.value())))
+    });
+    let of_kind = read.take_while(move |row: &Result<(String, _), StoreError>| {
+        let of_kind = |(key, _): &(String, _)| {
+            let prefix = prefix.as_deref().unwrap_or_default();
+            key.starts_with(prefix)
+        };
+        row.as_ref().map_or(true, of_kind)
+    });
+    Ok(of_kind.map(|row| row.map(|(_, entry)| entry)))
 }
 
 pub(crate) fn find_entry(

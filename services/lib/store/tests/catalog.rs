@@ -10,7 +10,9 @@ use std::{
 
 use berth_domain::{
     Generation, ImageRef, SandboxId, SandboxRecord, SandboxSpec, Status,
-    catalog::{App, Artifact, ArtifactStatus, Host, Object, Service, ServicePort, Version},
+    catalog::{
+        App, Artifact, ArtifactStatus, Entry, Host, Kind, Object, Service, ServicePort, Version,
+    },
     spec::Protocol,
 };
 use berth_store::{
@@ -68,6 +70,12 @@ fn one_of_each() -> Vec<Object> {
     ]
 }
 
+async fn entries(store: &Store) -> Vec<Entry> {
+    let page = store.entries(None, None, 100).await.unwrap();
+    assert!(!page.more);
+    page.entries
+}
+
 async fn begin(store: &Store, id: &str) -> SandboxRecord {
     let arrival = Arrival {
         boot_id: "this-boot".into(),
@@ -107,7 +115,7 @@ async fn an_entry_is_replaced_by_whoever_knows_its_revision() {
     assert_eq!(conflict(late.unwrap_err()), (1, 2));
     assert!(store.remove_entry(key.clone(), Some(2)).await.unwrap());
     assert!(!store.remove_entry(key, None).await.unwrap());
-    assert_eq!(store.entries().await.unwrap().0, []);
+    assert_eq!(entries(&store).await, []);
 }
 
 #[tokio::test]
@@ -118,10 +126,10 @@ async fn entries_and_records_change_in_one_order_that_a_watch_resumes_in() {
     let entry = store.put_entry(app("a", "a"), None).await.unwrap();
     let record = begin(&store, "web").await;
     store.remove_entry(app("a", "").key(), None).await.unwrap();
-    let whole = store.whole_and_watch().await.unwrap();
-    assert_eq!((whole.records.len(), whole.entries.len()), (1, 0));
-    assert_eq!(whole.revision, 3);
-    drop(whole);
+    let (all, watch) = store.placement_and_watch().await.unwrap();
+    assert_eq!((all.records.len(), all.entries.len()), (1, 0));
+    assert_eq!(all.revision, 3);
+    drop(watch);
     drop(store);
     let mut watch = open(&path).watch(0).await.unwrap().unwrap();
     let expected = [
@@ -142,16 +150,16 @@ async fn entries_outlive_a_restart_an_export_and_an_import() {
     for object in one_of_each() {
         store.put_entry(object, None).await.unwrap();
     }
-    let (entries, _) = store.entries().await.unwrap();
+    let stand = entries(&store).await;
     drop(store);
-    let objects: Vec<_> = entries.iter().map(|it| it.object.clone()).collect();
+    let objects: Vec<_> = stand.iter().map(|it| it.object.clone()).collect();
     assert_eq!(objects, one_of_each(), "by kind and id");
-    assert_eq!(open(&old).entries().await.unwrap().0, entries);
+    assert_eq!(entries(&open(&old)).await, stand);
     assert_eq!(check(&old).unwrap().entries, 5);
     let mut text = vec![];
     export(&old, &mut text).unwrap();
     assert_eq!(import(&new, text.as_slice(), false).unwrap().entries, 5);
-    assert_eq!(open(&new).entries().await.unwrap().0, entries);
+    assert_eq!(entries(&open(&new)).await, stand);
     let again = import(&new, text.as_slice(), false).unwrap_err();
     assert!(matches!(again, ImportError::NotEmpty { .. }), "{again}");
     let wrong = String::from_utf8(text)
@@ -162,6 +170,69 @@ async fn entries_outlive_a_restart_an_export_and_an_import() {
         matches!(error, ImportError::Line { number: 2, .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn entries_are_read_page_by_page_of_one_kind_or_of_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("s"));
+    let mut all: Vec<_> = one_of_each().iter().map(Object::key).collect();
+    for object in one_of_each() {
+        store.put_entry(object, None).await.unwrap();
+    }
+    for id in ["a", "z"] {
+        store.put_entry(app(id, id), None).await.unwrap();
+        all.push(app(id, id).key());
+    }
+    all.sort();
+    for kind in Kind::ALL.into_iter().map(Some).chain([None]) {
+        let expected = all
+            .iter()
+            .filter(|it| kind.is_none_or(|kind| kind == it.kind));
+        for size in 1..=all.len() {
+            let (mut found, mut after) = (vec![], None);
+            loop {
+                let page = store.entries(kind, after, size).await.unwrap();
+                assert!(page.entries.len() <= size && page.revision == 7);
+                found.extend(page.entries.iter().map(|it| it.object.key()));
+                after = found.last().cloned();
+                if !page.more {
+                    break;
+                }
+                assert_eq!(page.entries.len(), size);
+            }
+            assert!(
+                found.iter().eq(expected.clone()),
+                "{kind:?} by {size}: {found:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_endpoints_has_of_the_catalog_what_its_sandboxes_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("s"));
+    for object in one_of_each() {
+        store.put_entry(object, None).await.unwrap();
+    }
+    store.put_entry(app("other", ""), None).await.unwrap();
+    let keys = async || -> Vec<_> {
+        let entries = store.placement().await.unwrap().entries;
+        entries.iter().map(|it| it.object.key().to_text()).collect()
+    };
+    begin(&store, "none").await;
+    assert_eq!(keys().await, ["service/web"]);
+    let spec = Arc::new(SandboxSpec {
+        version: "shop/1".into(),
+        ..SandboxSpec::default()
+    });
+    let (id, now) = (SandboxId::parse("web").unwrap(), SystemTime::now());
+    let admitted = store.admit(&id, spec, Arrival::default(), now).await;
+    admitted.unwrap();
+    assert_eq!(keys().await, ["version/shop/1", "app/shop", "service/web"]);
+    let (all, _) = store.placement_and_watch().await.unwrap();
+    assert_eq!(all.entries.len(), 4, "whatever sandboxes may come to name");
 }
 
 #[tokio::test]
@@ -185,7 +256,7 @@ async fn an_entry_that_cannot_be_read_is_named_and_replaced() {
     assert_eq!(check(&path).unwrap().unreadable[0].key, "entry app/a");
     let store = open(&path);
     assert_eq!(store.unreadable().await.unwrap()[0].key, "entry app/a");
-    assert_eq!(store.entries().await.unwrap().0.len(), 1);
+    assert_eq!(entries(&store).await.len(), 1);
     let known = store.put_entry(app("a", "a"), Some(1)).await;
     assert!(matches!(known, Err(CatalogError::Store(_))), "{known:?}");
     store.put_entry(app("a", "a"), None).await.unwrap();

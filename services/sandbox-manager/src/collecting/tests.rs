@@ -3,6 +3,7 @@
 use berth_domain::{
     SandboxId, Status,
     catalog::{Artifact, ArtifactStatus, Object, Version},
+    collection::Waiting,
     holders::Pin,
 };
 use berth_platform::{contract::Subject, fake::FakeNode};
@@ -317,7 +318,10 @@ async fn a_blob_that_was_found_of_no_use_by_an_older_catalog_is_neither_claimed_
             .claim_deletions(worker.run, lease, objects, revision);
         claimed.await.unwrap().remove(0)
     };
-    let revision = async || manager.registry.store().entries().await.unwrap().1;
+    let revision = async || {
+        let page = manager.registry.store().entries(None, None, 1).await;
+        page.unwrap().revision
+    };
     let before = revision().await;
     let Answer::Granted { token, .. } = claim(before).await else {
         panic!("nothing holds it");
@@ -648,3 +652,30 @@ async fn only_an_image_that_is_here_is_pinned() {
 }
 
 mod random;
+
+#[tokio::test]
+async fn a_run_that_nobody_works_on_is_given_up_and_another_one_can_begin() {
+    let (ground, digest) = (Ground::new(), format!("sha256:{}", "ab".repeat(32)));
+    let manager = ground.manager().await;
+    let (registry, mut waiting) = (&manager.registry, Waiting::default());
+    let minutes = |count: u64| Duration::from_secs(60 * count);
+    let worker = manager.worker(IMAGES, &digest).await;
+    let mut told = registry.collecting().follow_runs();
+    for at in [0, 60] {
+        let looked = registry.give_up_runs(&mut waiting, minutes(at)).await;
+        looked.unwrap();
+        let running = ground.store.collections_under_way().await.unwrap();
+        assert_eq!(running[0].id, worker.run, "a worker holds a slice");
+    }
+    registry.collecting().release(&[worker.lease]);
+    for at in [60, 69, 70] {
+        assert!(told.is_empty(), "it waits until {at}");
+        let looked = registry.give_up_runs(&mut waiting, minutes(at)).await;
+        looked.unwrap();
+    }
+    let run = told.try_recv().unwrap().collection;
+    assert!(run.abandoned && run.ended_at.is_some(), "{run:?}");
+    assert!(run.aborted.contains("no worker"), "{run:?}");
+    let next = manager.worker(IMAGES, &digest).await;
+    assert_ne!(next.run, worker.run);
+}

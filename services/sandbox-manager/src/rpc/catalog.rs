@@ -1,27 +1,26 @@
 //! `CatalogService`.
 
+mod entries;
+
 use std::pin::Pin;
 
 use berth_api::{
     catalog::{
-        endpoint_to_proto, entry_to_proto, key_from_proto, kind_from_proto, kind_to_proto,
-        object_from_proto,
+        endpoint_to_proto, entry_to_proto, key_from_proto, kind_from_proto, object_from_proto,
     },
-    v1::{
-        self, catalog_service_server::CatalogService, watch_catalog_response,
-        watch_endpoints_response,
-    },
+    v1::{self, catalog_service_server::CatalogService, watch_endpoints_response},
 };
 use berth_domain::{
     Failure, SandboxId,
     catalog::{Endpoint, EndpointChange, EndpointKey, Endpoints, Key, Placed},
 };
 use berth_platform::{Images, Network, Runtime};
-use berth_store::{Change, Watch, WatchEnded, Whole};
+use berth_store::{Change, Placement, Watch, WatchEnded};
 use futures::StreamExt as _;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use self::entries::Entries;
 use super::{
     page_size, refuse,
     watches::{resume, too_slow},
@@ -81,27 +80,18 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
         let after = match request.page_token.as_str() {
             "" => None,
             text => match Key::parse(text).filter(|it| kind.is_none_or(|kind| it.kind == kind)) {
-                Some(key) => Some(key.to_text()),
+                Some(key) => Some(key),
                 None => return Err(wrong_token()),
             },
         };
-        let (entries, revision) = self
-            .registry
-            .store()
-            .entries()
-            .await
-            .map_err(|it| refuse(store_failure(it)))?;
-        let wanted = entries.into_iter().filter(|it| {
-            let key = it.object.key();
-            kind.is_none_or(|kind| key.kind == kind)
-                && after.as_ref().is_none_or(|after| key.to_text() > *after)
-        });
-        let (page, more) = cut(wanted, page_size(request.page_size));
-        let last = page.last().map(|it| it.object.key().to_text());
+        let store = self.registry.store();
+        let page = store.entries(kind, after, page_size(request.page_size));
+        let page = page.await.map_err(|it| refuse(store_failure(it)))?;
+        let last = page.entries.last().map(|it| it.object.key().to_text());
         Ok(Response::new(v1::ListEntriesResponse {
-            entries: page.iter().map(entry_to_proto).collect(),
-            next_page_token: last.filter(|_| more).unwrap_or_default(),
-            revision,
+            entries: page.entries.iter().map(entry_to_proto).collect(),
+            next_page_token: last.filter(|_| page.more).unwrap_or_default(),
+            revision: page.revision,
         }))
     }
 
@@ -111,26 +101,12 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
         &self,
         request: Request<v1::WatchCatalogRequest>,
     ) -> Result<Response<Self::WatchCatalogStream>, Status> {
-        use watch_catalog_response::Event;
         let store = self.registry.store();
-        let (first, watch) = match request.into_inner().from_revision {
-            0 => {
-                let whole = store.whole_and_watch().await;
-                let whole = whole.map_err(|it| refuse(store_failure(it)))?;
-                let mut first: Vec<_> = whole
-                    .entries
-                    .iter()
-                    .map(|it| catalog_event(0, Event::Entry(entry_to_proto(it))))
-                    .collect();
-                let synced = Event::Synced(v1::CatalogSynced {});
-                first.push(catalog_event(whole.revision, synced));
-                (first, whole.watch)
-            }
-            from => (vec![], resume(store, from).await?),
+        let entries = match request.into_inner().from_revision {
+            0 => Entries::from_here(store).await?,
+            from => Entries::resumed(resume(store, from).await?),
         };
-        let changes = futures::stream::unfold(Some(watch), next_entry);
-        let stream = futures::stream::iter(first).chain(changes);
-        let stream = stream.take_until(self.registry.stopping());
+        let stream = entries.stream().take_until(self.registry.stopping());
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -147,10 +123,10 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
             "" => None,
             text => Some(endpoint_key(text).ok_or_else(wrong_token)?),
         };
-        let whole = self.registry.store().whole_and_watch().await;
-        let whole = whole.map_err(|it| refuse(store_failure(it)))?;
-        let revision = whole.revision;
-        let all = derive(&whole);
+        let placement = self.registry.store().placement().await;
+        let placement = placement.map_err(|it| refuse(store_failure(it)))?;
+        let revision = placement.revision;
+        let all = derive(placement);
         let wanted = all.standing().iter().filter(|(key, it)| {
             filter.wants(it) && after.as_ref().is_none_or(|after| *key > after)
         });
@@ -177,9 +153,10 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
             app: request.app,
             service: request.service,
         };
-        let whole = self.registry.store().whole_and_watch().await;
-        let whole = whole.map_err(|it| refuse(store_failure(it)))?;
-        let all = derive(&whole);
+        let begun = self.registry.store().placement_and_watch().await;
+        let (placement, watch) = begun.map_err(|it| refuse(store_failure(it)))?;
+        let revision = placement.revision;
+        let all = derive(placement);
         let mut first: Vec<_> = all
             .standing()
             .values()
@@ -187,11 +164,12 @@ impl<R: Runtime + Images, N: Network> CatalogService for CatalogRpc<R, N> {
             .map(|it| endpoint_event(0, Event::Endpoint(endpoint_to_proto(it))))
             .collect();
         let synced = Event::Synced(v1::CatalogSynced {});
-        first.push(endpoint_event(whole.revision, synced));
+        first.push(endpoint_event(revision, synced));
         let following = Following {
             all,
+            revision,
             filter,
-            watch: whole.watch,
+            watch,
         };
         let changes = futures::stream::unfold(Some(following), next_endpoints);
         let changes = changes.flat_map(futures::stream::iter);
@@ -217,6 +195,8 @@ impl Filter {
 /// One reader of endpoints.
 struct Following {
     all: Endpoints,
+    /// Of all that led to them before the first change.
+    revision: u64,
     filter: Filter,
     watch: Watch,
 }
@@ -246,19 +226,9 @@ fn cut<T>(all: impl Iterator<Item = T>, size: usize) -> (Vec<T>, bool) {
     (page, more)
 }
 
-fn derive(whole: &Whole) -> Endpoints {
-    let objects = whole.entries.iter().map(|it| it.object.clone());
-    Endpoints::new(objects, whole.records.iter().map(Placed::of).collect())
-}
-
-fn catalog_event(
-    revision: u64,
-    event: watch_catalog_response::Event,
-) -> Result<v1::WatchCatalogResponse, Status> {
-    Ok(v1::WatchCatalogResponse {
-        revision,
-        event: Some(event),
-    })
+fn derive(it: Placement) -> Endpoints {
+    let objects = it.entries.into_iter().map(|it| it.object);
+    Endpoints::new(objects, it.records.iter().map(Placed::of).collect())
 }
 
 fn endpoint_event(
@@ -269,32 +239,6 @@ fn endpoint_event(
         revision,
         event: Some(event),
     })
-}
-
-/// The next change of the catalog, with the watch to go on with; `None` when the watch has ended.
-async fn next_entry(
-    watch: Option<Watch>,
-) -> Option<(Result<v1::WatchCatalogResponse, Status>, Option<Watch>)> {
-    use watch_catalog_response::Event;
-    let mut watch = watch?;
-    loop {
-        let (revision, event) = match watch.next().await {
-            Ok((revision, Change::EntryPut(entry))) => {
-                (revision, Event::Entry(entry_to_proto(&entry)))
-            }
-            Ok((revision, Change::EntryRemoved(key))) => {
-                let removed = v1::EntryRemoved {
-                    kind: kind_to_proto(key.kind).into(),
-                    id: key.id,
-                };
-                (revision, Event::Removed(removed))
-            }
-            Ok((_, Change::Upserted(_) | Change::Removed { .. })) => continue,
-            Err(WatchEnded::Lagged) => return Some((Err(too_slow()), None)),
-            Err(WatchEnded::Closed) => return None,
-        };
-        return Some((catalog_event(revision, event), Some(watch)));
-    }
 }
 
 /// What follows from the next change; `None` when the watch has ended.
@@ -312,6 +256,7 @@ async fn next_endpoints(
         Err(WatchEnded::Closed) => return None,
     };
     let changes = match change {
+        _ if revision <= it.revision => vec![],
         Change::Upserted(record) => it.all.place(Placed::of(&record)),
         Change::Removed { id, generation } => it.all.forget(&id, generation),
         Change::EntryPut(entry) => it.all.put(entry.object),

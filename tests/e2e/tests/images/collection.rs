@@ -1,7 +1,9 @@
 //! The right to delete images on a real containerd: claims, commits, holds and pins, and a manager that is killed between.
 
 use anyhow::{Context as _, ensure};
-use berth_api::v1::{self, CollectionKind, HolderKind};
+use berth_api::v1::{
+    self, CollectionKind, HolderKind, catalog_service_client::CatalogServiceClient,
+};
 use berth_e2e::{
     TestNode, images,
     specs::{shell, spec},
@@ -20,16 +22,29 @@ struct Worker {
 
 impl Worker {
     async fn start(node: &TestNode, digest: &str) -> anyhow::Result<Self> {
+        Self::of(node, CollectionKind::Images, NAME, digest).await
+    }
+
+    async fn of(
+        node: &TestNode,
+        kind: CollectionKind,
+        image: &str,
+        digest: &str,
+    ) -> anyhow::Result<Self> {
         let start = v1::StartCollectionRequest {
-            kind: CollectionKind::Images.into(),
+            kind: kind.into(),
             ..Default::default()
         };
         let started = node.collections().start_collection(start).await?;
         let run = started.into_inner().collection.context("a run")?.id;
         let (_, hex) = digest.split_once(':').context("a digest")?;
         let slice = u8::from_str_radix(hex.get(..2).context("a byte")?, 16)? / 4;
+        let kind = match kind {
+            CollectionKind::Blobs => "blobs",
+            CollectionKind::Images | CollectionKind::Unspecified => "images",
+        };
         let acquire = v1::AcquireWorkLeaseRequest {
-            name: format!("image-gc/images/{slice:02}"),
+            name: format!("image-gc/{kind}/{slice:02}"),
             holder: "worker".into(),
             ..Default::default()
         };
@@ -42,7 +57,7 @@ impl Worker {
                 token: lease.token,
             },
             object: v1::Deletable {
-                image: NAME.into(),
+                image: image.into(),
                 digest: digest.into(),
                 size_bytes: 7,
             },
@@ -50,11 +65,20 @@ impl Worker {
     }
 
     async fn claim(&self, node: &TestNode) -> anyhow::Result<v1::DeletionClaim> {
+        self.claim_by(node, 0).await
+    }
+
+    /// Claims by the catalog as it was at a revision.
+    async fn claim_by(
+        &self,
+        node: &TestNode,
+        catalog_revision: u64,
+    ) -> anyhow::Result<v1::DeletionClaim> {
         let request = v1::ClaimDeletionsRequest {
             collection: self.run,
             lease: Some(self.lease.clone()),
             objects: vec![self.object.clone()],
-            catalog_revision: 0,
+            catalog_revision,
         };
         let claimed = node.collections().claim_deletions(request).await?;
         claimed.into_inner().claims.pop().context("a claim")
@@ -143,6 +167,49 @@ async fn an_image_goes_only_when_nothing_holds_it_and_the_manager_lives_to_say_s
     let runs = node.collections().list_collections(list).await?;
     let run = runs.into_inner().collections.remove(0);
     ensure!(run.deleted == [NAME] && run.deleted_total == 1, "{run:?}");
+    a_blob_goes_by_the_catalog_as_it_is(&node).await?;
     node.assert_clean().await?;
     node.finish()
+}
+
+/// Puts an artifact that names no blob, and returns the revision of the catalog.
+async fn put(node: &TestNode, id: &str) -> anyhow::Result<u64> {
+    let artifact = v1::Artifact {
+        id: id.into(),
+        ..v1::Artifact::default()
+    };
+    let request = v1::PutEntryRequest {
+        entry: Some(v1::Entry {
+            revision: 0,
+            object: Some(v1::entry::Object::Artifact(artifact)),
+        }),
+        expected_revision: 0,
+    };
+    let mut catalog = CatalogServiceClient::new(node.channel.clone());
+    let put = catalog.put_entry(request).await?.into_inner();
+    Ok(put.entry.context("an entry")?.revision)
+}
+
+async fn a_blob_goes_by_the_catalog_as_it_is(node: &TestNode) -> anyhow::Result<()> {
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let worker = Worker::of(node, CollectionKind::Blobs, "", &digest).await?;
+    let old = put(node, "artifact/one").await?;
+    let new = put(node, "artifact/two").await?;
+    let refused = worker.claim_by(node, old).await?;
+    ensure!(
+        refused.token == 0 && refused.holders.is_empty(),
+        "{refused:?}"
+    );
+    let late = worker.claim_by(node, new).await?;
+    ensure!(late.token != 0, "{late:?}");
+    let new = put(node, "artifact/three").await?;
+    let outcome = worker.commit(node, late.token).await?;
+    ensure!(
+        !outcome.committed && outcome.problem == "the catalog has changed",
+        "{outcome:?}"
+    );
+    let claim = worker.claim_by(node, new).await?;
+    let outcome = worker.commit(node, claim.token).await?;
+    ensure!(outcome.committed, "{outcome:?}");
+    Ok(())
 }

@@ -330,8 +330,16 @@ async fn the_registry_of_the_cluster_is_hinted_at_and_found_by_a_setting_a_mirro
     );
 
     let by_setting = format!("pull.cluster_registry = \"{address}\"\n");
+    // It has the image, but for a layer of the right size.
+    let liar = Registry::start().await?;
+    let lies = liar.publish("team/app", "1", &image);
+    let lies = lies.split_once('/').context("a name")?.0;
+    let own = layers_of(&image).pop().context("a layer")?;
+    let wrong = vec![0; image.blobs[&own].len()];
+    let own = format!("team/app/blobs/{own}");
+    liar.answer(&own, Answer::Bytes(wrong));
     let by_mirror = format!(
-        "pull.registries.\"cluster.local:5000\".mirrors = [\"http://127.0.0.1:1\", \"http://{address}\"]\n"
+        "pull.registries.\"cluster.local:5000\".mirrors = [\"http://127.0.0.1:1\", \"http://{lies}\", \"http://{address}\"]\n"
     );
     let proxy = format!("http://{address}");
     let proxied = [
@@ -353,6 +361,11 @@ async fn the_registry_of_the_cluster_is_hinted_at_and_found_by_a_setting_a_mirro
         );
         remove(&node, name).await?;
     }
+    ensure!(
+        liar.asked().contains(&format!("/v2/{own}")),
+        "{:?}",
+        liar.asked()
+    );
     let asked = registry.asked();
     let by_proxy = "http://cluster.local:5000/v2/team/app/manifests/1";
     ensure!(asked.iter().any(|it| it == by_proxy), "{asked:?}");

@@ -1058,7 +1058,7 @@ pub mod catalog_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Sends every entry as it stands, then `synced`, then each change; or, resumed from a revision, only the changes after
-        /// it. A reader that falls 1,024 changes behind is ended with REVISION_UNKNOWN. Errors: REVISION_UNKNOWN.
+        /// it. An entry that changes while the others are sent comes once, as it was before or after its change. A reader that falls 1,024 changes behind is ended with REVISION_UNKNOWN. Errors: REVISION_UNKNOWN.
         pub async fn watch_catalog(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchCatalogRequest>,
@@ -1182,7 +1182,7 @@ pub mod catalog_service_server {
             + std::marker::Send
             + 'static;
         /// Sends every entry as it stands, then `synced`, then each change; or, resumed from a revision, only the changes after
-        /// it. A reader that falls 1,024 changes behind is ended with REVISION_UNKNOWN. Errors: REVISION_UNKNOWN.
+        /// it. An entry that changes while the others are sent comes once, as it was before or after its change. A reader that falls 1,024 changes behind is ended with REVISION_UNKNOWN. Errors: REVISION_UNKNOWN.
         async fn watch_catalog(
             &self,
             request: tonic::Request<super::WatchCatalogRequest>,
@@ -2279,7 +2279,7 @@ pub struct Collection {
     /// When it was begun.
     #[prost(message, optional, tag = "5")]
     pub started_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// When its last slice was done. Absent while it runs.
+    /// When its last slice was done, or when it was given up. Absent while it runs.
     #[prost(message, optional, tag = "6")]
     pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
     /// The slices that are done, 0 to 63.
@@ -2318,6 +2318,9 @@ pub struct Collection {
     /// The largest objects that are in use, where the goal was missed. At most 10.
     #[prost(message, repeated, tag = "17")]
     pub largest_held: ::prost::alloc::vec::Vec<HeldObject>,
+    /// How it has ended.
+    #[prost(enumeration = "CollectionEnd", tag = "18")]
+    pub end: i32,
 }
 /// An object that something holds.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2617,6 +2620,39 @@ impl CollectionCause {
         }
     }
 }
+/// How a run has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CollectionEnd {
+    /// It runs.
+    Unspecified = 0,
+    /// With its last slice, whatever became of that.
+    Complete = 1,
+    /// No worker has held a slice of its kind for 10 minutes. What it had not deleted by then stays, and `aborted` says why.
+    Abandoned = 2,
+}
+impl CollectionEnd {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "COLLECTION_END_UNSPECIFIED",
+            Self::Complete => "COLLECTION_END_COMPLETE",
+            Self::Abandoned => "COLLECTION_END_ABANDONED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "COLLECTION_END_UNSPECIFIED" => Some(Self::Unspecified),
+            "COLLECTION_END_COMPLETE" => Some(Self::Complete),
+            "COLLECTION_END_ABANDONED" => Some(Self::Abandoned),
+            _ => None,
+        }
+    }
+}
 /// What holds an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -2769,7 +2805,8 @@ pub mod collection_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Begins a run of a kind, or joins the one that is under way. Errors: INVALID_FIELD, STORE_FULL.
+        /// Begins a run of a kind, or joins the one that is under way. A run that no worker is there for ends by itself after 10
+        /// minutes. Errors: INVALID_FIELD, STORE_FULL.
         pub async fn start_collection(
             &mut self,
             request: impl tonic::IntoRequest<super::StartCollectionRequest>,
@@ -2998,7 +3035,8 @@ pub mod collection_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with CollectionServiceServer.
     #[async_trait]
     pub trait CollectionService: std::marker::Send + std::marker::Sync + 'static {
-        /// Begins a run of a kind, or joins the one that is under way. Errors: INVALID_FIELD, STORE_FULL.
+        /// Begins a run of a kind, or joins the one that is under way. A run that no worker is there for ends by itself after 10
+        /// minutes. Errors: INVALID_FIELD, STORE_FULL.
         async fn start_collection(
             &self,
             request: tonic::Request<super::StartCollectionRequest>,

@@ -41,6 +41,7 @@ const SHOP: &str = "cluster.local:5000/shop:a";
 fn each_rule_comes_before_the_ones_behind_it() {
     use Action::{Delete, Keep, Later};
     let by_digest = format!("cluster.local:5000/shop@sha256:{}", "ab".repeat(32));
+    let foreign = format!("docker.io/library/shop@sha256:{}", "ab".repeat(32));
     let (none, archived, active, empty) = (None, Some(Status::Archived), Some(Status::Active), Some(Status::Empty));
     // The name, whether a sandbox holds it, whether a version names it, what the catalog says of its artifact, its age in hours.
     let cases = [
@@ -48,7 +49,10 @@ fn each_rule_comes_before_the_ones_behind_it() {
         (SHOP,          true,  false, none,     99, Keep,   "sandbox web holds it"),
         ("nginx:1",     true,  false, none,     99, Keep,   "sandbox web holds it"),
         ("nginx:1",     false, false, none,     99, Keep,   "it is no artifact of the cluster"),
-        (&by_digest,    false, false, none,     99, Keep,   "it is no artifact of the cluster"),
+        (&foreign,      false, false, none,     99, Keep,   "it is no artifact of the cluster"),
+        (&by_digest,    true,  false, none,     99, Keep,   "sandbox web holds it"),
+        (&by_digest,    false, false, none,     25, Delete, "no artifact that is wanted has its digest"),
+        (&by_digest,    false, false, none,     24, Later,  "no artifact that is wanted has its digest, but the image is young"),
         (SHOP,          false, true,  archived, 99, Keep,   "version shop-1 holds it"),
         (SHOP,          false, true,  none,     99, Keep,   "version shop-1 holds it"),
         (SHOP,          false, false, none,     25, Delete, "the catalog has no artifact/a"),
@@ -104,6 +108,40 @@ fn what_holds_one_name_of_a_content_holds_all() {
             why.ends_with(&format!("holds its content, as {holder}")),
             "{why}"
         );
+    }
+}
+
+#[test]
+fn a_name_by_digest_goes_with_the_artifacts_of_its_content_and_not_before() {
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let alias = format!("cluster.local:5000/shop@{digest}");
+    for (status, version, age, expected) in [
+        (Some(Status::Archived), None, 0, "artifact/a is archived"),
+        (
+            Some(Status::Active),
+            None,
+            99,
+            "artifact/a holds its content, as cluster.local:5000/shop:a",
+        ),
+        (
+            Some(Status::Archived),
+            Some(alias.as_str()),
+            99,
+            "version v holds its content, as {alias}",
+        ),
+        (None, None, 99, "no artifact that is wanted has its digest"),
+    ] {
+        let all = vec![image(SHOP, &digest, age), image(&alias, &digest, age)];
+        let mut images = Images::new(all);
+        if let Some(status) = status {
+            images.artifact("a", status);
+        }
+        images.version("v", version, None);
+        let found = judged(images, Duration::ZERO);
+        let expected = expected.replace("{alias}", &alias);
+        assert_eq!(found[&alias].1, expected, "{status:?} {version:?}");
+        let actions = [found[SHOP].0, found[&alias].0];
+        assert_eq!(actions[0], actions[1], "{status:?} {version:?}");
     }
 }
 

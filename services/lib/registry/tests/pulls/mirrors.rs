@@ -153,3 +153,42 @@ async fn the_host_that_a_redirect_leads_to_is_shown_nothing() {
     assert_eq!(refusing.asked().len(), 1);
     assert_eq!(refusing.asked()[0].header("authorization"), None);
 }
+
+#[tokio::test]
+async fn a_mirror_whose_content_turns_out_wrong_is_passed_over_and_the_registry_is_not() {
+    let image = Image::small();
+    let wrong = vec![7; image.layer.len()];
+    let served = wrong.clone();
+    let mirror = Server::start(move |asked| Answer::ranged(asked, &served)).await;
+    let origin = whole(&image).await;
+    let registry = origin.address.to_string();
+    let settings = mirrored(&registry, vec![mirror.url("")]);
+    let repository = repository(settings, &registry, None).unwrap();
+    let bring = async || {
+        let (sender, mut chunks) = tokio::sync::mpsc::channel(2);
+        let size = image.layer.len() as u64;
+        let digest = digest(&image.layer);
+        let asking = repository.blob(&digest, size, sender);
+        let reading = async {
+            let mut bytes = vec![];
+            while let Some(chunk) = chunks.recv().await {
+                bytes.extend(chunk.unwrap());
+            }
+            bytes
+        };
+        tokio::join!(asking, reading)
+    };
+    let (giver, bytes) = bring().await;
+    assert!(bytes == wrong);
+    assert!(
+        repository.distrust(giver.unwrap()),
+        "another host may have it right"
+    );
+    let (giver, bytes) = bring().await;
+    assert!(bytes == image.layer);
+    assert!(
+        !repository.distrust(giver.unwrap()),
+        "there is no other host"
+    );
+    assert_eq!(mirror.asked().len(), 1);
+}

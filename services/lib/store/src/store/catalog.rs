@@ -1,12 +1,16 @@
 //! The catalog: entries by kind and id, changed one at a time, each change with a revision of its own.
 
-use std::{collections::VecDeque, sync::PoisonError};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::PoisonError,
+};
 
 use berth_domain::{
     SandboxRecord,
-    catalog::{ENTRIES_MAX, Entry, Key, Object},
+    catalog::{ENTRIES_MAX, Entry, Key, Kind, Object},
 };
-use redb::ReadableTableMetadata as _;
+use redb::{ReadTransaction, ReadableTableMetadata as _};
+use tokio::sync::broadcast;
 
 use super::{Inner, Purpose, Store};
 use crate::{
@@ -16,14 +20,25 @@ use crate::{
     watch::{Change, Watch},
 };
 
-/// All that can be read, at one moment, and what follows.
+/// Entries that follow one another, by kind and id, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EntryPage {
+    pub entries: Vec<Entry>,
+    /// Whether others come behind these.
+    pub more: bool,
+    pub revision: u64,
+}
+
+/// The records, and the entries that were asked for, at one moment.
 #[derive(Debug)]
-pub struct Whole {
+pub struct Placement {
     pub records: Vec<SandboxRecord>,
     pub entries: Vec<Entry>,
     pub revision: u64,
-    pub watch: Watch,
 }
+
+/// What endpoints are derived from.
+const OF_ENDPOINTS: [Kind; 3] = [Kind::App, Kind::Service, Kind::Version];
 
 impl Store {
     /// Puts an entry in place of the one of its key. `expected` is the revision of the one that stands; `None` is any, or
@@ -33,7 +48,7 @@ impl Store {
         object: Object,
         expected: Option<u64>,
     ) -> Result<Entry, CatalogError> {
-        self.blocking(move |inner| inner.put_entry(&object, expected))
+        self.blocking(move |inner| inner.put_entry(&object, expected, ENTRIES_MAX))
             .await
     }
 
@@ -47,51 +62,130 @@ impl Store {
             .await
     }
 
-    /// Every entry that can be read, by kind and id, and the revision that they were read at.
-    pub async fn entries(&self) -> Result<(Vec<Entry>, u64), StoreError> {
-        self.blocking(|inner| {
+    /// At most so many of the entries that can be read, of one kind or of all, behind a key.
+    pub async fn entries(
+        &self,
+        kind: Option<Kind>,
+        after: Option<Key>,
+        size: usize,
+    ) -> Result<EntryPage, StoreError> {
+        self.blocking(move |inner| {
             inner.read(|txn| {
-                let (readable, _) = rows::entries(&txn.open_table(CATALOG)?)?;
-                Ok((readable, revision(txn)?))
+                let table = txn.open_table(CATALOG)?;
+                let mut page = EntryPage {
+                    revision: revision(txn)?,
+                    ..EntryPage::default()
+                };
+                for row in rows::entries_after(&table, kind, after.as_ref())? {
+                    // What cannot be read is told elsewhere.
+                    let Ok(entry) = row? else { continue };
+                    if page.entries.len() == size {
+                        page.more = true;
+                        break;
+                    }
+                    page.entries.push(entry);
+                }
+                Ok(page)
             })
         })
         .await
     }
 
-    /// All records and entries that can be read, and a watch of everything that follows.
-    pub async fn whole_and_watch(&self) -> Result<Whole, StoreError> {
+    /// The revision that stands, and a watch of everything that follows; it may repeat what led to that.
+    pub async fn watch_from_here(&self) -> Result<(u64, Watch), StoreError> {
         self.blocking(|inner| {
-            let _writing = inner.writing.lock().unwrap_or_else(PoisonError::into_inner);
-            let changes = inner.changes.subscribe();
-            let (records, entries, revision) = inner.read(|txn| {
+            let changes = inner.subscribe();
+            let stands = inner.read(revision)?;
+            let past = VecDeque::new();
+            Ok((stands, Watch { past, changes }))
+        })
+        .await
+    }
+
+    /// The records, and the entries that decide which endpoints they are: a page of endpoints costs no catalog.
+    pub async fn placement(&self) -> Result<Placement, StoreError> {
+        self.blocking(|inner| inner.read(placement)).await
+    }
+
+    /// The records and all entries that may ever decide on endpoints, and a watch of everything that follows; it may repeat
+    /// what they have already.
+    pub async fn placement_and_watch(&self) -> Result<(Placement, Watch), StoreError> {
+        self.blocking(|inner| {
+            let changes = inner.subscribe();
+            let placement = inner.read(|txn| {
                 let (records, _) = rows::records(txn, None, usize::MAX)?;
-                let (entries, _) = rows::entries(&txn.open_table(CATALOG)?)?;
-                Ok((records, entries, revision(txn)?))
+                let table = txn.open_table(CATALOG)?;
+                let mut entries = vec![];
+                for kind in OF_ENDPOINTS {
+                    for row in rows::entries_after(&table, Some(kind), None)? {
+                        entries.extend(row?);
+                    }
+                }
+                Ok(Placement {
+                    records,
+                    entries,
+                    revision: revision(txn)?,
+                })
             })?;
-            Ok(Whole {
-                records,
-                entries,
-                revision,
-                watch: Watch {
-                    past: VecDeque::new(),
-                    changes,
-                },
-            })
+            let past = VecDeque::new();
+            Ok((placement, Watch { past, changes }))
         })
         .await
     }
 }
 
+fn placement(txn: &ReadTransaction) -> Result<Placement, StoreError> {
+    let (records, _) = rows::records(txn, None, usize::MAX)?;
+    let table = txn.open_table(CATALOG)?;
+    let mut entries = vec![];
+    let mut apps = BTreeSet::new();
+    let versions: BTreeSet<_> = records.iter().map(|it| &it.spec.version).collect();
+    for version in versions {
+        let (kind, id) = (Kind::Version, version.clone());
+        if let Found::Entry(entry) = rows::find_entry(&table, &Key { kind, id })? {
+            if let Object::Version(it) = &entry.object {
+                apps.insert(it.app.clone());
+            }
+            entries.push(entry);
+        }
+    }
+    for id in apps {
+        let kind = Kind::App;
+        if let Found::Entry(entry) = rows::find_entry(&table, &Key { kind, id })? {
+            entries.push(entry);
+        }
+    }
+    for row in rows::entries_after(&table, Some(Kind::Service), None)? {
+        entries.extend(row?);
+    }
+    Ok(Placement {
+        records,
+        entries,
+        revision: revision(txn)?,
+    })
+}
+
 impl Inner {
-    fn put_entry(&self, object: &Object, expected: Option<u64>) -> Result<Entry, CatalogError> {
+    /// What is durable by now is published, and what follows is seen.
+    fn subscribe(&self) -> broadcast::Receiver<(u64, Change)> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.changes.subscribe()
+    }
+
+    fn put_entry(
+        &self,
+        object: &Object,
+        expected: Option<u64>,
+        limit: u64,
+    ) -> Result<Entry, CatalogError> {
         self.write(Purpose::Begin, |txn, next| {
             let mut table = txn.open_table(CATALOG).map_err(StoreError::from)?;
             let key = object.key();
             let found = rows::find_entry(&table, &key)?;
             check(&found, expected)?;
             match found {
-                Found::Nothing if table.len().map_err(StoreError::from)? >= ENTRIES_MAX => {
-                    return Err(CatalogError::Full { limit: ENTRIES_MAX });
+                Found::Nothing if table.len().map_err(StoreError::from)? >= limit => {
+                    return Err(CatalogError::Full { limit });
                 }
                 Found::Entry(entry) if entry.object == *object => return Ok((entry, None)),
                 // What cannot be read is replaced: that is the way out.
@@ -141,5 +235,39 @@ fn check(found: &Found, expected: Option<u64>) -> Result<(), CatalogError> {
     match expected {
         Some(expected) if expected != actual => Err(CatalogError::Conflict { expected, actual }),
         Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use berth_domain::catalog::App;
+
+    use super::*;
+
+    #[test]
+    fn a_full_catalog_takes_no_other_entry_and_changes_those_that_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let subnet = "10.9.0.0/28".parse().unwrap();
+        let store = Store::open(&dir.path().join("s"), subnet, Duration::ZERO).unwrap();
+        let app = |id: &str, name: &str| {
+            Object::App(App {
+                id: id.into(),
+                name: name.into(),
+            })
+        };
+        let put = |object: Object| store.0.put_entry(&object, None, 2);
+        for id in ["a", "b"] {
+            put(app(id, id)).unwrap();
+        }
+        let refused = put(app("c", "c")).unwrap_err();
+        assert!(
+            matches!(refused, CatalogError::Full { limit: 2 }),
+            "{refused}"
+        );
+        put(app("a", "other")).unwrap();
+        store.0.remove_entry(&app("b", "").key(), None).unwrap();
+        put(app("c", "c")).unwrap();
     }
 }

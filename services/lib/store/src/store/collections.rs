@@ -136,6 +136,28 @@ impl Store {
         .await
     }
 
+    /// Ends a run that nobody works on. `None` where no such run is under way.
+    pub async fn abandon_collection(
+        &self,
+        collection: u64,
+        now: SystemTime,
+    ) -> Result<Option<CollectionView>, StoreError> {
+        self.blocking(move |inner| {
+            inner.write_aside(|txn| {
+                let mut table = txn.open_table(COLLECTIONS)?;
+                let Some(mut run) = running(&table, collection)? else {
+                    return Ok::<_, StoreError>(None);
+                };
+                run.abandon(now);
+                rows::put_collection(&mut table, &run)?;
+                let mut collected = txn.open_table(COLLECTED)?;
+                name_few(&mut collected, collection)?;
+                view(&collected, run).map(Some)
+            })
+        })
+        .await
+    }
+
     /// Shows everything that may refer to an image or a blob, one after the other, and returns a watch of what changes from
     /// before the first of it on: some changes are in both.
     pub async fn references<T: Send + 'static>(

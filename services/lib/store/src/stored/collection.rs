@@ -24,6 +24,8 @@ pub(crate) struct StoredCollection {
     objects_total: u64,
     retained_total: u64,
     aborted: String,
+    #[serde(default)]
+    abandoned: bool,
     goal_missed_bytes: u64,
     largest_held: Vec<StoredHeldObject>,
 }
@@ -70,6 +72,7 @@ impl From<&Collection> for StoredCollection {
             objects_total: it.objects_total,
             retained_total: it.retained_total,
             aborted: it.aborted.clone(),
+            abandoned: it.abandoned,
             goal_missed_bytes: it.goal_missed_bytes,
             largest_held: it.largest_held.iter().map(Into::into).collect(),
         }
@@ -106,6 +109,7 @@ impl TryFrom<StoredCollection> for Collection {
             objects_total: it.objects_total,
             retained_total: it.retained_total,
             aborted: it.aborted,
+            abandoned: it.abandoned,
             goal_missed_bytes: it.goal_missed_bytes,
             largest_held: it.largest_held.into_iter().map(Into::into).collect(),
         })

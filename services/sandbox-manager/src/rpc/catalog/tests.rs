@@ -207,7 +207,7 @@ async fn an_entry_that_somebody_changed_is_not_replaced() {
 
 #[tokio::test]
 async fn a_watch_of_the_catalog_begins_with_all_and_is_resumed_behind_a_revision() {
-    use watch_catalog_response::Event;
+    use v1::watch_catalog_response::Event;
     let ground = ground();
     let first = ground.put(app("a"), 0).await.unwrap();
     let watch = async |from_revision| {

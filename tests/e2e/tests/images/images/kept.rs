@@ -59,6 +59,26 @@ async fn an_image_in_use_stays_and_one_that_others_removed_is_pulled_again() -> 
         );
         node.delete("app").await?;
     }
+
+    // A name that comes to stand for something else takes nothing from whom it was used by.
+    node.create("app", asked_for.clone()).await?;
+    registry.publish("app", "1", &parts("other"));
+    let pulled = pull(&node, &name).await?;
+    ensure!(pulled.digest == parts("other").digest(), "{pulled:?}");
+    let own: BTreeSet<_> = parts("app").blobs.into_keys().collect();
+    let collected = || -> anyhow::Result<BTreeSet<String>> {
+        succeed(node.command("ctr").args(["leases", "create", "--id", "gc"]))?;
+        succeed(node.command("ctr").args(["leases", "rm", "--sync", "gc"]))?;
+        Ok(Kept::of(&node)?.content)
+    };
+    ensure!(collected()?.is_superset(&own), "it is used, and whole");
+    node.delete("app").await?;
+    let others: BTreeSet<_> = parts("other").blobs.into_keys().collect();
+    let left = collected()?;
+    ensure!(
+        own.difference(&others).all(|it| !left.contains(it)),
+        "nobody uses it: {left:?}"
+    );
     remove(&node, &name).await?;
     ensure!(Kept::of(&node)? == before, "nothing is left");
     node.finish()

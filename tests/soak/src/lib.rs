@@ -1,0 +1,3 @@
+//! What the soaks have in common.
+
+pub mod random;
