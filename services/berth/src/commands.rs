@@ -14,6 +14,7 @@ mod logs;
 mod network;
 mod node;
 mod sandboxes;
+mod watchdog;
 
 use std::time::Duration;
 
@@ -102,6 +103,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failu
         Command::Catalog(command) => catalog::run(session, command).await,
         Command::Net(command) => network::run(session, command).await,
         Command::Audit(args) => node::audit(session, args).await,
+        Command::Watchdog(command) => watchdog::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Version => node::version(session).await,
         Command::Completions { shell } => {

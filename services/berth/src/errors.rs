@@ -37,6 +37,13 @@ pub(crate) enum Failure {
         address: String,
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("no watchdog answers at {address}")]
+    NoWatchdog {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("the run could not remove {0} objects")]
+    NotRemoved(usize),
     #[error("{0} runs could not read or delete all")]
     NotCollected(usize),
     #[error(transparent)]
@@ -149,6 +156,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::NoLease(_)
         | Failure::NotClean(_)
         | Failure::NoWorker { .. }
+        | Failure::NoWatchdog { .. }
+        | Failure::NotRemoved(_)
         | Failure::NotCollected(_)
         | Failure::Output(_) => EXIT_FAILED,
     }
@@ -188,6 +197,16 @@ fn lines(failure: &Failure) -> Vec<String> {
             "hint: is image-gc running? `berth gc workers` lists those that the manager knows; say where one listens with \
              --gc-address or BERTH_GC_ADDRESS"
                 .to_owned(),
+        ],
+        Failure::NoWatchdog { .. } => vec![
+            chain(failure),
+            "hint: is watchdog running? `berth node status` lists what the manager knows; say where it listens with \
+                --watchdog-address or BERTH_WATCHDOG_ADDRESS"
+                .to_owned(),
+        ],
+        Failure::NotRemoved(_) => vec![
+            chain(failure),
+            "hint: each has its reason above; the next run tries again".to_owned(),
         ],
         Failure::NotCollected(_) => vec![
             chain(failure),
@@ -386,6 +405,10 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::WorkLeaseHeld => "wait until its holder gives it back, or until it ends",
         ErrorReason::WorkLeaseLost => "take the lease again, and look at its work again",
         ErrorReason::WorkLeasesExhausted => "release leases that nobody works under",
+        ErrorReason::PluginsExhausted => "see with `berth node status` which processes beat",
+        ErrorReason::PluginReplaced => {
+            "another process runs under this name and instance; give one of them another instance"
+        }
         ErrorReason::ImagePinsExhausted => "take pins away with `berth images unpin`",
         ErrorReason::CollectionNotFound => "see the latest runs with `berth gc ls`",
         ErrorReason::CollectionAborted => "mend what cannot be read; nothing is deleted meanwhile",

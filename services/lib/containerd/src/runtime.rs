@@ -15,8 +15,9 @@ use berth_domain::{
     ContainerName, ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names,
 };
 use berth_platform::{
-    ArchiveLimits, ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo,
-    ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
+    ArchiveLimits, ContainerReading, ContainerRoot, EndSignal, ExecCommand, ExecError, ExecExit,
+    ExecIo, ImageError, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen,
+    SocketHolder,
 };
 use berth_registry::Registries;
 use containerd_client::{
@@ -735,9 +736,10 @@ impl Runtime for Containerd {
     async fn end_object(
         &self,
         object: &RuntimeObject,
+        signal: EndSignal,
         grace: Duration,
     ) -> Result<(), RuntimeError> {
-        self.end(object, grace).await
+        self.end(object, signal, grace).await
     }
 
     async fn remove_object(&self, object: &RuntimeObject) -> Result<(), RuntimeError> {

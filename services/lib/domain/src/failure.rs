@@ -86,6 +86,8 @@ reasons! {
     PullStalled = "PULL_STALLED",
     CredentialsUnreadable = "CREDENTIALS_UNREADABLE",
     ImageIncomplete = "IMAGE_INCOMPLETE",
+    PluginsExhausted = "PLUGINS_EXHAUSTED",
+    PluginReplaced = "PLUGIN_REPLACED",
 }
 
 impl Reason {
