@@ -84,6 +84,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-store",
         ],
     ),
+    (
+        "berth-watchdog",
+        &["berth-api", "berth-daemon", "berth-domain", "berth-plugin"],
+    ),
     // Tests.
     (
         "berth-bench",
@@ -130,6 +134,7 @@ const WIRE: &[&str] = &[
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",
+    "berth-watchdog",
 ];
 
 /// Foreign packages with the packages that may name their types.
