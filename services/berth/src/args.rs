@@ -5,6 +5,7 @@ mod access;
 mod gc;
 mod logs;
 mod top;
+mod watchdog;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,6 +17,7 @@ pub(crate) use self::access::{Copy, Forward, PortForward, Side};
 pub(crate) use gc::{Collected, Explain, Gc, Worker};
 pub(crate) use logs::Logs;
 pub(crate) use top::{Order, Stats, Top};
+pub(crate) use watchdog::{Watchdog, WatchdogAddress};
 
 /// Sets the arguments of all commands apart from those of one.
 const GLOBAL: &str = "Options of every command";
@@ -126,6 +128,9 @@ pub(crate) enum Command {
     Net(Net),
     /// Check that every object on the node is explained by a record; exit code 1 when not
     Audit(Audit),
+    /// What removes by itself what no record explains
+    #[command(subcommand)]
+    Watchdog(Watchdog),
     /// The node and its manager
     #[command(subcommand)]
     Node(Node),
@@ -144,7 +149,12 @@ impl Command {
     pub(crate) fn goes_on_alone(&self) -> bool {
         matches!(
             self,
-            Self::Create(_) | Self::Run(_) | Self::Stop(_) | Self::Rm(_) | Self::Gc(Gc::Run { .. })
+            Self::Create(_)
+                | Self::Run(_)
+                | Self::Stop(_)
+                | Self::Rm(_)
+                | Self::Gc(Gc::Run { .. })
+                | Self::Watchdog(Watchdog::Run { .. })
         )
     }
 

@@ -16,6 +16,7 @@ mod node;
 mod sandboxes;
 mod stats;
 mod top;
+mod watchdog;
 
 use std::time::Duration;
 
@@ -105,6 +106,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failu
         Command::Catalog(command) => catalog::run(session, command).await,
         Command::Net(command) => network::run(session, command).await,
         Command::Audit(args) => node::audit(session, args).await,
+        Command::Watchdog(command) => watchdog::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
         Command::Version => node::version(session).await,
         Command::Completions { shell } => {

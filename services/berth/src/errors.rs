@@ -44,6 +44,13 @@ pub(crate) enum Failure {
     },
     #[error("{0} is away: {1}")]
     Lost(&'static str, String),
+    #[error("no watchdog answers at {address}")]
+    NoWatchdog {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("the run could not remove {0} objects")]
+    NotRemoved(usize),
     #[error("{0} runs could not read or delete all")]
     NotCollected(usize),
     #[error(transparent)]
@@ -158,6 +165,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::Lost(..)
         | Failure::NoMetrics { .. }
         | Failure::NoWorker { .. }
+        | Failure::NoWatchdog { .. }
+        | Failure::NotRemoved(_)
         | Failure::NotCollected(_)
         | Failure::Output(_) => EXIT_FAILED,
     }
@@ -203,6 +212,16 @@ fn lines(failure: &Failure) -> Vec<String> {
             "hint: is it running? Say where it listens with --metrics-address or BERTH_METRICS_ADDRESS; `berth stats` asks \
              the manager, and needs no other process"
                 .to_owned(),
+        ],
+        Failure::NoWatchdog { .. } => vec![
+            chain(failure),
+            "hint: is watchdog running? `berth node status` lists what the manager knows; say where it listens with \
+                --watchdog-address or BERTH_WATCHDOG_ADDRESS"
+                .to_owned(),
+        ],
+        Failure::NotRemoved(_) => vec![
+            chain(failure),
+            "hint: each has its reason above; the next run tries again".to_owned(),
         ],
         Failure::NotCollected(_) => vec![
             chain(failure),
@@ -404,6 +423,10 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::WorkLeasesExhausted => "release leases that nobody works under",
         ErrorReason::CallsExhausted => {
             "try again in a moment, or raise the manager's `calls.unary_max`"
+        }
+        ErrorReason::PluginsExhausted => "see with `berth node status` which processes beat",
+        ErrorReason::PluginReplaced => {
+            "another process runs under this name and instance; give one of them another instance"
         }
         ErrorReason::ImagePinsExhausted => "take pins away with `berth images unpin`",
         ErrorReason::CollectionNotFound => "see the latest runs with `berth gc ls`",

@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
-use berth_plugin::listen;
+use berth_plugin::{Beat, Plugin, heartbeat, listen};
 use berth_telemetry::instruments::DNS_FOLLOWS;
 use tokio::{net::UnixListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -78,7 +78,24 @@ impl App {
         });
         // Where somebody said what it shall be, nobody else is asked.
         let said = config.subnets().is_none().then_some(subnets);
+        let plugin = Plugin {
+            name: "dns",
+            instance: String::new(),
+            address: format!("unix:{}", config.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let follows = following.clone();
+        let beat = || {
+            let Streams { sandboxes, catalog } = *follows.borrow();
+            let behind = !(sandboxes && catalog);
+            Beat {
+                problem: behind
+                    .then(|| "answers may be old: the manager is not followed".to_owned()),
+                last_run: None,
+            }
+        };
         tokio::select! {
+            never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
             Some(_) = serving.join_next() => Ok(()),
             () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
             () = egress.keep() => Ok(()),

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use berth_api::v1::image_gc_service_server::ImageGcServiceServer;
-use berth_plugin::{chain, listen};
+use berth_plugin::{Plugin, chain, heartbeat, listen};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -66,9 +66,22 @@ impl App {
             manager = config.manager_address,
             "working"
         );
+        let plugin = Plugin {
+            name: "image-gc",
+            instance: config.name.clone(),
+            address: format!("unix:{}", config.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let beat = async {
+            match config.manager_address.as_str() {
+                "" => std::future::pending().await,
+                manager => heartbeat(manager, plugin, || self.shared.state.beat(), |_| {}).await,
+            }
+        };
         tokio::select! {
             served = serve(listener, self.shared.clone()) => served,
             () = work(&self.shared) => Ok(()),
+            never = beat => match never {},
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
 
 use berth_api::v1;
 use berth_domain::collection::{CollectionKind, Slice};
+use berth_plugin::{Beat, LastRun};
 use tokio::sync::watch;
 
 /// Seen by all parts; each part writes its own.
@@ -98,6 +99,29 @@ pub(crate) struct Said {
 }
 
 impl State {
+    /// What the manager is told of this worker.
+    pub(crate) fn beat(&self) -> Beat {
+        let alarms: Vec<_> = self.said.borrow().alarms.values().cloned().collect();
+        let runs = self.runs.borrow();
+        let ended = runs.by_id.values().filter(|it| it.ended_at.is_some());
+        let last = ended.max_by_key(|it| it.ended_at.map(|it| (it.seconds, it.nanos)));
+        let last_run = last.and_then(|it| {
+            let (deleted, failed) = (it.deleted_total, it.failed_total);
+            Some(LastRun {
+                ended_at: SystemTime::try_from(it.ended_at?).ok()?,
+                succeeded: it.aborted.is_empty() && failed == 0,
+                result: match it.aborted.as_str() {
+                    "" => format!("run {}: {deleted} deleted, {failed} failed", it.id),
+                    why => format!("run {} deleted nothing: {why}", it.id),
+                },
+            })
+        });
+        Beat {
+            problem: (!alarms.is_empty()).then(|| alarms.join("; ")),
+            last_run,
+        }
+    }
+
     /// Tells a problem until it is over, and logs each once.
     pub(crate) fn alarm(&self, about: &'static str, problem: Option<String>) {
         self.said.send_if_modified(|said| {

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
 use berth_cgroup::{Hierarchy, Meter};
-use berth_plugin::{follow_sandboxes, listen};
+use berth_plugin::{Beat, LastRun, Plugin, follow_sandboxes, heartbeat, listen};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -69,6 +69,22 @@ impl App {
                 }
             }
         };
+        let plugin = Plugin {
+            name: "metrics",
+            instance: String::new(),
+            address: format!("unix:{}", config.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let (rounds, followed) = (pace.clone(), following.clone());
+        let beat = || Beat {
+            problem: (!*followed.borrow())
+                .then(|| "new sandboxes are not known: the manager is not followed".to_owned()),
+            last_run: rounds.last().map(|(ended_at, sandboxes)| LastRun {
+                ended_at,
+                succeeded: true,
+                result: format!("{sandboxes} sandboxes sampled"),
+            }),
+        };
         let rpc = MetricsRpc {
             book: book.clone(),
             pace,
@@ -97,6 +113,7 @@ impl App {
         tokio::select! {
             served = served => served.context("serving"),
             never = follow => match never {},
+            never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
             () = tell => Ok(()),
         }
     }

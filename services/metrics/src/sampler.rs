@@ -25,6 +25,18 @@ pub(crate) struct Pace {
     pub(crate) rounds: AtomicU64,
     pub(crate) missed: AtomicU64,
     pub(crate) open_files: AtomicU64,
+    /// When the last round ended, in milliseconds of the clock, and how many sandboxes it found.
+    pub(crate) ended_at_millis: AtomicU64,
+    pub(crate) sampled: AtomicU64,
+}
+
+impl Pace {
+    /// When the last round ended, and how many sandboxes it found. `None` before the first one.
+    pub(crate) fn last(&self) -> Option<(SystemTime, u64)> {
+        let ended = Duration::from_millis(self.ended_at_millis.load(Relaxed));
+        let ended_at = UNIX_EPOCH.checked_add(ended)?;
+        (!ended.is_zero()).then(|| (ended_at, self.sampled.load(Relaxed)))
+    }
 }
 
 #[derive(Debug)]
@@ -72,18 +84,23 @@ impl Sampler {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .watched();
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut found) = (BTreeSet::new(), 0);
         for (id, it) in watched {
             match self.read(&it, &links, &mut seen) {
                 Ok(Some(round)) => {
                     let mut book = book.write().unwrap_or_else(PoisonError::into_inner);
                     book.record(&id, it.generation, round);
+                    found += 1;
                 }
                 // Not made yet, or gone already.
                 Ok(None) => {}
                 Err(error) => self.tell(error.to_string()),
             }
         }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or_default();
+        self.pace.sampled.store(found, Relaxed);
+        self.pace.ended_at_millis.store(now, Relaxed);
         for gone in self.known.difference(&seen) {
             self.meter.forget(gone);
         }

@@ -17,6 +17,7 @@ use berth_api::{
         collection_service_server::CollectionServiceServer,
         image_service_server::ImageServiceServer, lease_service_server::LeaseServiceServer,
         network_service_server::NetworkServiceServer, node_service_server::NodeServiceServer,
+        orphan_service_server::OrphanServiceServer, plugin_service_server::PluginServiceServer,
         sandbox_service_server::SandboxServiceServer,
     },
 };
@@ -39,10 +40,11 @@ use crate::{
     logs::LogReaders,
     node::Node,
     places::Places,
+    plugins::PluginBook,
     registry::{Limits, Registry},
     rpc::{
         About, CatalogRpc, CollectionRpc, Exports, ImageRpc, Imports, LeaseRpc, NetworkRpc,
-        NodeRpc, SandboxRpc, Streams,
+        NodeRpc, OrphanRpc, PluginRpc, SandboxRpc, Streams,
     },
     slots,
 };
@@ -236,11 +238,16 @@ impl App {
         health
             .set_serving::<CollectionServiceServer<CollectionRpc<Containerd, NetnsNetwork>>>()
             .await;
+        health.set_serving::<PluginServiceServer<PluginRpc>>().await;
+        health
+            .set_serving::<OrphanServiceServer<OrphanRpc<Containerd, NetnsNetwork>>>()
+            .await;
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
+        let plugins = Arc::new(PluginBook::new());
         let place = Place {
             node_id: about.node_id.to_string(),
             bridge: about.bridge.clone(),
@@ -279,6 +286,11 @@ impl App {
             .add_service(NodeServiceServer::new(NodeRpc {
                 registry: registry.clone(),
                 about,
+                plugins: plugins.clone(),
+            }))
+            .add_service(PluginServiceServer::new(PluginRpc { plugins }))
+            .add_service(OrphanServiceServer::new(OrphanRpc {
+                registry: registry.clone(),
             }))
             .add_service(LeaseServiceServer::new(LeaseRpc {
                 registry: registry.clone(),

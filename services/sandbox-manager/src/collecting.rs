@@ -153,7 +153,7 @@ impl Collecting {
         lock(&self.leases).list(prefix, self.now())
     }
 
-    fn held(&self, lease: &LeaseRef) -> Result<WorkLease, Failure> {
+    pub(crate) fn held(&self, lease: &LeaseRef) -> Result<WorkLease, Failure> {
         let held = lock(&self.leases).held(lease, self.now()).cloned();
         held.ok_or_else(|| {
             let message = format!("the lease {} is not the caller's", lease.name);

@@ -7,9 +7,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use berth_domain::{Failure, Generation, SandboxId, spec::STOP_GRACE_DEFAULT};
+use berth_domain::{
+    Failure, Generation, SandboxId, spec::STOP_GRACE_DEFAULT, work_leases::LeaseRef,
+};
 use berth_orphans::{Finding, Fix, Kind, Look, Object, Verdict, confirmed, is_clean, judge};
-use berth_platform::{Images, Network, Runtime, RuntimeObjectKind};
+use berth_platform::{EndSignal, Images, Network, Runtime, RuntimeObjectKind};
 use futures::{StreamExt as _, stream};
 
 use crate::{
@@ -73,8 +75,9 @@ async fn fix_since<R: Runtime + Images, N: Network>(
     let (failures, last) = if doomed.is_empty() {
         (vec![], second.clone())
     } else {
-        end(registry, &doomed).await?;
-        let failures = remove(registry, &doomed).await?;
+        end(registry, &doomed, EndSignal::Term, STOP_GRACE_DEFAULT).await?;
+        let still = confirmed(&doomed, &look(registry).await?);
+        let failures = remove(registry, &still, &Terms::default()).await?;
         (failures, look(registry).await?)
     };
     let findings = second.into_iter().map(|finding| {
@@ -107,8 +110,37 @@ async fn fix_since<R: Runtime + Images, N: Network>(
     })
 }
 
+/// On which terms objects are removed.
+pub(crate) struct Terms {
+    /// How long an object, or all that a sandbox holds, may take.
+    pub(crate) limit: Duration,
+    /// Nothing more is removed when it is not held any more.
+    pub(crate) lease: Option<LeaseRef>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            limit: CLEAR_LIMIT,
+            lease: None,
+        }
+    }
+}
+
+impl Terms {
+    fn stand<R: Runtime + Images, N: Network>(
+        &self,
+        registry: &Registry<R, N>,
+    ) -> Result<(), Failure> {
+        match &self.lease {
+            Some(lease) => registry.collecting().held(lease).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
 /// An audit, unless the manager stops.
-async fn look<R: Runtime + Images, N: Network>(
+pub(crate) async fn look<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
 ) -> Result<Vec<Finding>, Failure> {
     if registry.is_stopping() {
@@ -117,10 +149,12 @@ async fn look<R: Runtime + Images, N: Network>(
     audit(registry).await
 }
 
-/// Asks everything that runs to end, and waits for that as long as a container is given by default.
-async fn end<R: Runtime + Images, N: Network>(
+/// Asks everything that runs to end, and waits for that.
+pub(crate) async fn end<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
     doomed: &[Finding],
+    signal: EndSignal,
+    grace: Duration,
 ) -> Result<(), Failure> {
     let tasks = || doomed.iter().filter(|it| it.object.kind == Kind::Task);
     let asked = |it: &Object| {
@@ -141,7 +175,7 @@ async fn end<R: Runtime + Images, N: Network>(
             (RuntimeObjectKind::Task, None) => "fix/end-task".to_owned(),
             _ => "fix/end-shim".to_owned(),
         };
-        let ended = runtime.end_object(&object, STOP_GRACE_DEFAULT);
+        let ended = runtime.end_object(&object, signal, grace);
         // Whoever does not hear it is killed afterwards, if that is still right.
         if let Err(error) = crash::around(&name, ended).await {
             drop(runtime_failure(error));
@@ -154,35 +188,36 @@ async fn end<R: Runtime + Images, N: Network>(
     Ok(())
 }
 
-/// Removes what is still the same orphan, and returns what could not be removed, and why.
-async fn remove<R: Runtime + Images, N: Network>(
+/// Removes what was an orphan at the last look, and returns what could not be removed, and why.
+pub(crate) async fn remove<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
     doomed: &[Finding],
+    terms: &Terms,
 ) -> Result<Vec<(Object, Outcome)>, Failure> {
-    let third = look(registry).await?;
-    let doomed = confirmed(doomed, &third);
     let ids: BTreeSet<&SandboxId> = doomed.iter().filter_map(|it| cleared_by(it)).collect();
     let ids: Vec<&SandboxId> = ids.into_iter().collect();
     let mut stuck = BTreeSet::new();
     for some in ids.chunks(AT_ONCE) {
-        stuck.extend(clear(registry, some, CLEAR_LIMIT, true).await?);
+        terms.stand(registry)?;
+        stuck.extend(clear(registry, some, terms.limit, true).await?);
     }
     // Much of what would be removed alone has gone along.
     let doomed = match ids.is_empty() {
-        true => doomed,
-        false => confirmed(&doomed, &look(registry).await?),
+        true => doomed.to_vec(),
+        false => confirmed(doomed, &look(registry).await?),
     };
     let (mut kept, mut removed) = (vec![], false);
     for finding in doomed.iter().filter(|it| it.fix == Fix::Remove) {
         if registry.is_stopping() {
             return Err(shutting_down());
         }
+        terms.stand(registry)?;
         let object = &finding.object;
         match unexplained(registry, object).await? {
             Err(explanation) => kept.push((object.clone(), Outcome::Left(explanation))),
             Ok(()) => match crash::around(
                 &format!("fix/remove {}", object.kind),
-                remove_one(registry, object),
+                remove_within(registry, object, terms.limit),
             )
             .await
             {
@@ -258,6 +293,22 @@ async fn unexplained<R: Runtime + Images, N: Network>(
     })
 }
 
+/// A step that has begun is not dropped half-way: what takes longer goes on, and is told as failed.
+async fn remove_within<R: Runtime + Images, N: Network>(
+    registry: &Registry<R, N>,
+    object: &Object,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let (own, object) = (registry.clone(), object.clone());
+    let removal = registry.see_through(async move { remove_one(&own, &object).await });
+    match tokio::time::timeout(limit, removal).await {
+        Ok(done) => done,
+        Err(_) => Err(internal(&format!(
+            "it is not gone within {limit:?}; the work on it goes on"
+        ))),
+    }
+}
+
 async fn remove_one<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
     object: &Object,
@@ -290,7 +341,7 @@ async fn remove_one<R: Runtime + Images, N: Network>(
 }
 
 /// What to tell of a finding, by the last look.
-fn outcome<R: Runtime + Images, N: Network>(
+pub(crate) fn outcome<R: Runtime + Images, N: Network>(
     registry: &Registry<R, N>,
     doomed: &[Finding],
     failures: &[(Object, Outcome)],

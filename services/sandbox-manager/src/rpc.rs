@@ -12,6 +12,8 @@ mod leases;
 mod logs;
 mod network;
 mod node;
+mod orphans;
+mod plugins;
 mod pulls;
 mod sandboxes;
 mod watches;
@@ -23,6 +25,8 @@ pub(crate) use images::{ImageRpc, Imports};
 pub(crate) use leases::LeaseRpc;
 pub(crate) use network::NetworkRpc;
 pub(crate) use node::{About, NodeRpc};
+pub(crate) use orphans::OrphanRpc;
+pub(crate) use plugins::PluginRpc;
 pub(crate) use pulls::Exports;
 pub(crate) use sandboxes::SandboxRpc;
 

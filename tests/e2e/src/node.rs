@@ -400,6 +400,8 @@ fn script(verb: &str, home: &Path) -> Command {
         .arg("--home")
         .arg(home)
         .stdin(Stdio::null());
+    // A test starts those that it is about.
+    command.env("BERTH_DEV_PROCESSES", "dns");
     command.env("BERTH_BIN", programs());
     command
 }

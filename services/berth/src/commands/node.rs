@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use berth_api::v1::{self, AuditAction, AuditVerdict, node_service_client::NodeServiceClient};
+use jiff::Timestamp;
 use serde::Serialize;
 use tonic::transport::Channel;
 
@@ -10,7 +11,7 @@ use super::Session;
 use crate::{
     args::{Audit, Node},
     errors::Failure,
-    output::{self, duration, page, short_duration, size, table, word},
+    output::{self, age, duration, page, short_duration, size, table, word},
     proto_json::ProtoJson,
 };
 
@@ -44,9 +45,13 @@ async fn fetch_status(session: &Session) -> Result<v1::GetStatusResponse, Failur
 
 async fn status(session: &Session) -> Result<(), Failure> {
     let status = fetch_status(session).await?;
-    Ok(session
-        .output
-        .object(&ProtoJson(&status), || status_page(&status))?)
+    Ok(session.output.object(&ProtoJson(&status), || {
+        let (page, now) = (status_page(&status), Timestamp::now());
+        match status.plugins.is_empty() {
+            true => page,
+            false => format!("{page}\n\n{}", plugin_table(&status.plugins, now)),
+        }
+    })?)
 }
 
 async fn drain(session: &Session, drain: bool, message: String) -> Result<(), Failure> {
@@ -141,6 +146,37 @@ fn status_page(status: &v1::GetStatusResponse) -> String {
     });
     lines.push(("troubles", troubles.collect::<Vec<_>>().join("\n")));
     page(lines)
+}
+
+/// The processes beside the manager.
+fn plugin_table(plugins: &[v1::Plugin], now: Timestamp) -> String {
+    let rows = plugins.iter().map(|it| {
+        let state = word(it.state().as_str_name(), "PLUGIN_STATE_");
+        let (ran, result) = match &it.last_run {
+            None => (String::new(), String::new()),
+            Some(run) => {
+                let result = match run.succeeded {
+                    true => run.result.clone(),
+                    false => format!("failed: {}", run.result),
+                };
+                (age(run.ended_at.as_ref(), now), result)
+            }
+        };
+        [
+            it.name.clone(),
+            it.instance.clone(),
+            it.version.clone(),
+            state.to_owned(),
+            age(it.heard_at.as_ref(), now),
+            ran,
+            result,
+            it.reason.clone(),
+        ]
+    });
+    let columns = [
+        "PROCESS", "INSTANCE", "VERSION", "STATE", "HEARD", "LAST RUN", "RESULT", "REASON",
+    ];
+    table(columns, rows.collect())
 }
 
 pub(super) async fn audit(session: &Session, args: Audit) -> Result<(), Failure> {
@@ -314,6 +350,39 @@ mod tests {
             clean: true,
         };
         assert_eq!(audit_table(&audit), "clean: 0 objects");
+    }
+
+    #[test]
+    fn each_process_beside_the_manager_has_a_line_with_its_last_run() {
+        let now = Timestamp::from_second(100).unwrap();
+        let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let dns = v1::Plugin {
+            name: "dns".to_owned(),
+            version: "1".to_owned(),
+            state: v1::PluginState::Away.into(),
+            heard_at: at(40),
+            reason: "old".to_owned(),
+            ..v1::Plugin::default()
+        };
+        let run = v1::PluginRun {
+            ended_at: at(90),
+            succeeded: false,
+            result: "no".to_owned(),
+        };
+        let watchdog = v1::Plugin {
+            name: "watchdog".to_owned(),
+            instance: "a".to_owned(),
+            state: v1::PluginState::Serving.into(),
+            heard_at: at(99),
+            last_run: Some(run),
+            ..v1::Plugin::default()
+        };
+        assert_eq!(
+            plugin_table(&[dns, watchdog], now),
+            "PROCESS   INSTANCE  VERSION  STATE    HEARD  LAST RUN  RESULT      REASON\n\
+             dns       -         1        AWAY     1m     -         -           old\n\
+             watchdog  a         -        SERVING  1s     10s       failed: no  -"
+        );
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn code(reason: Reason) -> Code {
         | Reason::RevisionConflict
         | Reason::ImportStalled
         | Reason::WorkLeaseHeld
+        | Reason::PluginReplaced
         | Reason::WorkLeaseLost => Code::Aborted,
         Reason::SandboxNotFound
         | Reason::ContainerNotFound
@@ -66,6 +67,7 @@ fn code(reason: Reason) -> Code {
         | Reason::DiskLow
         | Reason::LogReadersExhausted
         | Reason::WorkLeasesExhausted
+        | Reason::PluginsExhausted
         | Reason::ImagePinsExhausted
         | Reason::CallsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
@@ -153,8 +155,8 @@ mod tests {
                 "{name} is not in the contract"
             );
         }
-        let published = (1..)
-            .map_while(|number| ErrorReason::try_from(number).ok())
+        let published = (1..1000)
+            .filter(|number| ErrorReason::try_from(*number).is_ok())
             .count();
         assert_eq!(published, Reason::ALL.len());
     }

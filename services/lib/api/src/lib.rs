@@ -8,6 +8,7 @@ mod failures;
 mod inbound;
 mod outbound;
 pub mod page;
+pub mod plugins;
 mod usage;
 
 pub use connect::{CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES, ConnectError, connect};

@@ -10,7 +10,7 @@ use std::{
 
 use berth_cgroup::CgroupError;
 use berth_domain::{Generation, Role, SandboxId, names};
-use berth_platform::{RuntimeError, RuntimeObject, RuntimeObjectKind};
+use berth_platform::{EndSignal, RuntimeError, RuntimeObject, RuntimeObjectKind};
 use containerd_client::{
     services::v1::{
         Container, DeleteContainerRequest, DeleteTaskRequest, GetContainerRequest,
@@ -24,7 +24,7 @@ use crate::{
     Containerd,
     client::found,
     content::{LEASE_LIFE, delete_lease},
-    ending::{KILLED, SIGTERM},
+    ending::KILLED,
     errors::{node, refused},
     files::{self, Entry},
     images::blocking,
@@ -132,17 +132,18 @@ impl Containerd {
     pub(crate) async fn end(
         &self,
         object: &RuntimeObject,
+        signal: EndSignal,
         grace: Duration,
     ) -> Result<(), RuntimeError> {
         if object.kind == RuntimeObjectKind::Shim {
             let (shims, shim) = (self.shims(), shim_of(object)?);
-            let ended = blocking(move || shims.end(&shim, grace)).await;
+            let ended = blocking(move || shims.end(&shim, signal, grace)).await;
             return ended
                 .map(drop)
                 .map_err(|it| node("asking a shim to end", it));
         }
         if object.kind == RuntimeObjectKind::Task && self.is_there(object).await? {
-            self.kill(&object.name, SIGTERM).await?;
+            self.kill(&object.name, signal.number()).await?;
             self.wait(&object.name, grace).await?;
         }
         Ok(())

@@ -7,7 +7,7 @@ use std::{
 
 use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
 use berth_platform::{
-    ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo, Runtime,
+    ContainerReading, ContainerRoot, EndSignal, ExecCommand, ExecError, ExecExit, ExecIo, Runtime,
     RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
 };
 use containerd_client::{
@@ -521,9 +521,10 @@ impl Runtime for Containerd {
     async fn end_object(
         &self,
         object: &RuntimeObject,
+        signal: EndSignal,
         grace: Duration,
     ) -> Result<(), RuntimeError> {
-        self.end(object, grace).await
+        self.end(object, signal, grace).await
     }
 
     async fn remove_object(&self, object: &RuntimeObject) -> Result<(), RuntimeError> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use berth_domain::{Role, SandboxId, names::parse_container_id};
+use berth_platform::EndSignal;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
@@ -135,13 +136,17 @@ impl Shims {
 
     /// Asks what the shim runs to end, or the shim itself where it runs nothing, and waits until it has; `false` when it
     /// has not within `limit`.
-    pub(crate) fn end(&self, shim: &Shim, limit: Duration) -> io::Result<bool> {
+    pub(crate) fn end(&self, shim: &Shim, by: EndSignal, limit: Duration) -> io::Result<bool> {
+        let signal = match by {
+            EndSignal::Term => Signal::TERM,
+            EndSignal::Quit => Signal::QUIT,
+        };
         let children = self.children(shim.pid);
         let asked: Vec<Process> = match children.is_empty() {
             true => self.hold(shim).into_iter().collect(),
             false => children.into_iter().filter_map(Process::open).collect(),
         };
-        signal_all(&asked, Signal::TERM, limit)
+        signal_all(&asked, signal, limit)
     }
 
     /// Kills the shim and what it runs, and waits until they are gone; `false` when they are not within `limit`.

@@ -87,6 +87,8 @@ reasons! {
     CredentialsUnreadable = "CREDENTIALS_UNREADABLE",
     ImageIncomplete = "IMAGE_INCOMPLETE",
     CallsExhausted = "CALLS_EXHAUSTED",
+    PluginsExhausted = "PLUGINS_EXHAUSTED",
+    PluginReplaced = "PLUGIN_REPLACED",
 }
 
 impl Reason {

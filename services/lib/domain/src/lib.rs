@@ -15,6 +15,7 @@ pub mod image_ref;
 pub mod ipam;
 pub mod lifecycle;
 pub mod names;
+pub mod plugins;
 pub mod probe;
 pub mod record;
 pub mod spec;

@@ -127,6 +127,39 @@ pub struct Object {
     pub silent: bool,
 }
 
+impl Object {
+    /// A text that this object has and no other one, also not a later one of its name.
+    pub fn identity(&self) -> String {
+        let Self {
+            kind,
+            name,
+            sandbox,
+            generation,
+            role,
+            made_at,
+            serial,
+            strange,
+            silent,
+        } = self;
+        // What was made before 1970 was not made by us.
+        let nanos = |it: &SystemTime| it.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let made_at = made_at.as_ref().and_then(nanos);
+        let words = [
+            Some(kind.to_string()),
+            serial.map(|it| it.to_string()),
+            made_at.map(|it| it.as_nanos().to_string()),
+            generation.map(|it| it.0.to_string()),
+            sandbox.as_ref().map(SandboxId::to_string),
+            role.as_ref().map(Role::to_string),
+            strange.then(|| "strange".to_owned()),
+            silent.then(|| "silent".to_owned()),
+        ];
+        // None of them has a slash in it, and the name is the last one.
+        let words = words.map(Option::unwrap_or_default);
+        format!("{}/{name}", words.join("/"))
+    }
+}
+
 /// What a record promises.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Promise {

@@ -113,7 +113,9 @@ mod tests {
                 ..first.clone()
             },
         ];
+        assert_eq!(first.identity(), first.clone().identity());
         for other in others {
+            assert_ne!(first.identity(), other.identity(), "{other:?}");
             let second = findings(std::slice::from_ref(&other));
             assert_eq!(confirmed(&both, &second), [], "{other:?}");
         }

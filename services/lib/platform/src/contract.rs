@@ -33,7 +33,7 @@ pub use images::{
 };
 
 use crate::{
-    ImageError, Images, Network, NetworkObject, NetworkObjectKind, NetworkSeen, Runtime,
+    EndSignal, ImageError, Images, Network, NetworkObject, NetworkObjectKind, NetworkSeen, Runtime,
     RuntimeError, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
 };
 
@@ -361,7 +361,10 @@ pub async fn a_task_that_is_asked_to_end_ends_and_stays_until_it_is_removed<
         .await
         .unwrap();
     for _ in 0..2 {
-        runtime.end_object(&object, DEADLINE).await.unwrap();
+        runtime
+            .end_object(&object, EndSignal::Term, DEADLINE)
+            .await
+            .unwrap();
     }
     let seen = task(runtime, &sandbox.id, &Role::Pause).await;
     assert!(matches!(seen, TaskSeen::Exited { .. }), "{seen:?}");

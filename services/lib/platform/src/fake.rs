@@ -25,9 +25,10 @@ use berth_domain::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    ContainerReading, ContainerRoot, ExecCommand, ExecError, ExecExit, ExecIo, ImageError,
-    ImageInfo, LayerProgress, ListeningSocket, NetworkObject, NetworkObjectKind, Progress, Runtime,
-    RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen, SocketHolder,
+    ContainerReading, ContainerRoot, EndSignal, ExecCommand, ExecError, ExecExit, ExecIo,
+    ImageError, ImageInfo, LayerProgress, ListeningSocket, NetworkObject, NetworkObjectKind,
+    Progress, Runtime, RuntimeError, RuntimeFacts, RuntimeObject, RuntimeObjectKind, RuntimeSeen,
+    SocketHolder,
 };
 
 const TERMINATED: u32 = 128 + 15;
@@ -462,6 +463,7 @@ impl Runtime for FakeNode {
     async fn end_object(
         &self,
         object: &RuntimeObject,
+        signal: EndSignal,
         _grace: Duration,
     ) -> Result<(), RuntimeError> {
         self.change("end_object", &object.name, |state| {
@@ -475,7 +477,7 @@ impl Runtime for FakeNode {
             if let (Some(id), Some(role)) = (&object.sandbox, &object.role)
                 && let Some(task @ (TaskSeen::Created | TaskSeen::Running)) = state.task(id, role)
             {
-                *task = exited(TERMINATED);
+                *task = exited(128 + signal.number());
                 state.hint(Some(id));
             }
             Ok(())

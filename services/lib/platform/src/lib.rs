@@ -21,7 +21,7 @@ pub use network::{
     NetworkObject, NetworkObjectKind, NetworkSeen, ProbeError,
 };
 pub use runtime::{
-    ContainerReading, ContainerRoot, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
+    ContainerReading, ContainerRoot, EndSignal, Runtime, RuntimeError, RuntimeFacts, RuntimeObject,
     RuntimeObjectKind, RuntimeSeen, SocketHolder,
 };
 

@@ -101,11 +101,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Everything that this instance holds, and nothing that another one does.
     fn list(&self) -> impl Future<Output = Result<Vec<RuntimeObject>, RuntimeError>> + Send;
 
-    /// Asks this very task, or what this very shim runs, to end by SIGTERM, and waits until it has or `grace` is over.
-    /// Nothing is killed. One that is gone, and an object of another kind, is a success.
+    /// Asks this very task, or what this very shim runs, to end, and waits until it has or `grace` is over. Nothing is
+    /// killed. One that is gone, and an object of another kind, is a success.
     fn end_object(
         &self,
         object: &RuntimeObject,
+        signal: EndSignal,
         grace: Duration,
     ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
@@ -260,4 +261,21 @@ pub enum RuntimeError {
         operation: &'static str,
         source: Source,
     },
+}
+
+/// By what a program is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndSignal {
+    Term,
+    /// By which most programs say what they were at.
+    Quit,
+}
+
+impl EndSignal {
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Term => 15,
+            Self::Quit => 3,
+        }
+    }
 }

@@ -21,6 +21,8 @@ use crate::{
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+mod orphans;
+
 struct Bench {
     node: FakeNode,
     registry: Registry<FakeNode, FakeNode>,

@@ -19,6 +19,7 @@ use crate::{
     crash,
     failures::store_failure,
     fix::{Fixed, Outcome, fix},
+    plugins::PluginBook,
     registry::{Registry, shutting_down},
     taken_ports,
 };
@@ -44,6 +45,7 @@ pub(crate) struct About {
 pub(crate) struct NodeRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
     pub(crate) about: About,
+    pub(crate) plugins: Arc<PluginBook>,
 }
 
 #[tonic::async_trait]
@@ -135,6 +137,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             troubles: troubles.take(TROUBLES_MAX).collect(),
             boot_id: self.registry.boot_id().to_owned(),
             not_looked_at: self.registry.not_looked_at() as u64,
+            plugins: self.plugins.list(),
         }))
     }
 
@@ -208,6 +211,8 @@ fn settle_time(asked: Option<Option<Duration>>) -> Result<Duration, Failure> {
 
 fn render(finding: Finding, outcome: Option<Outcome>, now: SystemTime) -> v1::AuditObject {
     let object = finding.object;
+    let is_removed = finding.verdict == Verdict::Orphan && finding.fix.removes();
+    let token = is_removed.then(|| object.identity());
     let verdict = match finding.verdict {
         Verdict::Explained => v1::AuditVerdict::Explained,
         Verdict::Orphan => v1::AuditVerdict::Orphan,
@@ -234,6 +239,7 @@ fn render(finding: Finding, outcome: Option<Outcome>, now: SystemTime) -> v1::Au
         todo: finding.fix.to_string(),
         action: action.into(),
         action_message,
+        token: token.unwrap_or_default(),
     }
 }
 

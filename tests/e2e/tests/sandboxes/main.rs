@@ -1,6 +1,5 @@
 //! The life of sandboxes, whatever is asked and whatever dies.
 
-mod audit;
 mod bad_input;
 mod bad_input_streams;
 mod calls;

@@ -97,6 +97,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-telemetry",
         ],
     ),
+    (
+        "berth-watchdog",
+        &["berth-api", "berth-daemon", "berth-domain", "berth-plugin"],
+    ),
     // Tests.
     (
         "berth-bench",
@@ -144,6 +148,7 @@ const WIRE: &[&str] = &[
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",
+    "berth-watchdog",
 ];
 
 /// Foreign packages with the packages that may name their types.

@@ -3995,7 +3995,12 @@ pub enum ErrorReason {
     ImageIncomplete = 67,
     /// RESOURCE_EXHAUSTED. The process has as many calls under way as it takes at a time; nothing was done. `RetryInfo` says when
     /// to come again. The metadata has `limit`.
-    CallsExhausted = 74,
+    CallsExhausted = 68,
+    /// RESOURCE_EXHAUSTED. As many processes are registered beside the manager as can be. The metadata has `limit`.
+    PluginsExhausted = 69,
+    /// ABORTED. Another process beats under this name and instance, and was started later. The metadata has `plugin` and
+    /// `instance`.
+    PluginReplaced = 70,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4073,6 +4078,8 @@ impl ErrorReason {
             Self::CredentialsUnreadable => "ERROR_REASON_CREDENTIALS_UNREADABLE",
             Self::ImageIncomplete => "ERROR_REASON_IMAGE_INCOMPLETE",
             Self::CallsExhausted => "ERROR_REASON_CALLS_EXHAUSTED",
+            Self::PluginsExhausted => "ERROR_REASON_PLUGINS_EXHAUSTED",
+            Self::PluginReplaced => "ERROR_REASON_PLUGIN_REPLACED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4147,6 +4154,8 @@ impl ErrorReason {
             "ERROR_REASON_CREDENTIALS_UNREADABLE" => Some(Self::CredentialsUnreadable),
             "ERROR_REASON_IMAGE_INCOMPLETE" => Some(Self::ImageIncomplete),
             "ERROR_REASON_CALLS_EXHAUSTED" => Some(Self::CallsExhausted),
+            "ERROR_REASON_PLUGINS_EXHAUSTED" => Some(Self::PluginsExhausted),
+            "ERROR_REASON_PLUGIN_REPLACED" => Some(Self::PluginReplaced),
             _ => None,
         }
     }
@@ -10202,6 +10211,433 @@ pub mod network_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// The last piece of work of a process that works in runs.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PluginRun {
+    /// When it ended. Required.
+    #[prost(message, optional, tag = "1")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Whether it did all that it was to do.
+    #[prost(bool, tag = "2")]
+    pub succeeded: bool,
+    /// What came of it, for people. At most 256 bytes.
+    #[prost(string, tag = "3")]
+    pub result: ::prost::alloc::string::String,
+}
+/// Says that a process is there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatRequest {
+    /// What it is, as `metrics`: 1 to 63 bytes of `\[a-z0-9._-\]`. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Which of several of this name, as `image-gc-2`: at most 128 bytes of `\[A-Za-z0-9._/-\]`. It has to be the same after a
+    /// restart. Default: the only one.
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+    /// Version of its program. At most 64 bytes. Default: not known.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    /// Where it answers itself, as `unix:/run/berth/metrics.sock`. At most 256 bytes. Default: nowhere.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// When it was started. Of two that beat under one name and instance, the one that was started last stays. Required.
+    #[prost(message, optional, tag = "5")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Without another heartbeat for so long it is AWAY: 1 s to 10 min. Default: 10 s.
+    #[prost(message, optional, tag = "6")]
+    pub time_to_live: ::core::option::Option<::prost_types::Duration>,
+    /// How it is. Default: SERVING.
+    #[prost(enumeration = "PluginState", tag = "7")]
+    pub state: i32,
+    /// Why it is NOT_SERVING, for people. At most 1024 bytes. Default: none.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+    /// Its last run. Absent for what does not work in runs, and before the first one has ended.
+    #[prost(message, optional, tag = "9")]
+    pub last_run: ::core::option::Option<PluginRun>,
+}
+/// It is registered.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeartbeatResponse {}
+/// A process beside the manager.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Plugin {
+    /// As in HeartbeatRequest.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As in HeartbeatRequest. Empty for the only one.
+    #[prost(string, tag = "2")]
+    pub instance: ::prost::alloc::string::String,
+    /// As in HeartbeatRequest. Empty where it does not say.
+    #[prost(string, tag = "3")]
+    pub version: ::prost::alloc::string::String,
+    /// As in HeartbeatRequest. Empty where it answers nowhere.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+    /// When it was started.
+    #[prost(message, optional, tag = "5")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// How it is.
+    #[prost(enumeration = "PluginState", tag = "6")]
+    pub state: i32,
+    /// Why it is not SERVING. For one that is AWAY, what it said last.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+    /// When it was heard of last.
+    #[prost(message, optional, tag = "8")]
+    pub heard_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Its last run. Absent for what does not work in runs.
+    #[prost(message, optional, tag = "9")]
+    pub last_run: ::core::option::Option<PluginRun>,
+}
+/// How a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PluginState {
+    /// In a heartbeat: SERVING.
+    Unspecified = 0,
+    /// It does its work.
+    Serving = 1,
+    /// It cannot do its work; the reason says why.
+    NotServing = 2,
+    /// It was not heard of for as long as it said. Never accepted in a heartbeat.
+    Away = 3,
+}
+impl PluginState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PLUGIN_STATE_UNSPECIFIED",
+            Self::Serving => "PLUGIN_STATE_SERVING",
+            Self::NotServing => "PLUGIN_STATE_NOT_SERVING",
+            Self::Away => "PLUGIN_STATE_AWAY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PLUGIN_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "PLUGIN_STATE_SERVING" => Some(Self::Serving),
+            "PLUGIN_STATE_NOT_SERVING" => Some(Self::NotServing),
+            "PLUGIN_STATE_AWAY" => Some(Self::Away),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod plugin_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The processes beside the manager: Berth's own, and those of others. docs/plugins.md says how to write one.
+    ///
+    /// What is known of them is kept in memory: a manager that starts again knows all within one heartbeat of each.
+    #[derive(Debug, Clone)]
+    pub struct PluginServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl PluginServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> PluginServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PluginServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PluginServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Says that a process is there and how it is. The first heartbeat registers it; NodeService.GetStatus lists them. A process
+        /// that was started again takes the place of the one before it under its name and instance. Errors: INVALID_FIELD,
+        /// PLUGINS_EXHAUSTED, PLUGIN_REPLACED.
+        pub async fn heartbeat(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HeartbeatRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HeartbeatResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.PluginService/Heartbeat",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.PluginService", "Heartbeat"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod plugin_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PluginServiceServer.
+    #[async_trait]
+    pub trait PluginService: std::marker::Send + std::marker::Sync + 'static {
+        /// Says that a process is there and how it is. The first heartbeat registers it; NodeService.GetStatus lists them. A process
+        /// that was started again takes the place of the one before it under its name and instance. Errors: INVALID_FIELD,
+        /// PLUGINS_EXHAUSTED, PLUGIN_REPLACED.
+        async fn heartbeat(
+            &self,
+            request: tonic::Request<super::HeartbeatRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HeartbeatResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The processes beside the manager: Berth's own, and those of others. docs/plugins.md says how to write one.
+    ///
+    /// What is known of them is kept in memory: a manager that starts again knows all within one heartbeat of each.
+    #[derive(Debug)]
+    pub struct PluginServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PluginServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PluginServiceServer<T>
+    where
+        T: PluginService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.PluginService/Heartbeat" => {
+                    #[allow(non_camel_case_types)]
+                    struct HeartbeatSvc<T: PluginService>(pub Arc<T>);
+                    impl<
+                        T: PluginService,
+                    > tonic::server::UnaryService<super::HeartbeatRequest>
+                    for HeartbeatSvc<T> {
+                        type Response = super::HeartbeatResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HeartbeatRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PluginService>::heartbeat(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HeartbeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PluginServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.PluginService";
+    impl<T> tonic::server::NamedService for PluginServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// Asks for the status.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetStatusRequest {}
@@ -10256,6 +10692,10 @@ pub struct GetStatusResponse {
     /// Sandboxes that were not looked at yet since the manager started.
     #[prost(uint64, tag = "16")]
     pub not_looked_at: u64,
+    /// The processes beside the manager, by name and instance. At most 64. One that is AWAY is forgotten after an hour, or
+    /// when another one needs the room.
+    #[prost(message, repeated, tag = "17")]
+    pub plugins: ::prost::alloc::vec::Vec<Plugin>,
 }
 /// What the node has, and what its sandboxes were promised. A sandbox without a limit promises nothing, and can use all.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -10431,6 +10871,10 @@ pub struct AuditObject {
     /// With `fix`: why it was left, or the error. Empty for what was removed.
     #[prost(string, tag = "10")]
     pub action_message: ::prost::alloc::string::String,
+    /// Of an orphan that can be removed: names this very object, for OrphanService; a later one of its name has another token.
+    /// Nothing else is to be read from it. Empty for all others.
+    #[prost(string, tag = "11")]
+    pub token: ::prost::alloc::string::String,
 }
 /// What `fix` did with an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -10968,6 +11412,1106 @@ pub mod node_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "berth.v1.NodeService";
     impl<T> tonic::server::NamedService for NodeServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Names objects to be asked to end.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndOrphansRequest {
+    /// The lease `watchdog`. Required.
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<WorkLeaseRef>,
+    /// `AuditObject.token` of each. 1 to 256, of at most 1024 bytes.
+    #[prost(string, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// They were asked.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndOrphansResponse {
+    /// One for each token, in their order.
+    #[prost(message, repeated, tag = "1")]
+    pub answers: ::prost::alloc::vec::Vec<OrphanAnswer>,
+}
+/// Names objects to be removed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveOrphansRequest {
+    /// The lease `watchdog`. Required.
+    #[prost(message, optional, tag = "1")]
+    pub lease: ::core::option::Option<WorkLeaseRef>,
+    /// `AuditObject.token` of each. 1 to 256, of at most 1024 bytes. What is of one sandbox belongs into one call.
+    #[prost(string, repeated, tag = "2")]
+    pub tokens: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How long each object, or all that one sandbox holds, may take before it is told as failed; the work on it goes on.
+    /// 1 s to 5 min. Default: 60 s.
+    #[prost(message, optional, tag = "3")]
+    pub object_timeout: ::core::option::Option<::prost_types::Duration>,
+}
+/// They are removed, or it is told why not.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveOrphansResponse {
+    /// One for each token, in their order.
+    #[prost(message, repeated, tag = "1")]
+    pub answers: ::prost::alloc::vec::Vec<OrphanAnswer>,
+}
+/// What the manager says to one token.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrphanAnswer {
+    /// The token.
+    #[prost(string, tag = "1")]
+    pub token: ::prost::alloc::string::String,
+    /// What became of the object.
+    #[prost(enumeration = "OrphanOutcome", tag = "2")]
+    pub outcome: i32,
+    /// EXPLAINED: who explains it. FAILED: the error. Else empty.
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+}
+/// What became of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OrphanOutcome {
+    /// Never sent.
+    Unspecified = 0,
+    /// It is an orphan. Of EndOrphans only.
+    Orphan = 1,
+    /// It is gone, whoever removed it.
+    Gone = 2,
+    /// It is left: a record explains it, a plan is running for its sandbox, or its owner did not answer.
+    Explained = 3,
+    /// It could not be removed.
+    Failed = 4,
+}
+impl OrphanOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ORPHAN_OUTCOME_UNSPECIFIED",
+            Self::Orphan => "ORPHAN_OUTCOME_ORPHAN",
+            Self::Gone => "ORPHAN_OUTCOME_GONE",
+            Self::Explained => "ORPHAN_OUTCOME_EXPLAINED",
+            Self::Failed => "ORPHAN_OUTCOME_FAILED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ORPHAN_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "ORPHAN_OUTCOME_ORPHAN" => Some(Self::Orphan),
+            "ORPHAN_OUTCOME_GONE" => Some(Self::Gone),
+            "ORPHAN_OUTCOME_EXPLAINED" => Some(Self::Explained),
+            "ORPHAN_OUTCOME_FAILED" => Some(Self::Failed),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod orphan_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What no record explains, ended and removed object by object for whoever watches over it: the `watchdog`. The objects are
+    /// those that NodeService.Audit lists, by their `token`.
+    ///
+    /// Asking is part of the act: before each object the manager reads its record and judges it anew, and refuses what is
+    /// explained by then. What has begun is ended also when the caller goes away. Only the holder of the lease `watchdog` of
+    /// LeaseService is heard, and only as long as it holds it.
+    #[derive(Debug, Clone)]
+    pub struct OrphanServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl OrphanServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> OrphanServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> OrphanServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            OrphanServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Asks tasks, and what runs below shims, to end by SIGQUIT, and waits until they have, or 5 s. Objects of other kinds, and
+        /// those that are gone, are answered for and left. Nothing is killed and nothing removed. Errors: INVALID_FIELD,
+        /// WORK_LEASE_LOST, RUNTIME_UNREACHABLE, NETWORK_FAILED, SHUTTING_DOWN.
+        pub async fn end_orphans(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndOrphansResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.OrphanService/EndOrphans",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.OrphanService", "EndOrphans"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Kills what still runs of these objects and removes them, in the order of docs/audit.md: an address goes last, and
+        /// only when what had it is gone. Errors: INVALID_FIELD, WORK_LEASE_LOST (then nothing more is removed),
+        /// RUNTIME_UNREACHABLE, NETWORK_FAILED, SHUTTING_DOWN.
+        pub async fn remove_orphans(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveOrphansResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.OrphanService/RemoveOrphans",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.OrphanService", "RemoveOrphans"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod orphan_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with OrphanServiceServer.
+    #[async_trait]
+    pub trait OrphanService: std::marker::Send + std::marker::Sync + 'static {
+        /// Asks tasks, and what runs below shims, to end by SIGQUIT, and waits until they have, or 5 s. Objects of other kinds, and
+        /// those that are gone, are answered for and left. Nothing is killed and nothing removed. Errors: INVALID_FIELD,
+        /// WORK_LEASE_LOST, RUNTIME_UNREACHABLE, NETWORK_FAILED, SHUTTING_DOWN.
+        async fn end_orphans(
+            &self,
+            request: tonic::Request<super::EndOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndOrphansResponse>,
+            tonic::Status,
+        >;
+        /// Kills what still runs of these objects and removes them, in the order of docs/audit.md: an address goes last, and
+        /// only when what had it is gone. Errors: INVALID_FIELD, WORK_LEASE_LOST (then nothing more is removed),
+        /// RUNTIME_UNREACHABLE, NETWORK_FAILED, SHUTTING_DOWN.
+        async fn remove_orphans(
+            &self,
+            request: tonic::Request<super::RemoveOrphansRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveOrphansResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What no record explains, ended and removed object by object for whoever watches over it: the `watchdog`. The objects are
+    /// those that NodeService.Audit lists, by their `token`.
+    ///
+    /// Asking is part of the act: before each object the manager reads its record and judges it anew, and refuses what is
+    /// explained by then. What has begun is ended also when the caller goes away. Only the holder of the lease `watchdog` of
+    /// LeaseService is heard, and only as long as it holds it.
+    #[derive(Debug)]
+    pub struct OrphanServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> OrphanServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for OrphanServiceServer<T>
+    where
+        T: OrphanService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.OrphanService/EndOrphans" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndOrphansSvc<T: OrphanService>(pub Arc<T>);
+                    impl<
+                        T: OrphanService,
+                    > tonic::server::UnaryService<super::EndOrphansRequest>
+                    for EndOrphansSvc<T> {
+                        type Response = super::EndOrphansResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndOrphansRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrphanService>::end_orphans(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndOrphansSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.OrphanService/RemoveOrphans" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveOrphansSvc<T: OrphanService>(pub Arc<T>);
+                    impl<
+                        T: OrphanService,
+                    > tonic::server::UnaryService<super::RemoveOrphansRequest>
+                    for RemoveOrphansSvc<T> {
+                        type Response = super::RemoveOrphansResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveOrphansRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as OrphanService>::remove_orphans(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveOrphansSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for OrphanServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.OrphanService";
+    impl<T> tonic::server::NamedService for OrphanServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Asks for a plan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchdogServicePlanRequest {}
+/// A plan.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchdogServicePlanResponse {
+    /// Orphans, in the order of removal.
+    #[prost(message, repeated, tag = "1")]
+    pub objects: ::prost::alloc::vec::Vec<AuditObject>,
+}
+/// Asks for a run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchdogServiceRunRequest {}
+/// A run has ended.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchdogServiceRunResponse {
+    /// What it did.
+    #[prost(message, optional, tag = "1")]
+    pub run: ::core::option::Option<WatchdogRun>,
+}
+/// A run and its results.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchdogRun {
+    /// When it began.
+    #[prost(message, optional, tag = "1")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it ended.
+    #[prost(message, optional, tag = "2")]
+    pub ended_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why it began.
+    #[prost(enumeration = "WatchdogCause", tag = "3")]
+    pub cause: i32,
+    /// Orphans at the first look.
+    #[prost(uint32, tag = "4")]
+    pub first_look: u32,
+    /// The same orphans at the second look, `grace_window` later. Only they were touched.
+    #[prost(uint32, tag = "5")]
+    pub second_look: u32,
+    /// Objects that are gone.
+    #[prost(message, repeated, tag = "6")]
+    pub deleted: ::prost::alloc::vec::Vec<WatchdogObject>,
+    /// Objects that could not be removed, each with the error.
+    #[prost(message, repeated, tag = "7")]
+    pub failed: ::prost::alloc::vec::Vec<WatchdogObject>,
+    /// Objects that the manager refused, each with who explains it.
+    #[prost(message, repeated, tag = "8")]
+    pub left: ::prost::alloc::vec::Vec<WatchdogObject>,
+    /// Ids of the containers among `deleted`.
+    #[prost(string, repeated, tag = "9")]
+    pub deleted_containers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ids of the containers among `failed`, with the error.
+    #[prost(map = "string, string", tag = "10")]
+    pub failed_containers: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Why the run broke off. Empty for one that came to its end. What was done until then is told above.
+    #[prost(string, tag = "11")]
+    pub problem: ::prost::alloc::string::String,
+}
+/// An object that a run was about.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchdogObject {
+    /// As in AuditObject.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// As in AuditObject.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// As in AuditObject. Empty where none is known.
+    #[prost(string, tag = "3")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// Why it is there still. Empty for what is gone.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// Asks for the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetWatchdogStatusRequest {}
+/// The status.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetWatchdogStatusResponse {
+    /// Name of this watchdog.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Version of the program.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Whether the manager answers.
+    #[prost(bool, tag = "3")]
+    pub manager_reachable: bool,
+    /// Whether a run is under way.
+    #[prost(bool, tag = "4")]
+    pub running: bool,
+    /// The last run that has ended. Absent before the first one.
+    #[prost(message, optional, tag = "5")]
+    pub last_run: ::core::option::Option<WatchdogRun>,
+    /// When the next run is due.
+    #[prost(message, optional, tag = "6")]
+    pub next_run_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Resident memory, in bytes.
+    #[prost(uint64, tag = "7")]
+    pub memory_rss_bytes: u64,
+}
+/// Why a run began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WatchdogCause {
+    /// Never sent.
+    Unspecified = 0,
+    /// The watchdog was started.
+    Started = 1,
+    /// `check_interval` had passed.
+    Scheduled = 2,
+    /// Run was called.
+    Requested = 3,
+}
+impl WatchdogCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WATCHDOG_CAUSE_UNSPECIFIED",
+            Self::Started => "WATCHDOG_CAUSE_STARTED",
+            Self::Scheduled => "WATCHDOG_CAUSE_SCHEDULED",
+            Self::Requested => "WATCHDOG_CAUSE_REQUESTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WATCHDOG_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "WATCHDOG_CAUSE_STARTED" => Some(Self::Started),
+            "WATCHDOG_CAUSE_SCHEDULED" => Some(Self::Scheduled),
+            "WATCHDOG_CAUSE_REQUESTED" => Some(Self::Requested),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod watchdog_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The `watchdog`: it removes what no record of the manager explains, by the verdicts of the audit.
+    #[derive(Debug, Clone)]
+    pub struct WatchdogServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl WatchdogServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> WatchdogServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> WatchdogServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            WatchdogServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Lists what a run would remove if it stays as it is. Changes nothing. Errors: MANAGER_UNREACHABLE, and those of
+        /// NodeService.Audit.
+        pub async fn plan(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchdogServicePlanRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchdogServicePlanResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.WatchdogService/Plan",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.WatchdogService", "Plan"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Begins a run, after the one that is under way, and returns when it has ended. A caller that goes away ends its wait
+        /// and not the run. Errors: MANAGER_UNREACHABLE, WORK_LEASE_HELD (another watchdog runs), WORK_LEASE_LOST, and those of
+        /// NodeService.Audit; what could not be removed is no error but in the answer.
+        pub async fn run(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchdogServiceRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchdogServiceRunResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.WatchdogService/Run",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("berth.v1.WatchdogService", "Run"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says how the watchdog is and what its last run did.
+        pub async fn get_watchdog_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetWatchdogStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetWatchdogStatusResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/berth.v1.WatchdogService/GetWatchdogStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("berth.v1.WatchdogService", "GetWatchdogStatus"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod watchdog_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with WatchdogServiceServer.
+    #[async_trait]
+    pub trait WatchdogService: std::marker::Send + std::marker::Sync + 'static {
+        /// Lists what a run would remove if it stays as it is. Changes nothing. Errors: MANAGER_UNREACHABLE, and those of
+        /// NodeService.Audit.
+        async fn plan(
+            &self,
+            request: tonic::Request<super::WatchdogServicePlanRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchdogServicePlanResponse>,
+            tonic::Status,
+        >;
+        /// Begins a run, after the one that is under way, and returns when it has ended. A caller that goes away ends its wait
+        /// and not the run. Errors: MANAGER_UNREACHABLE, WORK_LEASE_HELD (another watchdog runs), WORK_LEASE_LOST, and those of
+        /// NodeService.Audit; what could not be removed is no error but in the answer.
+        async fn run(
+            &self,
+            request: tonic::Request<super::WatchdogServiceRunRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WatchdogServiceRunResponse>,
+            tonic::Status,
+        >;
+        /// Says how the watchdog is and what its last run did.
+        async fn get_watchdog_status(
+            &self,
+            request: tonic::Request<super::GetWatchdogStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetWatchdogStatusResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The `watchdog`: it removes what no record of the manager explains, by the verdicts of the audit.
+    #[derive(Debug)]
+    pub struct WatchdogServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> WatchdogServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for WatchdogServiceServer<T>
+    where
+        T: WatchdogService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/berth.v1.WatchdogService/Plan" => {
+                    #[allow(non_camel_case_types)]
+                    struct PlanSvc<T: WatchdogService>(pub Arc<T>);
+                    impl<
+                        T: WatchdogService,
+                    > tonic::server::UnaryService<super::WatchdogServicePlanRequest>
+                    for PlanSvc<T> {
+                        type Response = super::WatchdogServicePlanResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchdogServicePlanRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WatchdogService>::plan(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PlanSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.WatchdogService/Run" => {
+                    #[allow(non_camel_case_types)]
+                    struct RunSvc<T: WatchdogService>(pub Arc<T>);
+                    impl<
+                        T: WatchdogService,
+                    > tonic::server::UnaryService<super::WatchdogServiceRunRequest>
+                    for RunSvc<T> {
+                        type Response = super::WatchdogServiceRunResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchdogServiceRunRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WatchdogService>::run(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RunSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/berth.v1.WatchdogService/GetWatchdogStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetWatchdogStatusSvc<T: WatchdogService>(pub Arc<T>);
+                    impl<
+                        T: WatchdogService,
+                    > tonic::server::UnaryService<super::GetWatchdogStatusRequest>
+                    for GetWatchdogStatusSvc<T> {
+                        type Response = super::GetWatchdogStatusResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetWatchdogStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as WatchdogService>::get_watchdog_status(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetWatchdogStatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for WatchdogServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "berth.v1.WatchdogService";
+    impl<T> tonic::server::NamedService for WatchdogServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

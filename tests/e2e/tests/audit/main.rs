@@ -1,281 +1,38 @@
 //! What nobody's record explains is found, with its owner, and removed; what is in use, in doubt or another's is not.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+mod scene;
+mod watchdog;
+
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, AuditAction, AuditVerdict, SandboxStatus};
-use berth_domain::{InstanceId, Names, SandboxId};
+use berth_domain::SandboxId;
 use berth_e2e::{
     TestNode,
-    node::{eventually, programs, succeed},
-    specs::{IMAGE, idle, web},
+    node::{eventually, programs},
+    specs::{idle, web},
 };
-use containerd_client::{
-    services::v1::{DeleteContainerRequest, containers_client::ContainersClient},
-    tonic,
-};
+
+use scene::{Audit, Scene, run};
 
 const SETTLE: &str = "100ms";
-/// It ends at SIGTERM, which the first process of a pid namespace does not by itself.
-const COMMAND: [&str; 3] = [
-    "/bin/sh",
-    "-c",
-    "trap 'exit 0' TERM; while :; do sleep 1 & wait; done",
-];
-
-/// A node, and what is made beside its manager.
-struct Scene {
-    node: TestNode,
-    instance: String,
-}
-
-impl Scene {
-    async fn start() -> anyhow::Result<Self> {
-        let node = TestNode::start().await?;
-        let instance = fs::read_to_string(node.home().join("instance"))?;
-        let instance = instance.trim().to_owned();
-        Ok(Self { node, instance })
-    }
-
-    fn names(&self) -> anyhow::Result<Names> {
-        Ok(Names {
-            instance: InstanceId::parse(&self.instance)?,
-            cgroup_parent: format!("berth/{}", self.instance),
-            run_dir: self.node.home().join("run"),
-            log_dir: self.node.home().join("log"),
-        })
-    }
-
-    fn ctr(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        let mut command = self.node.command("ctr");
-        succeed(command.args(arguments))
-    }
-
-    /// Labels as the manager of `instance` gives them.
-    fn labels(&self, instance: &str, sandbox: &str) -> Vec<String> {
-        vec![
-            format!("runtime.computer/instance={instance}"),
-            format!("runtime.computer/entity-id=sandbox/{sandbox}"),
-            "runtime.computer/generation=3".to_owned(),
-        ]
-    }
-
-    /// Starts a container by hand, with a task, in the cgroups of `instance`.
-    fn run_by_hand(&self, instance: &str, sandbox: &str) -> anyhow::Result<()> {
-        let cgroup = format!("/berth/{instance}/{sandbox}/app");
-        let mut arguments = vec!["run", "--detach", "--null-io", "--cgroup", &cgroup];
-        let labels = self.labels(instance, sandbox);
-        for label in &labels {
-            arguments.extend(["--label", label, "--snapshotter-label", label]);
-        }
-        let id = format!("sandbox.{sandbox}.app");
-        arguments.extend([IMAGE, &id]);
-        arguments.extend(COMMAND);
-        self.ctr(&arguments).map(drop)
-    }
-
-    /// Takes the record of a container away from under its task.
-    async fn forget_container(&self, id: &str) -> anyhow::Result<()> {
-        let socket = self.node.variable("CONTAINERD_ADDRESS").to_owned();
-        let channel = containerd_client::connect(socket).await?;
-        let namespace = self.node.variable("CONTAINERD_NAMESPACE").parse()?;
-        let mut request = tonic::Request::new(DeleteContainerRequest { id: id.to_owned() });
-        request
-            .metadata_mut()
-            .insert("containerd-namespace", namespace);
-        ContainersClient::new(channel).delete(request).await?;
-        Ok(())
-    }
-
-    /// Process of a task, as containerd tells it.
-    fn pid(&self, container: &str) -> anyhow::Result<u32> {
-        let tasks = self.ctr(&["tasks", "ls"])?;
-        let line = tasks
-            .lines()
-            .find(|it| it.split_whitespace().next() == Some(container));
-        let pid = line.and_then(|it| it.split_whitespace().nth(1));
-        pid.with_context(|| format!("no task {container} in\n{tasks}"))?
-            .parse()
-            .context("a pid")
-    }
-
-    /// Process of the shim that runs `container`.
-    fn shim(&self, container: &str) -> anyhow::Result<u32> {
-        let namespace = self.node.variable("CONTAINERD_NAMESPACE");
-        let own = format!("-namespace {namespace} -id {container} ");
-        for entry in fs::read_dir("/proc")?.flatten() {
-            let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            if command.contains("containerd-shim") && command.contains(&own) {
-                return Ok(entry.file_name().to_string_lossy().parse()?);
-            }
-        }
-        anyhow::bail!("no shim of {container}")
-    }
-
-    async fn audit(&self) -> anyhow::Result<Audit> {
-        Ok(Audit(self.node.audit().await?))
-    }
-
-    async fn fix(&self) -> anyhow::Result<Audit> {
-        let request = v1::AuditRequest {
-            fix: true,
-            settle: Some(Duration::from_millis(100).try_into()?),
-        };
-        Ok(Audit(self.node.node().audit(request).await?.into_inner()))
-    }
-
-    fn finish(self) -> anyhow::Result<()> {
-        self.node.finish()
-    }
-}
-
-struct Audit(v1::AuditResponse);
-
-impl Audit {
-    /// The object of this kind whose name ends so.
-    fn find(&self, kind: &str, end: &str) -> anyhow::Result<&v1::AuditObject> {
-        let mut objects = self.0.objects.iter();
-        let found = objects.find(|it| it.kind == kind && it.name.ends_with(end));
-        found.with_context(|| format!("no {kind} …{end} in {:#?}", self.0.objects))
-    }
-
-    fn assert_in_order(&self, sandbox: &str) -> anyhow::Result<()> {
-        let own = self.0.objects.iter().filter(|it| it.sandbox == sandbox);
-        let explained = |it: &v1::AuditObject| it.verdict() == AuditVerdict::Explained;
-        let odd: Vec<_> = own.clone().filter(|it| !explained(it)).collect();
-        ensure!(own.count() > 0 && odd.is_empty(), "of {sandbox}: {odd:#?}");
-        Ok(())
-    }
-
-    fn of(&self, sandbox: &str) -> impl Iterator<Item = &v1::AuditObject> {
-        let own = self.0.objects.iter();
-        own.filter(move |it| it.sandbox == sandbox)
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> anyhow::Result<()> {
-    succeed(Command::new(program).args(arguments)).map(drop)
-}
-
-fn text(path: &Path) -> String {
-    path.display().to_string()
-}
-
-/// The same cgroup in every hierarchy that knows the instance.
-fn cgroups(instance: &str, name: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let root = PathBuf::from("/sys/fs/cgroup");
-    let hierarchies = fs::read_dir(&root)?.flatten().map(|it| it.path());
-    let parents = hierarchies
-        .chain([root])
-        .map(|it| it.join("berth").join(instance));
-    let known: Vec<_> = parents
-        .filter(|it| it.is_dir())
-        .map(|it| it.join(name))
-        .collect();
-    ensure!(!known.is_empty(), "no hierarchy knows the instance");
-    Ok(known)
-}
 
 #[tokio::test]
 async fn every_kind_of_orphan_is_found_and_removed_and_its_neighbour_goes_on_untouched()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;
-    let (node, names, instance) = (&scene.node, scene.names()?, scene.instance.clone());
+    let node = &scene.node;
     node.create("web", web("hello", 8080)).await?;
     let pid = scene.pid("sandbox.web.web")?;
-
-    // A container with its task, its snapshot and its shim.
-    scene.run_by_hand(&instance, "whole")?;
-    // A task and a shim whose container is gone from containerd.
-    scene.run_by_hand(&instance, "shim")?;
-    scene.forget_container("sandbox.shim.app").await?;
-    // A snapshot and a container under names that ours do not have.
-    let labels = scene.labels(&instance, "layer");
-    let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
-    scene.ctr(&["snapshots", "prepare", "odd-layer"])?;
-    let label = [&["snapshots", "label", "odd-layer"], &labels[..]].concat();
-    scene.ctr(&label)?;
-    scene.ctr(&[
-        "leases",
-        "create",
-        "--id",
-        &names.lease(&SandboxId::parse("lease")?),
-    ])?;
-    let namespaces = names.namespaces(&SandboxId::parse("pins")?);
-    fs::create_dir_all(&namespaces)?;
-    let pin = namespaces.join("net");
-    fs::write(&pin, "")?;
-    run("mount", &["--bind", "/proc/self/ns/net", &text(&pin)])?;
-    // One link under the name of its sandbox, and one under another.
-    let veth = |name: &str, sandbox: &str| -> anyhow::Result<()> {
-        let peer = format!("p{}", &name[1..]);
-        run(
-            "ip",
-            &["link", "add", name, "type", "veth", "peer", "name", &peer],
-        )?;
-        let alias = format!("berth {instance} {sandbox}");
-        run("ip", &["link", "set", name, "alias", &alias])
-    };
-    let link = names.link(&SandboxId::parse("link")?);
-    veth(&link, "link")?;
-    let odd_link = format!("odd{instance}");
-    veth(&odd_link, "web")?;
-    for cgroup in cgroups(&instance, "group")? {
-        fs::create_dir_all(cgroup.join("inside"))?;
-    }
-    for cgroup in cgroups(&instance, "Not_An_Id")? {
-        fs::create_dir_all(cgroup)?;
-    }
-    let dir = names.files(&SandboxId::parse("files")?);
-    fs::create_dir_all(dir.join("deep"))?;
-    fs::write(dir.join("deep/file"), "x")?;
-    let logs = names.logs(&SandboxId::parse("logs")?);
-    fs::create_dir_all(logs.join("app"))?;
-    fs::write(logs.join("app/0"), "x")?;
-    // A mount in the folder of a sandbox without a record: what is inside must live.
-    let kept = node.home().join("kept");
-    fs::create_dir_all(&kept)?;
-    fs::write(kept.join("precious"), "x")?;
-    let mounted = names.files(&SandboxId::parse("mount")?).join("inner");
-    fs::create_dir_all(&mounted)?;
-    run("mount", &["--bind", &text(&kept), &text(&mounted)])?;
-    let bare = names.run_dir.join("bare mount");
-    fs::create_dir_all(&bare)?;
-    run("mount", &["-t", "tmpfs", "none", &text(&bare)])?;
-
-    let expected = [
-        ("container", "sandbox.whole.app", "whole"),
-        ("task", "sandbox.whole.app", "whole"),
-        ("snapshot", "sandbox.whole.app", "whole"),
-        ("cgroup", "/whole", "whole"),
-        ("mount", "sandbox.whole.app/rootfs", "whole"),
-        ("task", "sandbox.shim.app", "shim"),
-        ("cgroup", "/shim", "shim"),
-        ("snapshot", "odd-layer", "layer"),
-        ("lease", ".lease", "lease"),
-        ("netns", "/ns/pins", "pins"),
-        ("link", link.as_str(), "link"),
-        ("link", odd_link.as_str(), "web"),
-        ("cgroup", "/group", "group"),
-        ("cgroup", "/Not_An_Id", ""),
-        ("directory", "/sandboxes/files", "files"),
-        ("logs", "/log/logs", "logs"),
-        ("mount", "/sandboxes/mount/inner", "mount"),
-        ("directory", "/sandboxes/mount", "mount"),
-        ("mount", "/bare mount", ""),
-    ];
+    let planted = scene.plant().await?;
+    let expected = &planted.expected;
     let found = scene.audit().await?;
     ensure!(!found.0.clean);
     for (kind, name, owner) in expected {
         let it = found.find(kind, name)?;
         ensure!(it.verdict() == AuditVerdict::Orphan, "{it:#?}");
-        ensure!(it.sandbox == owner, "{it:#?}");
+        ensure!(it.sandbox == *owner, "{it:#?}");
         ensure!(it.action() == AuditAction::Unspecified, "{it:#?}");
     }
     for (container, sandbox) in [("sandbox.whole.app", "whole"), ("sandbox.shim.app", "shim")] {
@@ -290,7 +47,7 @@ async fn every_kind_of_orphan_is_found_and_removed_and_its_neighbour_goes_on_unt
     ensure!(container.generation == 3 && container.age.is_some());
     let odd = found
         .of("web")
-        .filter(|it| it.name != odd_link && it.verdict() != AuditVerdict::Explained);
+        .filter(|it| it.name != planted.odd_link && it.verdict() != AuditVerdict::Explained);
     let odd: Vec<_> = odd.collect();
     ensure!(odd.is_empty(), "{odd:#?}");
     ensure!(found.find("container", "sandbox.web.web").is_ok());
@@ -319,7 +76,7 @@ async fn every_kind_of_orphan_is_found_and_removed_and_its_neighbour_goes_on_unt
     let objects = fixed["objects"].as_array().context("objects")?;
     for (kind, name, _) in expected {
         let it = objects.iter().find(|it| {
-            it["kind"] == kind && it["name"].as_str().is_some_and(|it| it.ends_with(name))
+            it["kind"] == *kind && it["name"].as_str().is_some_and(|it| it.ends_with(name))
         });
         let it = it.with_context(|| format!("no {kind} {name} in {fixed:#}"))?;
         ensure!(it["action"] == "AUDIT_ACTION_REMOVED", "{it:#}");
@@ -329,8 +86,7 @@ async fn every_kind_of_orphan_is_found_and_removed_and_its_neighbour_goes_on_unt
     after.assert_in_order("web")?;
     ensure!(after.0.objects.iter().all(|it| it.sandbox == "web"));
     ensure!(scene.shim("sandbox.whole.app").is_err() && scene.shim("sandbox.shim.app").is_err());
-    ensure!(!dir.exists() && !logs.exists() && !namespaces.exists());
-    ensure!(kept.join("precious").exists(), "a mount is not emptied");
+    planted.assert_gone()?;
     ensure!(
         scene.pid("sandbox.web.web")? == pid,
         "the neighbour goes on"

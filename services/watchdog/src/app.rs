@@ -1,0 +1,181 @@
+//! Wires the process: one loop runs, at the start, by the clock and when it is asked to; a socket answers; heartbeats tell.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Context as _;
+use berth_api::v1::{self, WatchdogCause, watchdog_service_server::WatchdogServiceServer};
+use berth_plugin::{Beat, LastRun, Plugin, heartbeat, listen};
+use tokio::{
+    net::UnixListener,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Status, transport::Server};
+use tonic_health::ServingStatus;
+
+use crate::{config::Config, decide::in_words, rpc::WatchdogRpc, run::run};
+
+/// A run that broke off is tried again after this time: a manager is back within seconds of its restart.
+const RETRY: Duration = Duration::from_secs(1);
+/// The name of the health of the connection: NOT_SERVING while the manager is away.
+const MANAGER: &str = "manager";
+/// Callers that wait for the next run.
+const REQUESTS_MAX: usize = 64;
+
+pub(crate) type Answer = Result<v1::WatchdogRun, Status>;
+
+/// What is told about the watchdog.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) running: bool,
+    pub(crate) last: Option<v1::WatchdogRun>,
+    pub(crate) next: Option<SystemTime>,
+}
+
+/// The watchdog of a node.
+#[derive(Debug)]
+pub struct App;
+
+impl App {
+    /// Watches until it is dropped.
+    pub async fn run(config: Config) -> anyhow::Result<()> {
+        let listener = listen(&config.socket)?;
+        let (told, telling) = watch::channel(Told::default());
+        let (asks, asked) = mpsc::channel(REQUESTS_MAX);
+        let (heard, hearing) = watch::channel(false);
+        let rpc = WatchdogRpc {
+            config: Arc::new(config.clone()),
+            asks,
+            told: telling.clone(),
+            heard: hearing.clone(),
+        };
+        let plugin = Plugin {
+            name: "watchdog",
+            instance: config.name.clone(),
+            address: format!("unix:{}", config.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        tracing::info!(
+            socket = %config.socket.display(),
+            manager = config.manager_address,
+            interval = ?config.check_interval,
+            "watching"
+        );
+        tokio::select! {
+            served = serve(listener, rpc, hearing) => served,
+            () = watch_over(&config, asked, &told) => Ok(()),
+            never = heartbeat(&config.manager_address, plugin, || beat(&telling.borrow()), |it| {
+                heard.send_replace(it);
+            }) => match never {},
+        }
+    }
+}
+
+fn beat(told: &Told) -> Beat {
+    let last_run = told.last.as_ref().and_then(|it| {
+        Some(LastRun {
+            ended_at: SystemTime::try_from(it.ended_at?).ok()?,
+            succeeded: it.problem.is_empty() && it.failed.is_empty(),
+            result: in_words(it),
+        })
+    });
+    let problem = told.last.as_ref().map(|it| it.problem.clone());
+    Beat {
+        problem: problem.filter(|it| !it.is_empty()),
+        last_run,
+    }
+}
+
+/// Runs for ever.
+async fn watch_over(
+    config: &Config,
+    mut asked: mpsc::Receiver<oneshot::Sender<Answer>>,
+    told: &watch::Sender<Told>,
+) {
+    // Not only the name: a process that was started again is not the one before, whose lease may still stand.
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let holder = format!(
+        "{}/{:x}",
+        config.name,
+        since.unwrap_or_default().as_micros()
+    );
+    let (mut next, mut cause) = (Instant::now(), WatchdogCause::Started);
+    loop {
+        let left = next.saturating_duration_since(Instant::now());
+        told.send_modify(|it| it.next = SystemTime::now().checked_add(left));
+        let mut callers = vec![];
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            Some(caller) = asked.recv() => callers.push(caller),
+        }
+        // Who asks after this may mean something that this run does not see.
+        while let Ok(caller) = asked.try_recv() {
+            callers.push(caller);
+        }
+        let own = match callers.is_empty() {
+            true => cause,
+            false => WatchdogCause::Requested,
+        };
+        told.send_modify(|it| it.running = true);
+        let (run, done) = run(config, &holder, own).await;
+        told.send_modify(|it| {
+            it.running = false;
+            it.last = Some(run.clone());
+        });
+        next = Instant::now()
+            + match &done {
+                Ok(()) => config.check_interval,
+                Err(_) => RETRY.max(config.lease_time).min(config.check_interval),
+            };
+        if done.is_ok() {
+            cause = WatchdogCause::Scheduled;
+        }
+        for caller in callers {
+            // One that went away has ended its wait, not the run.
+            let _ = caller.send(done.clone().map(|()| run.clone()));
+        }
+    }
+}
+
+async fn serve(
+    listener: UnixListener,
+    rpc: WatchdogRpc,
+    mut hearing: watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health
+        .set_serving::<WatchdogServiceServer<WatchdogRpc>>()
+        .await;
+    let tell = async {
+        loop {
+            let status = match *hearing.borrow_and_update() {
+                true => ServingStatus::Serving,
+                false => ServingStatus::NotServing,
+            };
+            health.set_service_status(MANAGER, status).await;
+            if hearing.changed().await.is_err() {
+                // Who beats is gone, and this process with it.
+                return std::future::pending().await;
+            }
+        }
+    };
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let served = Server::builder()
+        .add_service(health_service)
+        .add_service(reflection().build_v1().context("reflection")?)
+        // Tools made with Python still ask for the older version.
+        .add_service(reflection().build_v1alpha().context("reflection")?)
+        .add_service(WatchdogServiceServer::new(rpc))
+        .serve_with_incoming(UnixListenerStream::new(listener));
+    tokio::select! {
+        served = served => served.context("serving"),
+        () = tell => Ok(()),
+    }
+}

@@ -1,0 +1,118 @@
+//! What the watchdog can be told, with the defaults.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::ensure;
+use berth_daemon::{check_address, check_socket, key_value};
+use serde::{Deserialize, Serialize};
+
+const FILE: &str = "/etc/berth/watchdog.toml";
+const ENV_PREFIX: &str = "BERTH_WATCHDOG_";
+/// What is left of the name of a lease's holder.
+const NAME_MAX: usize = 96;
+const INTERVAL_LEAST: Duration = Duration::from_secs(1);
+const INTERVAL_MOST: Duration = Duration::from_secs(24 * 3600);
+const GRACE_MOST: Duration = Duration::from_secs(600);
+/// What the contract allows.
+const LEASE_TIME_LEAST: Duration = Duration::from_secs(1);
+const LEASE_TIME_MOST: Duration = Duration::from_secs(600);
+const OBJECT_TIMEOUT_LEAST: Duration = Duration::from_secs(1);
+const OBJECT_TIMEOUT_MOST: Duration = Duration::from_secs(300);
+
+/// Removes what no record of the manager explains.
+#[derive(Debug, clap::Parser)]
+#[command(name = "watchdog", version)]
+pub struct Flags {
+    /// Configuration file [default: /etc/berth/watchdog.toml, which may be missing].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Sets one key over file and environment, as in `--set check_interval=1m`.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    pub manager_address: String,
+    /// Name of this watchdog, where a node has several. Empty: that of the host.
+    pub name: String,
+    /// Where this process answers.
+    pub socket: PathBuf,
+    /// From the end of a run to the next one; there is one at the start too.
+    #[serde(with = "berth_daemon::duration")]
+    pub check_interval: Duration,
+    /// Between the two looks of a run.
+    #[serde(with = "berth_daemon::duration")]
+    pub grace_window: Duration,
+    /// How long each object may take before it is told as failed.
+    #[serde(with = "berth_daemon::duration")]
+    pub object_timeout: Duration,
+    /// After this time without a word of this one another watchdog may run.
+    #[serde(with = "berth_daemon::duration")]
+    pub lease_time: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            manager_address: "unix:/run/berth/manager.sock".into(),
+            name: String::new(),
+            socket: "/run/berth/watchdog.sock".into(),
+            check_interval: Duration::from_secs(300),
+            grace_window: Duration::from_secs(10),
+            object_timeout: Duration::from_secs(60),
+            lease_time: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Reads and checks the configuration; an error names the key.
+pub fn load(flags: &Flags) -> anyhow::Result<Config> {
+    let named = flags.config.as_deref();
+    let mut config: Config =
+        berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
+    check(&config)?;
+    if config.name.is_empty() {
+        config.name = host_name();
+    }
+    Ok(config)
+}
+
+fn check(config: &Config) -> anyhow::Result<()> {
+    check_socket("socket", &config.socket)?;
+    check_address("manager_address", &config.manager_address)?;
+    ensure!(
+        config.name.len() <= NAME_MAX && config.name.chars().all(is_of_name),
+        "name: `{}` must have at most {NAME_MAX} of a to z, digits, `.`, `_` and `-`",
+        config.name
+    );
+    ensure!(
+        (INTERVAL_LEAST..=INTERVAL_MOST).contains(&config.check_interval),
+        "check_interval: must be 1s to 24h"
+    );
+    ensure!(
+        config.grace_window <= GRACE_MOST,
+        "grace_window: must be at most 10m"
+    );
+    ensure!(
+        (OBJECT_TIMEOUT_LEAST..=OBJECT_TIMEOUT_MOST).contains(&config.object_timeout),
+        "object_timeout: must be 1s to 5m"
+    );
+    ensure!(
+        (LEASE_TIME_LEAST..=LEASE_TIME_MOST).contains(&config.lease_time),
+        "lease_time: must be 1s to 10m"
+    );
+    Ok(())
+}
+
+fn is_of_name(it: char) -> bool {
+    it.is_ascii_lowercase() || it.is_ascii_digit() || ['.', '_', '-'].contains(&it)
+}
+
+fn host_name() -> String {
+    let system = rustix::system::uname();
+    let host = system.nodename().to_string_lossy().to_lowercase();
+    host.chars().filter(|it| is_of_name(*it)).take(64).collect()
+}
