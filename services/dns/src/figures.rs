@@ -42,7 +42,10 @@ pub(crate) fn told(
         if reply.is_some() { by } else { "nobody" },
     );
     let mut attributes = vec![
-        KeyValue::new("dns.question.type", kind(asked.map(|it| it.query_type()))),
+        KeyValue::new(
+            "dns.question.type",
+            asked.map_or("_OTHER", |it| kind(it.query_type())),
+        ),
         by.clone(),
         KeyValue::new("network.transport", transport),
     ];
@@ -56,13 +59,13 @@ pub(crate) fn told(
 
 /// Types beyond these are for callers to make up.
 #[expect(clippy::wildcard_enum_match_arm, reason = "any number is a type")]
-fn kind(of: Option<RecordType>) -> &'static str {
+fn kind(of: RecordType) -> &'static str {
     match of {
-        Some(RecordType::A) => "A",
-        Some(RecordType::AAAA) => "AAAA",
-        Some(RecordType::PTR) => "PTR",
-        Some(RecordType::SRV) => "SRV",
-        Some(RecordType::TXT) => "TXT",
+        RecordType::A => "A",
+        RecordType::AAAA => "AAAA",
+        RecordType::PTR => "PTR",
+        RecordType::SRV => "SRV",
+        RecordType::TXT => "TXT",
         _ => "_OTHER",
     }
 }

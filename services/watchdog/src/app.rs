@@ -16,7 +16,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Status, transport::Server};
 use tonic_health::ServingStatus;
 
-use crate::{config::Config, decide::in_words, rpc::WatchdogRpc, run::run};
+use crate::{config::Config, decide::in_words, figures, rpc::WatchdogRpc, run::run};
 
 /// A run that broke off is tried again after this time: a manager is back within seconds of its restart.
 const RETRY: Duration = Duration::from_secs(1);
@@ -44,6 +44,7 @@ impl App {
     pub async fn run(config: Config) -> anyhow::Result<()> {
         let listener = listen(&config.socket)?;
         let (told, telling) = watch::channel(Told::default());
+        figures::observe(telling.clone());
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
         let (heard, hearing) = watch::channel(false);
         let rpc = WatchdogRpc {
@@ -121,6 +122,7 @@ async fn watch_over(
         };
         told.send_modify(|it| it.running = true);
         let (run, done) = run(config, &holder, own).await;
+        figures::ended(&run);
         told.send_modify(|it| {
             it.running = false;
             it.last = Some(run.clone());
@@ -168,6 +170,7 @@ async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let served = Server::builder()
+        .layer(berth_calls::layers(berth_calls::Limits::default()))
         .add_service(health_service)
         .add_service(reflection().build_v1().context("reflection")?)
         // Tools made with Python still ask for the older version.

@@ -52,6 +52,8 @@ pub struct Config {
     /// After this time without a word of this one another watchdog may run.
     #[serde(with = "berth_daemon::duration")]
     pub lease_time: Duration,
+    /// What others see of this process.
+    pub telemetry: berth_telemetry::Config,
 }
 
 impl Default for Config {
@@ -64,6 +66,7 @@ impl Default for Config {
             grace_window: Duration::from_secs(10),
             object_timeout: Duration::from_secs(60),
             lease_time: Duration::from_secs(3),
+            telemetry: berth_telemetry::Config::default(),
         }
     }
 }
@@ -82,6 +85,8 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 
 fn check(config: &Config) -> anyhow::Result<()> {
     check_socket("socket", &config.socket)?;
+    berth_telemetry::check_address(&config.telemetry.prometheus_address)
+        .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
     check_address("manager_address", &config.manager_address)?;
     ensure!(
         config.name.len() <= NAME_MAX && config.name.chars().all(is_of_name),

@@ -4,6 +4,7 @@
 mod app;
 mod config;
 mod decide;
+mod figures;
 mod manager;
 mod rpc;
 mod run;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use berth_telemetry::Identity;
 use clap::Parser as _;
 use watchdog::{App, Config, Flags, load};
 
@@ -21,14 +22,31 @@ async fn main() -> ExitCode {
             return ExitCode::from(EX_CONFIG);
         }
     };
-    berth_daemon::init_telemetry();
-    match run(config).await {
+    let identity = Identity {
+        service: "watchdog",
+        version: env!("CARGO_PKG_VERSION"),
+        socket: &config.socket,
+    };
+    let telemetry = match berth_telemetry::start(identity, &config.telemetry) {
+        Ok(telemetry) => telemetry,
+        #[expect(clippy::print_stderr, reason = "there is no log output yet")]
+        Err(err) => {
+            eprintln!("watchdog: {err}");
+            return match err.is_misconfigured() {
+                true => ExitCode::from(EX_CONFIG),
+                false => ExitCode::FAILURE,
+            };
+        }
+    };
+    let code = match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             tracing::error!(error = format!("{err:#}"), "watchdog failed");
             ExitCode::FAILURE
         }
-    }
+    };
+    telemetry.finish().await;
+    code
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {

@@ -22,9 +22,8 @@ pub(crate) fn observe() {
     });
     instruments::PROCESS_MEMORY_USAGE.observe(|it| {
         let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-        let pages = statm.split(' ').nth(1).and_then(|it| it.parse().ok());
-        if let Some(pages) = pages {
-            let _: f64 = pages;
+        let pages = statm.split(' ').nth(1);
+        if let Some(Ok(pages)) = pages.map(str::parse::<f64>) {
             it.see(pages * PAGE, &[]);
         }
     });

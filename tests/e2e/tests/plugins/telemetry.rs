@@ -176,7 +176,9 @@ async fn all_three_signals_reach_a_receiver_over_grpc_and_over_http_and_none_is_
         let endpoint = format!("http://127.0.0.1:{port}");
         restart(&node, &exporting(&endpoint, protocol)).await?;
         let id = format!("traced-{}", &trace[..1]);
-        let mut request = tonic::Request::new(asked(&id, idle()));
+        let line = format!("echo said-by-{id}; exec sleep 3600");
+        let says = spec([shell("app", &line, &[])]);
+        let mut request = tonic::Request::new(asked(&id, says));
         let parent = format!("00-{trace}-3333333333333333-01");
         let parent: MetadataValue<_> = parent.parse()?;
         request.metadata_mut().insert("traceparent", parent);
@@ -190,6 +192,8 @@ async fn all_three_signals_reach_a_receiver_over_grpc_and_over_http_and_none_is_
             receiver.hears(what).await?;
         }
         receiver.hears(trace).await?;
+        // Logs of sandboxes go the same way.
+        receiver.hears(&format!("Str(said-by-{id})")).await?;
         receiver.hears("rpc.server.call.duration").await?;
         receiver.hears("berth.sandbox.step.duration").await?;
         for what in ["k8s.node.name", "service.instance.id", "sandbox-manager"] {

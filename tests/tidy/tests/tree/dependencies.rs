@@ -99,7 +99,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "berth-watchdog",
-        &["berth-api", "berth-daemon", "berth-domain", "berth-plugin"],
+        &[
+            "berth-api",
+            "berth-calls",
+            "berth-daemon",
+            "berth-domain",
+            "berth-plugin",
+            "berth-telemetry",
+        ],
     ),
     // Tests.
     (
