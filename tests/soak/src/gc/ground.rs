@@ -49,7 +49,7 @@ impl Ground {
         let node = TestNode::start_with(&node, &[]).await?;
         let blobs = Blobs::new(node.home().join("blobs"), tree)?;
         let toml = format!(
-            "blob_layout = {}\norphan_grace = \"1ms\"\nlease_time = \"1s\"",
+            "blob_layout = {}\norphan_grace = \"1ms\"\nlease_time = \"3s\"",
             blobs.layout()
         );
         let ground = Self {
