@@ -14,7 +14,7 @@ use berth_e2e::{
     specs::{idle, web},
 };
 
-use scene::{Audit, Scene, run};
+use scene::{Scene, run};
 
 const SETTLE: &str = "100ms";
 

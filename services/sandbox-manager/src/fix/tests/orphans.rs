@@ -83,7 +83,10 @@ async fn whoever_does_not_hold_the_lease_any_more_touches_nothing() {
     let lease = bench.lease().await;
     let tokens = bench.tokens("ghost").await;
     let before = bench.node.calls();
-    bench.registry.collecting().release(&[lease.clone()]);
+    bench
+        .registry
+        .collecting()
+        .release(std::slice::from_ref(&lease));
     let ended = end_orphans(&bench.registry, &lease, &tokens).await;
     assert_eq!(ended.unwrap_err().reason, Reason::WorkLeaseLost);
     let removed = remove_orphans(&bench.registry, &lease, &tokens, LIMIT).await;
@@ -106,7 +109,10 @@ async fn a_lease_that_is_lost_on_the_way_ends_the_removal_before_the_next_object
         while !bench.node.calls().contains(&"remove_object a".to_owned()) {
             tokio::task::yield_now().await;
         }
-        bench.registry.collecting().release(&[lease.clone()]);
+        bench
+            .registry
+            .collecting()
+            .release(std::slice::from_ref(&lease));
         bench.node.release_hang();
     };
     let removing = remove_orphans(&bench.registry, &lease, &tokens, LIMIT);
