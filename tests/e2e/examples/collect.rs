@@ -23,13 +23,16 @@ async fn main() -> anyhow::Result<()> {
                 times.push(collected(&node, tree, count, round).await?);
             }
         }
-        let [one, three] = times.map(median);
+        let [one, three] = times.map(|mut times| {
+            times.sort();
+            times
+        });
         let layout = if tree { "distribution" } else { "flat" };
         println!(
-            "{layout}: {BLOBS} blobs, one worker {:.2} s, three {:.2} s, ratio {:.2} (medians, n={ROUNDS})",
-            one.as_secs_f64(),
-            three.as_secs_f64(),
-            one.as_secs_f64() / three.as_secs_f64()
+            "{layout}: {BLOBS} blobs, one worker {}, three {}, ratio {:.2} (medians and ranges, n={ROUNDS})",
+            told(&one),
+            told(&three),
+            median(&one) / median(&three)
         );
     }
     node.finish()
@@ -76,7 +79,13 @@ async fn collected(
     Ok(took)
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+/// The median and the range of what is sorted.
+fn told(times: &[Duration]) -> String {
+    let (least, most) = (times[0], times[times.len() - 1]);
+    let (least, most) = (least.as_secs_f64(), most.as_secs_f64());
+    format!("{:.2} s ({least:.2} to {most:.2})", median(times))
+}
+
+fn median(times: &[Duration]) -> f64 {
+    times[times.len() / 2].as_secs_f64()
 }

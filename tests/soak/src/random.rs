@@ -7,11 +7,11 @@ impl Random {
     /// A stream of its own for each `name` of one seed.
     pub fn new(seed: u64, name: u64) -> Self {
         let mut random = Self(seed ^ name.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        random.next();
+        random.draw();
         random
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut it = self.0;
         it = (it ^ (it >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.draw() % end
     }
 
     /// One of `all`, each as often as its weight says.

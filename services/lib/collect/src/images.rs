@@ -231,7 +231,7 @@ impl Images {
 fn young_until(image: &Image, now: SystemTime, grace: Duration) -> Option<Option<SystemTime>> {
     let until = image.created.checked_add(grace);
     // An image from the future is young, whatever the clock did.
-    (!until.is_some_and(|it| it < now)).then_some(until)
+    until.is_none_or(|it| it >= now).then_some(until)
 }
 
 #[cfg(test)]

@@ -250,7 +250,11 @@ impl Client {
                     insist("create anew", again).await?;
                     self.sandboxes.insert(slot, name);
                 }
-                _ => bail!("{id} is not RUNNING: {sandbox:?}"),
+                SandboxStatus::Unspecified
+                | SandboxStatus::Pending
+                | SandboxStatus::NotReady
+                | SandboxStatus::Stopped
+                | SandboxStatus::Dead => bail!("{id} is not RUNNING: {sandbox:?}"),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
