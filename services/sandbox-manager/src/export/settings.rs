@@ -191,13 +191,13 @@ mod tests {
     fn over_http_the_path_of_logs_is_put_behind_an_address_for_all_signals() {
         let http = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
         let logs = ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs/x");
-        let cases: [(&[(&str, &str)], Option<&str>); 3] = [
-            (&[ENDPOINT],             None),
-            (&[ENDPOINT, http],       Some("http://127.0.0.1:4317/v1/logs")),
-            (&[ENDPOINT, http, logs], Some("http://logs/x")),
+        let cases = [
+            (vec![ENDPOINT],             None),
+            (vec![ENDPOINT, http],       Some("http://127.0.0.1:4317/v1/logs")),
+            (vec![ENDPOINT, http, logs], Some("http://logs/x")),
         ];
         for (variables, expected) in cases {
-            let settings = read(variables).unwrap().unwrap();
+            let settings = read(&variables).unwrap().unwrap();
             assert_eq!(settings.http.as_deref(), expected, "{variables:?}");
         }
     }
