@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use berth_api::v1;
 use berth_telemetry::{
-    Instrument, KeyValue,
+    KeyValue,
     instruments::{
         WATCHDOG_DELETED, WATCHDOG_DURATION, WATCHDOG_FAILED, WATCHDOG_LAST_RUN, WATCHDOG_RUNS,
     },
@@ -20,8 +20,15 @@ pub(crate) fn ended(run: &v1::WatchdogRun) {
         false => "aborted",
     };
     WATCHDOG_RUNS.record(1.0, &[KeyValue::new("berth.watchdog.result", result)]);
-    count(&WATCHDOG_DELETED, &run.deleted);
-    count(&WATCHDOG_FAILED, &run.failed);
+    let each = [(&run.deleted, 1.0, 0.0), (&run.failed, 0.0, 1.0)];
+    for (objects, deleted, failed) in each {
+        for it in objects {
+            // A kind that is met has both series: a rise from nothing is none that can be seen.
+            let kind = [KeyValue::new("berth.object.kind", it.kind.clone())];
+            WATCHDOG_DELETED.record(deleted, &kind);
+            WATCHDOG_FAILED.record(failed, &kind);
+        }
+    }
     if let (Some(from), Some(to)) = (time(run.started_at), time(run.ended_at)) {
         // A clock that was set back measures nothing.
         let took = to.duration_since(from).unwrap_or_default();
@@ -42,10 +49,4 @@ pub(crate) fn observe(told: watch::Receiver<Told>) {
 
 fn time(it: Option<prost_types::Timestamp>) -> Option<SystemTime> {
     SystemTime::try_from(it?).ok()
-}
-
-fn count(instrument: &Instrument, objects: &[v1::WatchdogObject]) {
-    for it in objects {
-        instrument.record(1.0, &[KeyValue::new("berth.object.kind", it.kind.clone())]);
-    }
 }

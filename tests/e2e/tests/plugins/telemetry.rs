@@ -305,11 +305,6 @@ fn queries_of_rules() -> anyhow::Result<BTreeSet<String>> {
     Ok(queries.collect())
 }
 
-/// The process is not a part of this node.
-fn is_about_the_watchdog(query: &str) -> bool {
-    query.contains("berth_watchdog_")
-}
-
 /// Waits for the answer of a pull from a registry that is not there.
 async fn pull_in_vain(node: &TestNode) -> anyhow::Result<()> {
     let request = v1::PullImageRequest {
@@ -326,7 +321,7 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
 {
     let rules = root().join("deploy/observability/rules.yaml");
     succeed(Command::new("promtool").args(["check", "rules"]).arg(rules))?;
-    let [manager, dns, metrics, image_gc] = free_ports()?;
+    let [manager, dns, metrics, image_gc, watchdog] = free_ports()?;
     let at = |port: u16| format!("127.0.0.1:{port}");
     let toml = format!(
         "telemetry.prometheus_address = {:?}\npull.tries = 1\n",
@@ -348,13 +343,27 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
         command.args(["--set", &address]);
         Beside::start(&mut command, &node.home().join("metrics.log"))?
     };
+    let guard = {
+        let mut command = node.command("watchdog");
+        let socket = node.home().join("watchdog.sock");
+        for setting in [
+            format!("manager_address={}", node.variable("BERTH_ADDRESS")),
+            format!("socket={}", socket.display()),
+            format!("telemetry.prometheus_address={}", at(watchdog)),
+            "check_interval=1s".to_owned(),
+            "grace_window=0s".to_owned(),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        Beside::start(&mut command, &node.home().join("watchdog.log"))?
+    };
     let toml = format!("telemetry.prometheus_address = {:?}", at(image_gc));
     let worker = Worker::start(&node, "gc", &toml)?;
-    let prometheus = Prometheus::start(node.home(), &[manager, dns, metrics, image_gc]).await?;
+    let all = [manager, dns, metrics, image_gc, watchdog];
+    let prometheus = Prometheus::start(node.home(), &all).await?;
 
     let mut missing = queries_of_dashboards()?;
     missing.extend(queries_of_rules()?);
-    missing.retain(|it| !is_about_the_watchdog(it));
     ensure!(missing.len() > 40, "{missing:#?}");
     let asks = "while true; do nslookup other.app.berth; nslookup x.invalid; sleep 1; done";
     create(&node, "stays", spec([shell("app", asks, &[])])).await?;
@@ -366,6 +375,8 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
         round += 1;
         let (comes, exits) = (format!("comes-{round}"), format!("exits-{round}"));
         create(&node, &comes, idle()).await?;
+        // What no record explains.
+        fs::create_dir_all(node.home().join(format!("log/orphan-{round}")))?;
         create(&node, &exits, spec([shell("app", "sleep 2; exit 3", &[])])).await?;
         ensure!(node.delete(&comes).await?);
         pull_in_vain(&node).await?;
@@ -385,7 +396,7 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
     ensure!(told, "{text}");
     let mut known: BTreeSet<_> = ["target_info".to_owned()].into();
     known.extend(instruments::ALL.iter().map(|it| it.prometheus_name()));
-    for port in [manager, dns, metrics, image_gc] {
+    for port in all {
         let text = get(port, "/metrics")?;
         let types = text.lines().filter_map(|it| it.strip_prefix("# TYPE "));
         let shown: Vec<_> = types.filter_map(|it| it.split(' ').next()).collect();
@@ -402,6 +413,8 @@ async fn every_query_of_dashboards_and_rules_returns_data_from_a_running_node() 
     ensure!(node.delete("stays").await?);
     let gone = || async { !shown("berth_sandbox_id=\"stays\"")().await };
     eventually("the series of a sandbox go with it", SOON, gone).await?;
-    drop((prometheus, sampler, worker));
+    let clean = async || node.audit().await.is_ok_and(|it| it.clean);
+    eventually("the watchdog has removed the last orphan", SOON, clean).await?;
+    drop((prometheus, sampler, worker, guard));
     node.finish()
 }
