@@ -132,6 +132,12 @@ impl Sampler {
                 containers.push((name.clone(), Figures { usage, traffic }));
             }
         }
+        // cgroup v1 counts a kill where it happened, and v2 in all that is above it too.
+        let below: u64 = containers.iter().map(|(_, it)| it.usage.oom_kills).sum();
+        let usage = Usage {
+            oom_kills: usage.oom_kills.max(below),
+            ..usage
+        };
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let at = since.unwrap_or_default().as_millis();
         Ok(Some(Round {

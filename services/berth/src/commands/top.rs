@@ -35,7 +35,7 @@ const QUEUE: usize = 64;
 #[derive(Debug)]
 enum News {
     WatchBegins,
-    Sandbox(Event),
+    Sandbox(Box<Event>),
     MonitorBegins,
     Round(v1::MonitorResponse),
     /// A source is away, and why; or is back.
@@ -51,12 +51,13 @@ enum Source {
 pub(super) async fn run(session: &Session, args: Top) -> Result<(), Failure> {
     // Both are asked once before the screen is taken: who answers nobody is told as everywhere else.
     session.connect().await?;
-    let absent = |failure| match failure {
-        Failure::Unreachable { address, source } => Failure::NoMetrics { address, source },
-        other => other,
-    };
-    let metrics = session.connect_to(&args.metrics_address).await;
-    drop(metrics.map_err(absent)?);
+    match session.connect_to(&args.metrics_address).await {
+        Ok(_) => {}
+        Err(Failure::Unreachable { address, source }) => {
+            return Err(Failure::NoMetrics { address, source });
+        }
+        Err(failure) => return Err(failure),
+    }
     let (news, mut heard) = mpsc::channel(QUEUE);
     let once = args.once || (session.output.is_for_people() && !io::stdout().is_terminal());
     let shown = async {
@@ -145,38 +146,43 @@ async fn live(args: &Top, heard: &mut mpsc::Receiver<News>) -> Result<(), Failur
 fn take(board: &mut Board, news: News) {
     match news {
         News::WatchBegins => board.watch_begins(),
-        News::Sandbox(event) => board.seen(event),
+        News::Sandbox(event) => board.seen(*event),
         News::MonitorBegins => board.measuring_begins(),
         News::Round(part) => board.measured(part),
         News::Trouble(..) => {}
     }
 }
 
+/// What the keys do; Ctrl-C ends it too.
 #[rustfmt::skip]
+const KEYS: [(KeyCode, Pressed); 15] = [
+    (KeyCode::Char('q'), Pressed::Quit),
+    (KeyCode::Esc,       Pressed::Quit),
+    (KeyCode::Char('c'), Pressed::Order(Order::Cpu)),
+    (KeyCode::Char('m'), Pressed::Order(Order::Memory)),
+    (KeyCode::Char('n'), Pressed::Order(Order::Net)),
+    (KeyCode::Char('i'), Pressed::Order(Order::Io)),
+    (KeyCode::Char('p'), Pressed::Order(Order::Pressure)),
+    (KeyCode::Char('s'), Pressed::Order(Order::State)),
+    (KeyCode::Char('a'), Pressed::Order(Order::Name)),
+    (KeyCode::Char('r'), Pressed::Reverse),
+    (KeyCode::Char('t'), Pressed::Containers),
+    (KeyCode::Up,        Pressed::Up(1)),
+    (KeyCode::Down,      Pressed::Down(1)),
+    (KeyCode::PageUp,    Pressed::Up(PAGE)),
+    (KeyCode::PageDown,  Pressed::Down(PAGE)),
+];
+
 fn pressed(input: &Input) -> Option<Pressed> {
     let Input::Key(key) = input else { return None };
     if key.kind == KeyEventKind::Release {
         return None;
     }
-    let control = key.modifiers.contains(KeyModifiers::CONTROL);
-    Some(match key.code {
-        KeyCode::Char('c') if control   => Pressed::Quit,
-        KeyCode::Char('q') | KeyCode::Esc => Pressed::Quit,
-        KeyCode::Char('c')              => Pressed::Order(Order::Cpu),
-        KeyCode::Char('m')              => Pressed::Order(Order::Memory),
-        KeyCode::Char('n')              => Pressed::Order(Order::Net),
-        KeyCode::Char('i')              => Pressed::Order(Order::Io),
-        KeyCode::Char('p')              => Pressed::Order(Order::Pressure),
-        KeyCode::Char('s')              => Pressed::Order(Order::State),
-        KeyCode::Char('a')              => Pressed::Order(Order::Name),
-        KeyCode::Char('r')              => Pressed::Reverse,
-        KeyCode::Char('t')              => Pressed::Containers,
-        KeyCode::Up | KeyCode::Char('k')   => Pressed::Up(1),
-        KeyCode::Down | KeyCode::Char('j') => Pressed::Down(1),
-        KeyCode::PageUp                 => Pressed::Up(PAGE),
-        KeyCode::PageDown               => Pressed::Down(PAGE),
-        _ => return None,
-    })
+    if key.modifiers.contains(KeyModifiers::CONTROL) {
+        return (key.code == KeyCode::Char('c')).then_some(Pressed::Quit);
+    }
+    let known = KEYS.iter().find(|(code, _)| *code == key.code);
+    known.map(|(_, does)| *does)
 }
 
 impl Source {
@@ -214,7 +220,7 @@ async fn followed(session: &Session, news: &mpsc::Sender<News>) -> Result<(), Fa
     tell(news, News::WatchBegins).await;
     while let Some(event) = events.message().await? {
         if let Some(event) = event.event {
-            tell(news, News::Sandbox(event)).await;
+            tell(news, News::Sandbox(Box::new(event))).await;
         }
     }
     Ok(())

@@ -140,7 +140,8 @@ impl Files {
     }
 
     fn oom_kills(&self) -> anyhow::Result<u64> {
-        let text = self.read(("memory", "memory.oom_control"), "memory.events")?;
+        // Version 1 counts where it happened.
+        let text = self.read(("memory", "app/memory.oom_control"), "memory.events")?;
         let kills = text.lines().find_map(|it| it.strip_prefix("oom_kill "));
         Ok(kills.context("oom_kill")?.parse()?)
     }

@@ -223,13 +223,13 @@ async fn a_delete_at_its_deadline_says_what_it_waits_for_and_goes_on() -> anyhow
     let node = TestNode::start().await?;
     let deaf = "trap '' TERM; while :; do sleep 1; done";
     let mut spec = spec([shell("app", deaf, &[])]);
-    spec.containers[0].shutdown_timeout = seconds(4);
+    spec.containers[0].shutdown_timeout = seconds(6);
     node.create("deaf", spec).await?;
     let mut request = tonic::Request::new(v1::DeleteRequest {
         id: "deaf".into(),
         expected_generation: 0,
     });
-    request.set_timeout(Duration::from_millis(700));
+    request.set_timeout(Duration::from_secs(2));
     let late = node
         .sandboxes()
         .delete(request)

@@ -22,6 +22,8 @@ pub(super) struct Board {
     /// Series of the round that is arriving.
     round: BTreeMap<Key, Used>,
     rounds: u64,
+    /// Whether the last round was later than the one before: a reader may get the same samples twice.
+    moved: bool,
 }
 
 /// Sandbox, and container: empty for the whole sandbox.
@@ -150,7 +152,9 @@ impl Board {
             self.round.insert(key, used);
         }
         if part.complete {
-            self.used = std::mem::take(&mut self.round);
+            let round = std::mem::take(&mut self.round);
+            self.moved = newest(&round) > newest(&self.used);
+            self.used = round;
             self.rounds += 1;
         }
     }
@@ -160,9 +164,9 @@ impl Board {
         self.round.clear();
     }
 
-    /// Whether all sandboxes are known, and two rounds, so that there are rates.
+    /// Whether all sandboxes are known, and what they used between two moments, so that there are rates.
     pub(super) fn is_complete(&self) -> bool {
-        self.synced && self.rounds >= 2
+        self.synced && self.rounds >= 2 && (self.moved || self.used.is_empty())
     }
 
     pub(super) fn total(&self) -> Total {
@@ -266,6 +270,12 @@ fn part(sandbox: &str, used: &Used) -> Row {
         rates: used.rates,
         ..nothing()
     }
+}
+
+/// When the latest of these was read.
+fn newest(of: &BTreeMap<Key, Used>) -> Option<(i64, i32)> {
+    let read_at = of.values().filter_map(|it| it.sample.measured_at);
+    read_at.map(|it| (it.seconds, it.nanos)).max()
 }
 
 fn working_set(sample: &v1::UsageSample) -> u64 {

@@ -1,3 +1,5 @@
+//! What two streams make of the board.
+
 use super::*;
 
 fn sandbox(id: &str, status: SandboxStatus) -> Event {
@@ -173,6 +175,11 @@ fn containers_follow_their_sandbox_by_name_whatever_ids_are_alike() {
 fn what_a_new_watch_or_a_round_does_not_name_is_gone() {
     let mut board = board([cpu(0); 2], [cpu(7), cpu(3)]);
     assert!(board.is_complete());
+    board.measured(round(vec![series("web", 1, sample(1_400, cpu(7)))]));
+    assert!(
+        !board.is_complete(),
+        "the same sample once more tells no rate"
+    );
     board.watch_begins();
     assert!(!board.is_complete());
     board.seen(sandbox("web", SandboxStatus::Running));

@@ -1,3 +1,5 @@
+//! What is to be seen on the screen.
+
 use berth_api::v1::{self, watch_response::Event};
 use ratatui::{Terminal, backend::TestBackend};
 
