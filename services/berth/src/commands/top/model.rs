@@ -26,6 +26,10 @@ pub(super) struct Board {
     moved: bool,
 }
 
+/// After so many rounds without a sample there is nobody who uses anything: a metrics process that has just been started does
+/// not know the sandboxes at first.
+const IDLE_ROUNDS: u64 = 3;
+
 /// Sandbox, and container: empty for the whole sandbox.
 type Key = (String, String);
 
@@ -153,7 +157,8 @@ impl Board {
         }
         if part.complete {
             let round = std::mem::take(&mut self.round);
-            self.moved = newest(&round) > newest(&self.used);
+            let before = newest(&self.used);
+            self.moved = before.is_some() && newest(&round) > before;
             self.used = round;
             self.rounds += 1;
         }
@@ -166,7 +171,8 @@ impl Board {
 
     /// Whether all sandboxes are known, and what they used between two moments, so that there are rates.
     pub(super) fn is_complete(&self) -> bool {
-        self.synced && self.rounds >= 2 && (self.moved || self.used.is_empty())
+        let idle = self.used.is_empty() && self.rounds >= IDLE_ROUNDS;
+        self.synced && (self.moved || idle)
     }
 
     pub(super) fn total(&self) -> Total {

@@ -180,6 +180,19 @@ fn what_a_new_watch_or_a_round_does_not_name_is_gone() {
         !board.is_complete(),
         "the same sample once more tells no rate"
     );
+    let mut young = Board::default();
+    young.seen(synced());
+    young.measured(round(vec![]));
+    young.measured(round(vec![series("web", 1, sample(0, cpu(7)))]));
+    assert!(!young.is_complete(), "one sample tells none");
+    young.measured(round(vec![series("web", 1, sample(1_000, cpu(8)))]));
+    assert!(young.is_complete());
+    let mut idle = Board::default();
+    idle.seen(synced());
+    for complete in [false, false, true] {
+        idle.measured(round(vec![]));
+        assert_eq!(idle.is_complete(), complete);
+    }
     board.watch_begins();
     assert!(!board.is_complete());
     board.seen(sandbox("web", SandboxStatus::Running));
