@@ -20,7 +20,10 @@ mod watchdog;
 
 use std::time::Duration;
 
-use berth_api::ConnectError;
+use berth_api::{
+    ConnectError,
+    v1::{self, node_service_client::NodeServiceClient},
+};
 use clap::CommandFactory as _;
 use tonic::{Request, transport::Channel};
 
@@ -71,6 +74,44 @@ impl Session {
             Ok(Err(err @ ConnectError::Malformed { .. })) => Err(Failure::Address(err)),
             Err(err) => Err(unreachable(err.into())),
         }
+    }
+
+    /// A process beside the manager that answers, and where: at the address that was named, where those say that the manager
+    /// knows, or where one listens unless told otherwise.
+    async fn connect_beside(
+        &self,
+        name: &str,
+        named: Option<&String>,
+    ) -> Result<(String, Channel), Failure> {
+        let addresses = match named {
+            Some(address) => vec![address.clone()],
+            None => {
+                let known = self
+                    .known_beside(name)
+                    .await
+                    .unwrap_or_default()
+                    .into_iter();
+                let usual = format!("unix:/run/berth/{name}.sock");
+                known.chain([usual]).collect()
+            }
+        };
+        let mut last = None;
+        for address in addresses {
+            match self.connect_to(&address).await {
+                Ok(channel) => return Ok((address, channel)),
+                Err(failure @ Failure::Unreachable { .. }) => last = Some(failure),
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(last.unwrap_or(Failure::Incomplete("address")))
+    }
+
+    async fn known_beside(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let mut client = NodeServiceClient::new(self.connect().await?);
+        let status = client.get_status(self.request(v1::GetStatusRequest {}));
+        let plugins = status.await?.into_inner().plugins.into_iter();
+        let named = plugins.filter(|it| it.name == name && !it.address.is_empty());
+        Ok(named.map(|it| it.address).collect())
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -34,14 +34,10 @@ pub(crate) struct Top {
     /// Whole seconds between two looks, 1 to 900
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=900))]
     pub(crate) interval: u32,
-    /// Where the metrics process listens: `unix:/path`, `/path` or `http://host:port`
-    #[arg(
-        long,
-        env = "BERTH_METRICS_ADDRESS",
-        value_name = "ADDRESS",
-        default_value = "unix:/run/berth/metrics.sock"
-    )]
-    pub(crate) metrics_address: String,
+    /// Where the metrics process listens: `unix:/path`, `/path` or `http://host:port`. Default: where it says that the manager
+    /// knows, else unix:/run/berth/metrics.sock
+    #[arg(long, env = "BERTH_METRICS_ADDRESS", value_name = "ADDRESS")]
+    pub(crate) metrics_address: Option<String>,
 }
 
 /// An order of rows.

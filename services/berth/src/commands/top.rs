@@ -51,13 +51,14 @@ enum Source {
 pub(super) async fn run(session: &Session, args: Top) -> Result<(), Failure> {
     // Both are asked once before the screen is taken: who answers nobody is told as everywhere else.
     session.connect().await?;
-    match session.connect_to(&args.metrics_address).await {
-        Ok(_) => {}
+    let named = args.metrics_address.as_ref();
+    let metrics = match session.connect_beside("metrics", named).await {
+        Ok((address, _)) => address,
         Err(Failure::Unreachable { address, source }) => {
             return Err(Failure::NoMetrics { address, source });
         }
         Err(failure) => return Err(failure),
-    }
+    };
     let (news, mut heard) = mpsc::channel(QUEUE);
     let once = args.once || (session.output.is_for_people() && !io::stdout().is_terminal());
     let shown = async {
@@ -69,7 +70,7 @@ pub(super) async fn run(session: &Session, args: Top) -> Result<(), Failure> {
     tokio::select! {
         ended = shown => ended,
         never = follow(session, &news) => match never {},
-        never = measure(session, &args, &news) => match never {},
+        never = measure(session, &args, &metrics, &news) => match never {},
     }
 }
 
@@ -230,10 +231,11 @@ async fn followed(session: &Session, news: &mpsc::Sender<News>) -> Result<(), Fa
 async fn measure(
     session: &Session,
     args: &Top,
+    metrics: &str,
     news: &mpsc::Sender<News>,
 ) -> std::convert::Infallible {
     loop {
-        let why = measured(session, args, news).await;
+        let why = measured(session, args, metrics, news).await;
         let why = why.map_or_else(
             |failure| failure.to_string(),
             |()| "its stream has ended".to_owned(),
@@ -243,8 +245,13 @@ async fn measure(
     }
 }
 
-async fn measured(session: &Session, args: &Top, news: &mpsc::Sender<News>) -> Result<(), Failure> {
-    let mut client = MetricsServiceClient::new(session.connect_to(&args.metrics_address).await?);
+async fn measured(
+    session: &Session,
+    args: &Top,
+    metrics: &str,
+    news: &mpsc::Sender<News>,
+) -> Result<(), Failure> {
+    let mut client = MetricsServiceClient::new(session.connect_to(metrics).await?);
     let request = v1::MonitorRequest {
         sandboxes: vec![],
         interval_seconds: args.interval,

@@ -1,8 +1,6 @@
 //! Commands on the watchdog: plan, run, status.
 
-use berth_api::v1::{
-    self, node_service_client::NodeServiceClient, watchdog_service_client::WatchdogServiceClient,
-};
+use berth_api::v1::{self, watchdog_service_client::WatchdogServiceClient};
 use jiff::Timestamp;
 use tonic::transport::Channel;
 
@@ -14,8 +12,6 @@ use crate::{
     proto_json::ProtoJson,
 };
 
-const DEFAULT_ADDRESS: &str = "unix:/run/berth/watchdog.sock";
-const NAME: &str = "watchdog";
 /// Of a plan, in bytes.
 const PLAN_MAX: usize = 512 << 20;
 
@@ -27,43 +23,20 @@ pub(super) async fn run(session: &Session, command: Watchdog) -> Result<(), Fail
     }
 }
 
-/// The watchdog that was named, or one that the manager knows and that answers.
 async fn client(
     session: &Session,
     at: &WatchdogAddress,
 ) -> Result<WatchdogServiceClient<Channel>, Failure> {
-    let addresses = match &at.watchdog_address {
-        Some(address) => vec![address.clone()],
-        None => {
-            let known = known(session).await.unwrap_or_default();
-            known
-                .into_iter()
-                .chain([DEFAULT_ADDRESS.to_owned()])
-                .collect()
+    let named = at.watchdog_address.as_ref();
+    match session.connect_beside("watchdog", named).await {
+        Ok((_, channel)) => {
+            Ok(WatchdogServiceClient::new(channel).max_decoding_message_size(PLAN_MAX))
         }
-    };
-    let mut last = None;
-    for address in addresses {
-        match session.connect_to(&address).await {
-            Ok(channel) => {
-                let client = WatchdogServiceClient::new(channel);
-                return Ok(client.max_decoding_message_size(PLAN_MAX));
-            }
-            Err(Failure::Unreachable { address, source }) => {
-                last = Some(Failure::NoWatchdog { address, source });
-            }
-            Err(failure) => return Err(failure),
+        Err(Failure::Unreachable { address, source }) => {
+            Err(Failure::NoWatchdog { address, source })
         }
+        Err(failure) => Err(failure),
     }
-    Err(last.unwrap_or(Failure::Incomplete("watchdog")))
-}
-
-async fn known(session: &Session) -> Result<Vec<String>, Failure> {
-    let mut client = NodeServiceClient::new(session.connect().await?);
-    let status = client.get_status(session.request(v1::GetStatusRequest {}));
-    let plugins = status.await?.into_inner().plugins.into_iter();
-    let watchdogs = plugins.filter(|it| it.name == NAME && !it.address.is_empty());
-    Ok(watchdogs.map(|it| it.address).collect())
 }
 
 async fn plan(session: &Session, at: &WatchdogAddress) -> Result<(), Failure> {
