@@ -4,12 +4,10 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
-use berth_plugin::{Beat, Plugin, heartbeat, listen};
+use berth_plugin::{Beat, Plugin, heartbeat, listen, serve};
 use berth_telemetry::instruments::DNS_FOLLOWS;
-use tokio::{net::UnixListener, sync::watch, task::JoinSet};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
-use tonic_health::ServingStatus;
+use tokio::{sync::watch, task::JoinSet};
+use tonic::service::Routes;
 
 use crate::{
     config::Config,
@@ -24,9 +22,6 @@ use crate::{
 
 /// The changes of a burst are taken together, so that a node on which much happens has other things to do as well.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// The name of the health of what is known: NOT_SERVING while it may be old.
-const MANAGER: &str = "manager";
 
 /// The resolver of a node.
 #[derive(Debug)]
@@ -94,12 +89,14 @@ impl App {
                 last_run: None,
             }
         };
+        let follows_all = |it: &Streams| it.sandboxes && it.catalog;
+        let served = serve(listener, Routes::default(), None, following, follows_all);
         tokio::select! {
             never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
             Some(_) = serving.join_next() => Ok(()),
             () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
             () = egress.keep() => Ok(()),
-            ended = serve_health(listener, following) => ended,
+            served = served => Ok(served?),
             subnets = follow(&config.manager, said, &knowledge, &streams) => {
                 let known = Known { subnets: Some(subnets), ..Known::default() };
                 state_file::save(&file, &known).context("writing what is known")?;
@@ -131,35 +128,5 @@ async fn publish(
         egress.learn(&known).await;
         zone.send_replace(Arc::new(fresh));
         tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// The whole process, named by the empty text, serves from the beginning, also while it answers from what it knew.
-async fn serve_health(
-    listener: UnixListener,
-    mut following: watch::Receiver<Streams>,
-) -> anyhow::Result<()> {
-    let (health, service) = tonic_health::server::health_reporter();
-    let tell = async {
-        loop {
-            let Streams { sandboxes, catalog } = *following.borrow_and_update();
-            let status = match sandboxes && catalog {
-                true => ServingStatus::Serving,
-                false => ServingStatus::NotServing,
-            };
-            health.set_service_status(MANAGER, status).await;
-            if following.changed().await.is_err() {
-                // Who follows is gone, and this process with it.
-                return std::future::pending().await;
-            }
-        }
-    };
-    let served = Server::builder()
-        .layer(berth_calls::layers(berth_calls::Limits::default()))
-        .add_service(service)
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    tokio::select! {
-        served = served => served.context("serving health"),
-        () = tell => Ok(()),
     }
 }

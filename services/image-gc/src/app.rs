@@ -2,13 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use berth_api::v1::image_gc_service_server::ImageGcServiceServer;
-use berth_plugin::{Plugin, chain, heartbeat, listen};
-use tokio::{net::UnixListener, sync::watch};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
-use tonic_health::ServingStatus;
+use berth_plugin::{Plugin, chain, heartbeat, listen, serve};
+use tokio::sync::watch;
+use tonic::{server::NamedService as _, service::Routes};
 
 use crate::{
     catalog,
@@ -25,8 +22,6 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(500);
 /// A manager that does not answer does not keep the process from its end.
 const LEAVE: Duration = Duration::from_secs(2);
-/// The name of the health of the connection: NOT_SERVING while the manager is away.
-const MANAGER: &str = "manager";
 
 /// A worker.
 #[derive(Debug)]
@@ -78,8 +73,20 @@ impl App {
                 manager => heartbeat(manager, plugin, || self.shared.state.beat(), |_| {}).await,
             }
         };
+        let rpc = ImageGcServiceServer::new(ImageGcRpc {
+            shared: self.shared.clone(),
+        });
+        let name = <ImageGcServiceServer<ImageGcRpc>>::NAME;
+        let managers = self.shared.manager.subscribe();
+        let served = serve(
+            listener,
+            Routes::new(rpc),
+            Some(name),
+            managers,
+            Option::is_some,
+        );
         tokio::select! {
-            served = serve(listener, self.shared.clone()) => served,
+            served = served => Ok(served?),
             () = work(&self.shared) => Ok(()),
             never = beat => match never {},
         }
@@ -131,45 +138,5 @@ async fn with_manager(shared: &Shared, manager: &Manager) -> Broken {
     match ended {
         Ok(never) => match never {},
         Err(error) => error,
-    }
-}
-
-async fn serve(listener: UnixListener, shared: Arc<Shared>) -> anyhow::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    health
-        .set_serving::<ImageGcServiceServer<ImageGcRpc>>()
-        .await;
-    let mut managers = shared.manager.subscribe();
-    let tell = async {
-        loop {
-            let status = match managers.borrow_and_update().is_some() {
-                true => ServingStatus::Serving,
-                false => ServingStatus::NotServing,
-            };
-            health.set_service_status(MANAGER, status).await;
-            if managers.changed().await.is_err() {
-                // Who works is gone, and this process with it.
-                return std::future::pending().await;
-            }
-        }
-    };
-    let served = Server::builder()
-        .layer(berth_calls::layers(berth_calls::Limits::default()))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().context("reflection")?)
-        // Tools made with Python still ask for the older version.
-        .add_service(reflection().build_v1alpha().context("reflection")?)
-        .add_service(ImageGcServiceServer::new(ImageGcRpc {
-            shared: shared.clone(),
-        }))
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    tokio::select! {
-        served = served => served.context("serving"),
-        () = tell => Ok(()),
     }
 }

@@ -8,12 +8,10 @@ use std::{
 use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
 use berth_cgroup::{Hierarchy, Meter};
-use berth_plugin::{Beat, LastRun, Plugin, follow_sandboxes, heartbeat, listen};
+use berth_plugin::{Beat, LastRun, Plugin, follow_sandboxes, heartbeat, listen, serve};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
-use tonic_health::ServingStatus;
+use tonic::{server::NamedService as _, service::Routes};
 
 use crate::{
     config::Config,
@@ -23,9 +21,6 @@ use crate::{
     sampler::{Pace, Sampler},
     series::{Book, SharedBook},
 };
-
-/// The name of the health of what is known: NOT_SERVING while the manager is not followed.
-const MANAGER: &str = "manager";
 
 /// Callers, the manager, the runtime.
 const OTHER_FILES: usize = 1024;
@@ -55,20 +50,6 @@ impl App {
             .spawn(move || sampler.run(config.interval))
             .context("starting a thread")?;
         let (follows, following) = watch::channel(false);
-        let (health, health_service) = tonic_health::server::health_reporter();
-        let mut changes = following.clone();
-        let tell = async {
-            loop {
-                let status = match *changes.borrow_and_update() {
-                    true => ServingStatus::Serving,
-                    false => ServingStatus::NotServing,
-                };
-                health.set_service_status(MANAGER, status).await;
-                if changes.changed().await.is_err() {
-                    return std::future::pending().await;
-                }
-            }
-        };
         let plugin = Plugin {
             name: "metrics",
             instance: String::new(),
@@ -85,23 +66,13 @@ impl App {
                 result: format!("{sandboxes} sandboxes sampled"),
             }),
         };
-        let rpc = MetricsRpc {
+        let rpc = MetricsServiceServer::new(MetricsRpc {
             book: book.clone(),
             pace,
-            follows: following,
-        };
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        };
-        let served = Server::builder()
-            .layer(berth_calls::layers(berth_calls::Limits::default()))
-            .add_service(health_service)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
-            .add_service(MetricsServiceServer::new(rpc))
-            .serve_with_incoming(UnixListenerStream::new(listener));
+            follows: following.clone(),
+        });
+        let name = <MetricsServiceServer<MetricsRpc>>::NAME;
+        let served = serve(listener, Routes::new(rpc), Some(name), following, |it| *it);
         tracing::info!(socket = %config.socket.display(), interval = ?config.interval, "sampling");
         let follow = follow_sandboxes(
             &config.manager,
@@ -111,10 +82,9 @@ impl App {
             },
         );
         tokio::select! {
-            served = served => served.context("serving"),
+            served = served => Ok(served?),
             never = follow => match never {},
             never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
-            () = tell => Ok(()),
         }
     }
 }

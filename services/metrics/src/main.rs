@@ -2,58 +2,31 @@
 
 use std::process::ExitCode;
 
+use berth_daemon::{observed, refuse, stop_signal};
 use berth_telemetry::Identity;
 use clap::Parser as _;
 use metrics::{App, Config, Flags, load};
-
-/// From `sysexits.h`: the configuration is at fault, so starting again will not help.
-const EX_CONFIG: u8 = 78;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let config = match load(&Flags::parse()) {
         Ok(config) => config,
-        #[expect(
-            clippy::print_stderr,
-            reason = "logging is set up after the configuration"
-        )]
-        Err(err) => {
-            eprintln!("metrics: invalid configuration: {err:#}");
-            return ExitCode::from(EX_CONFIG);
-        }
+        Err(err) => return refuse("metrics", &err),
     };
     let identity = Identity {
         service: "metrics",
         version: env!("CARGO_PKG_VERSION"),
         socket: &config.socket,
     };
-    let telemetry = match berth_telemetry::start(identity, &config.telemetry) {
-        Ok(telemetry) => telemetry,
-        #[expect(clippy::print_stderr, reason = "there is no log output yet")]
-        Err(err) => {
-            eprintln!("metrics: {err}");
-            return match err.is_misconfigured() {
-                true => ExitCode::from(EX_CONFIG),
-                false => ExitCode::FAILURE,
-            };
-        }
-    };
-    let code = match run(config).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            tracing::error!(error = format!("{err:#}"), "metrics failed");
-            ExitCode::FAILURE
-        }
-    };
-    telemetry.finish().await;
-    code
+    let work = run(config.clone());
+    observed(identity, &config.telemetry, work, |_| ExitCode::FAILURE).await
 }
 
 async fn run(config: Config) -> anyhow::Result<()> {
     // What it knows is in memory, and the kernel goes on counting.
     tokio::select! {
         ended = App::run(config) => ended,
-        signal = berth_daemon::stop_signal() => {
+        signal = stop_signal() => {
             tracing::info!(signal, "stopping");
             Ok(())
         }

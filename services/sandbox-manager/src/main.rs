@@ -3,6 +3,7 @@
 use std::{pin::pin, process::ExitCode};
 
 use anyhow::Context as _;
+use berth_daemon::{EX_CONFIG, observed, refuse, stop_signal};
 use berth_telemetry::Identity;
 use clap::Parser as _;
 use sandbox_manager::{
@@ -11,8 +12,6 @@ use sandbox_manager::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// From `sysexits.h`: the configuration is at fault, so starting again will not help.
-const EX_CONFIG: u8 = 78;
 /// From `sysexits.h`: the store's file is at fault, and somebody has to look at it.
 const EX_DATAERR: u8 = 65;
 
@@ -21,14 +20,7 @@ async fn main() -> ExitCode {
     let flags = Flags::parse();
     let config = match load(&flags) {
         Ok(config) => config,
-        #[expect(
-            clippy::print_stderr,
-            reason = "logging is set up after the configuration"
-        )]
-        Err(err) => {
-            eprintln!("sandbox-manager: invalid configuration: {err:#}");
-            return ExitCode::from(EX_CONFIG);
-        }
+        Err(err) => return refuse("sandbox-manager", &err),
     };
     match flags.command {
         Some(Command::Store(command)) => return on_store(&command, &config),
@@ -40,26 +32,8 @@ async fn main() -> ExitCode {
         version: env!("CARGO_PKG_VERSION"),
         socket: &config.socket,
     };
-    let telemetry = match berth_telemetry::start(identity, &config.telemetry) {
-        Ok(telemetry) => telemetry,
-        #[expect(clippy::print_stderr, reason = "there is no log output yet")]
-        Err(err) => {
-            eprintln!("sandbox-manager: {err}");
-            return match err.is_misconfigured() {
-                true => ExitCode::from(EX_CONFIG),
-                false => ExitCode::FAILURE,
-            };
-        }
-    };
-    let code = match run(config).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            tracing::error!(error = format!("{err:#}"), "sandbox-manager failed");
-            exit_code(&err)
-        }
-    };
-    telemetry.finish().await;
-    code
+    let work = run(config.clone());
+    observed(identity, &config.telemetry, work, exit_code).await
 }
 
 #[expect(clippy::print_stderr, reason = "somebody waits for the answer")]
@@ -105,7 +79,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let mut serving = pin!(app.serve());
     tokio::select! {
         ended = &mut serving => return ended,
-        signal = berth_daemon::stop_signal() => tracing::info!(signal, "stopping"),
+        signal = stop_signal() => tracing::info!(signal, "stopping"),
     }
     stop.cancel();
     // Sandboxes go on without us, and the next start goes on with what was under way.

@@ -5,23 +5,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::Context as _;
 use berth_api::v1::{self, WatchdogCause, watchdog_service_server::WatchdogServiceServer};
-use berth_plugin::{Beat, LastRun, Plugin, heartbeat, listen};
-use tokio::{
-    net::UnixListener,
-    sync::{mpsc, oneshot, watch},
-};
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Status, transport::Server};
-use tonic_health::ServingStatus;
+use berth_plugin::{Beat, LastRun, Plugin, heartbeat, listen, serve};
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Status, server::NamedService as _, service::Routes};
 
 use crate::{config::Config, decide::in_words, figures, rpc::WatchdogRpc, run::run};
 
 /// A run that broke off is tried again after this time: a manager is back within seconds of its restart.
 const RETRY: Duration = Duration::from_secs(1);
-/// The name of the health of the connection: NOT_SERVING while the manager is away.
-const MANAGER: &str = "manager";
 /// Callers that wait for the next run.
 const REQUESTS_MAX: usize = 64;
 
@@ -47,12 +39,13 @@ impl App {
         figures::observe(telling.clone());
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
         let (heard, hearing) = watch::channel(false);
-        let rpc = WatchdogRpc {
+        let name = <WatchdogServiceServer<WatchdogRpc>>::NAME;
+        let rpc = WatchdogServiceServer::new(WatchdogRpc {
             config: Arc::new(config.clone()),
             asks,
             told: telling.clone(),
             heard: hearing.clone(),
-        };
+        });
         let plugin = Plugin {
             name: "watchdog",
             instance: config.name.clone(),
@@ -66,7 +59,7 @@ impl App {
             "watching"
         );
         tokio::select! {
-            served = serve(listener, rpc, hearing) => served,
+            served = serve(listener, Routes::new(rpc), Some(name), hearing, |it| *it) => Ok(served?),
             () = watch_over(&config, asked, &told) => Ok(()),
             never = heartbeat(&config.manager_address, plugin, || beat(&telling.borrow()), |it| {
                 heard.send_replace(it);
@@ -139,46 +132,5 @@ async fn watch_over(
             // One that went away has ended its wait, not the run.
             let _ = caller.send(done.clone().map(|()| run.clone()));
         }
-    }
-}
-
-async fn serve(
-    listener: UnixListener,
-    rpc: WatchdogRpc,
-    mut hearing: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health
-        .set_serving::<WatchdogServiceServer<WatchdogRpc>>()
-        .await;
-    let tell = async {
-        loop {
-            let status = match *hearing.borrow_and_update() {
-                true => ServingStatus::Serving,
-                false => ServingStatus::NotServing,
-            };
-            health.set_service_status(MANAGER, status).await;
-            if hearing.changed().await.is_err() {
-                // Who beats is gone, and this process with it.
-                return std::future::pending().await;
-            }
-        }
-    };
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(berth_api::FILE_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
-    let served = Server::builder()
-        .layer(berth_calls::layers(berth_calls::Limits::default()))
-        .add_service(health_service)
-        .add_service(reflection().build_v1().context("reflection")?)
-        // Tools made with Python still ask for the older version.
-        .add_service(reflection().build_v1alpha().context("reflection")?)
-        .add_service(WatchdogServiceServer::new(rpc))
-        .serve_with_incoming(UnixListenerStream::new(listener));
-    tokio::select! {
-        served = served => served.context("serving"),
-        () = tell => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::parse_memory_bytes;
+use super::values::parse_memory_bytes;
 
 /// Commands of `gc`.
 #[derive(Debug, Subcommand)]

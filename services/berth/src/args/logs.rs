@@ -6,7 +6,7 @@ use berth_api::v1;
 use clap::ValueEnum;
 use jiff::Timestamp;
 
-use super::parse_time;
+use super::values::parse_time;
 
 /// Arguments of `logs`.
 #[derive(Debug, clap::Args)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::parse_timeout;
+use super::values::parse_timeout;
 
 /// Arguments of `stats`.
 #[derive(Debug, clap::Args)]

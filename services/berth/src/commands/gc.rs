@@ -18,8 +18,6 @@ use crate::{
     proto_json::ProtoJson,
 };
 
-/// Where one worker of a node listens.
-const DEFAULT_ADDRESS: &str = "unix:/run/berth/image-gc.sock";
 const WORKERS: &str = "image-gc/worker/";
 const SLICES: [&str; 2] = ["image-gc/images/", "image-gc/blobs/"];
 
@@ -32,33 +30,16 @@ pub(super) async fn run(session: &Session, command: Gc) -> Result<(), Failure> {
     }
 }
 
-/// A worker that answers: the one that was named, or any that the manager knows.
 pub(super) async fn worker(
     session: &Session,
     worker: &Worker,
 ) -> Result<ImageGcServiceClient<Channel>, Failure> {
-    let addresses = match &worker.gc_address {
-        Some(address) => vec![address.clone()],
-        None => {
-            let leases = leases(session, WORKERS).await.unwrap_or_default();
-            let known = leases.into_iter().filter_map(|mut it| {
-                let socket = it.attributes.remove("socket")?;
-                Some(format!("unix:{socket}"))
-            });
-            known.chain([DEFAULT_ADDRESS.to_owned()]).collect()
-        }
-    };
-    let mut last = None;
-    for address in addresses {
-        match session.connect_to(&address).await {
-            Ok(channel) => return Ok(ImageGcServiceClient::new(channel)),
-            Err(Failure::Unreachable { address, source }) => {
-                last = Some(Failure::NoWorker { address, source });
-            }
-            Err(failure) => return Err(failure),
-        }
+    let named = worker.gc_address.as_ref();
+    match session.connect_beside("image-gc", named).await {
+        Ok((_, channel)) => Ok(ImageGcServiceClient::new(channel)),
+        Err(Failure::Unreachable { address, source }) => Err(Failure::NoWorker { address, source }),
+        Err(failure) => Err(failure),
     }
-    Err(last.unwrap_or(Failure::Incomplete("worker")))
 }
 
 async fn leases(session: &Session, prefix: &str) -> Result<Vec<v1::WorkLease>, Failure> {

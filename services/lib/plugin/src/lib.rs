@@ -1,10 +1,12 @@
 //! What a process beside the manager does alike: it follows the manager's watch over every interruption, says by
-//! heartbeats how it is, and listens on a socket of its own. Functions, not a framework.
+//! heartbeats how it is, and answers on a socket of its own. Functions, not a framework.
 
 mod follow;
 mod heartbeat;
+mod serve;
 mod socket;
 
 pub use follow::{Broken, Fact, chain, follow_sandboxes};
 pub use heartbeat::{Beat, LastRun, Plugin, heartbeat};
+pub use serve::{ServeError, serve};
 pub use socket::listen;
