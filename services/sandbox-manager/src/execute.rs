@@ -21,7 +21,7 @@ use crate::{
     ready::{ReadyError, await_ready},
     registry::Shared,
     run::Execute,
-    sandbox::{Doing, View},
+    view::{Doing, View},
 };
 
 /// What a plan found out on its way.

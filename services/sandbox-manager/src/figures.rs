@@ -7,17 +7,20 @@ use std::{
     time::Duration,
 };
 
-use berth_domain::Status;
+use berth_domain::{Failure, Status, record::ExitCause};
 use berth_platform::{Images, Network, Runtime};
 use berth_store::{LeaseCounts, StoreError};
 use berth_telemetry::{
     Instrument, KeyValue, Observer,
     instruments::{
-        ADDRESSES, SANDBOX_TROUBLES, SANDBOXES_BY_STATUS, STORE_CHANGES, STORE_SIZE, WORK_LEASES,
+        ADDRESSES, CREATE_DURATION, EXITS, SANDBOX_TROUBLES, SANDBOXES_BY_STATUS, STORE_CHANGES,
+        STORE_SIZE, WORK_LEASES,
     },
+    spans,
 };
+use tracing::Span;
 
-use crate::registry::Registry;
+use crate::{registry::Registry, sandbox::Admitted};
 
 /// Reads all records, which takes some milliseconds on a full node.
 const BEAT: Duration = Duration::from_secs(5);
@@ -100,4 +103,31 @@ fn observe(seen: &Seen) {
     });
     tell(&STORE_SIZE, |it, of| it.see(of.store_bytes as f64, &[]));
     tell(&STORE_CHANGES, |it, of| it.see(of.revision as f64, &[]));
+}
+
+/// A Create has ended, in RUNNING or with a failure.
+pub(crate) fn created(admitted: Option<Admitted>, failure: Option<&Failure>) {
+    if let Some(failure) = failure {
+        spans::fail(&Span::current(), failure.reason.as_str(), &failure.message);
+    }
+    // What a former manager has begun is no measure.
+    if let Some(admitted) = admitted {
+        let error = failure.map(|it| KeyValue::new("error.type", it.reason.as_str()));
+        CREATE_DURATION.record(admitted.at.elapsed().as_secs_f64(), error.as_slice());
+    }
+}
+
+/// A sandbox has ended by itself.
+pub(crate) fn exited(cause: ExitCause) {
+    EXITS.record(1.0, &[KeyValue::new("berth.exit.cause", word(cause))]);
+}
+
+fn word(it: ExitCause) -> &'static str {
+    match it {
+        ExitCause::Exit => "exit",
+        ExitCause::Signal => "signal",
+        ExitCause::Oom => "oom",
+        ExitCause::RuntimeLost => "runtime_lost",
+        ExitCause::Unknown => "unknown",
+    }
 }

@@ -27,7 +27,7 @@ use crate::{
     failures::{exited, network_failure, runtime_failure, shim_silent},
     node::Node,
     probing::Probing,
-    sandbox::View,
+    view::View,
 };
 
 /// An app that listens at once is seen at once.

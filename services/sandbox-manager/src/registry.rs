@@ -27,8 +27,9 @@ use crate::{
     lifecycle::LifecycleLog,
     node::Node,
     oom::FormerKills,
-    sandbox::{Admitted, Doing, SandboxTask, Trouble, View},
+    sandbox::{Admitted, SandboxTask},
     sweep,
+    view::{Doing, Trouble, View},
 };
 
 #[derive(Clone, Copy, Debug)]

@@ -9,19 +9,14 @@ use std::{
 
 use berth_domain::{
     ContainerName, ExitRecord, Failure, Generation, Goal, Health, Observed, Phase, Plan,
-    PortSighting, Reason, RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, Step,
-    assess,
+    PortSighting, Reason, RestartPolicy, Role, Sandbox, SandboxId, SandboxRecord, Status, assess,
     decide::{self, Manner, decide, tear_down},
     health,
-    record::{Ending, ExitCause},
+    record::Ending,
 };
-use berth_platform::{Images, LayerProgress, Network, Runtime};
+use berth_platform::{Images, Network, Runtime};
 use berth_store::UpdateError;
-use berth_telemetry::{
-    KeyValue,
-    instruments::{CREATE_DURATION, EXITS},
-    spans::{self, Origin},
-};
+use berth_telemetry::spans::{self, Origin};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
@@ -30,11 +25,13 @@ use crate::{
     crash,
     execute::{Executor, Found},
     failures::{network_failure, runtime_failure, shim_silent, store_failure},
+    figures,
     oom::FormerKills,
     probing::Probing,
     ready::{exit_record, look_at_ports, oom_kills, standing},
     registry::Shared,
     run::{Ended, OnFailure, Ran, measure, run},
+    view::View,
 };
 
 /// A sandbox at rest is looked at this often, in case that an event was lost.
@@ -45,60 +42,6 @@ const PORT_LOOK: Duration = Duration::from_secs(5);
 const RUNTIME_LOST: &str = "RUNTIME_LOST";
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
-
-/// What the task knows, for whoever waits for it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct View {
-    /// The latest poke that this view takes into account.
-    pub(crate) ticket: u64,
-    pub(crate) record: Option<Arc<SandboxRecord>>,
-    /// There is no record and nothing on the node.
-    pub(crate) absent: bool,
-    /// What keeps the task from getting on; it goes on trying.
-    pub(crate) trouble: Option<Trouble>,
-    /// Whether the node was seen since the manager started.
-    pub(crate) looked: bool,
-    /// What is being done at this moment.
-    pub(crate) doing: Vec<Doing>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Trouble {
-    pub(crate) failure: Failure,
-    pub(crate) since: SystemTime,
-    pub(crate) attempts: u64,
-}
-
-/// A step that has begun, with how far a pull is.
-#[derive(Clone, Debug)]
-pub(crate) struct Doing {
-    pub(crate) step: Step,
-    pub(crate) progress: Option<watch::Receiver<Vec<LayerProgress>>>,
-}
-
-impl View {
-    fn meet(&mut self, failure: Failure) {
-        let (since, attempts) = match &self.trouble {
-            Some(it) => (it.since, it.attempts),
-            None => (SystemTime::now(), 0),
-        };
-        self.trouble = Some(Trouble {
-            failure,
-            since,
-            attempts: attempts + 1,
-        });
-    }
-
-    /// What a view says once nothing is left of the sandbox.
-    fn leave(&mut self, ticket: u64) {
-        *self = View {
-            ticket,
-            absent: true,
-            looked: true,
-            ..View::default()
-        };
-    }
-}
 
 /// When a Create was admitted, for the phases.
 #[derive(Clone, Copy, Debug)]
@@ -300,7 +243,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Ended::Done => {
                 self.complete(record, &mut found.images).await?;
                 let next = self.succeed(record, found, phases).await?;
-                measure_create(admitted, None);
+                figures::created(admitted, None);
                 Ok(next)
             }
             Ended::Interrupted if self.shared.stop.is_cancelled() => {
@@ -322,7 +265,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             }
             Ended::Failed { step, failure } => {
                 tracing::info!(sandbox = %self.id, %step, "undoing a failed Create");
-                measure_create(admitted, Some(&failure));
+                figures::created(admitted, Some(&failure));
                 self.condemn(record, failure, found.exit, phases).await?;
                 self.undo(record, &seen, &plan)
                     .await
@@ -623,7 +566,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
             Health::Exited { role, code, at } => {
                 let exit = self.exit_record(record, role, code, at).await?;
                 let message = exit.describe();
-                EXITS.record(1.0, &[KeyValue::new("berth.exit.cause", cause(exit.cause))]);
+                figures::exited(exit.cause);
                 let written = self.write(record, move |it, now| {
                     it.exit = Some(exit);
                     it.enter(
@@ -791,27 +734,6 @@ async fn changed<R: Runtime + Images, N: Network>(probing: Option<&mut Probing<R
     match probing {
         Some(it) => it.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-fn measure_create(admitted: Option<Admitted>, failure: Option<&Failure>) {
-    if let Some(failure) = failure {
-        spans::fail(&Span::current(), failure.reason.as_str(), &failure.message);
-    }
-    // What a former manager has begun is no measure.
-    if let Some(admitted) = admitted {
-        let error = failure.map(|it| KeyValue::new("error.type", it.reason.as_str()));
-        CREATE_DURATION.record(admitted.at.elapsed().as_secs_f64(), error.as_slice());
-    }
-}
-
-fn cause(it: ExitCause) -> &'static str {
-    match it {
-        ExitCause::Exit => "exit",
-        ExitCause::Signal => "signal",
-        ExitCause::Oom => "oom",
-        ExitCause::RuntimeLost => "runtime_lost",
-        ExitCause::Unknown => "unknown",
     }
 }
 

@@ -36,7 +36,7 @@ use crate::{
     logs::LogReaders,
     places::Places,
     registry::{CreateTerms, Meant, Registry, Word, not_found},
-    sandbox::Doing,
+    view::Doing,
 };
 
 /// Clients take 4 MiB of an answer unless told otherwise.
