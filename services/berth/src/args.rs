@@ -412,6 +412,46 @@ mod tests {
         look(&Args::command());
     }
 
+    /// Words behind `berth` in documents and alerts, as far as they name commands.
+    fn named_in(text: &str) -> Vec<Vec<&str>> {
+        let quoted = text.split("`berth ").skip(1);
+        let commands = quoted.filter_map(|it| it.split('`').next());
+        let is_word = |it: &&str| it.chars().all(|it| it.is_ascii_lowercase() || it == '-');
+        commands
+            .map(|it| it.split_whitespace().take_while(is_word).collect())
+            .collect()
+    }
+
+    #[test]
+    fn every_command_that_documents_and_alerts_name_is_one() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let mut files = vec![
+            root.join("README.md"),
+            root.join("deploy/observability/rules.yaml"),
+        ];
+        let docs = std::fs::read_dir(root.join("docs")).expect("docs");
+        files.extend(docs.map(|it| it.expect("a document").path()));
+        let mut seen = 0;
+        for file in files {
+            let text = std::fs::read_to_string(&file).expect("text");
+            for words in named_in(&text) {
+                let mut command = Args::command();
+                // Which adds `help`.
+                command.build();
+                for word in &words {
+                    if !command.has_subcommands() {
+                        break;
+                    }
+                    // What is behind a command that has no others is its argument.
+                    let found = command.find_subcommand(word).cloned();
+                    command = found.unwrap_or_else(|| panic!("{}: {words:?}", file.display()));
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 50, "{seen} are named");
+    }
+
     #[test]
     fn what_follows_two_dashes_is_the_command() {
         let args = Args::try_parse_from(["berth", "run", "--id", "web", "nginx", "--", "-g", "x"]);
