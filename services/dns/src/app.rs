@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
-use berth_plugin::{Beat, Plugin, heartbeat, listen, serve};
+use berth_plugin::{Beat, heartbeat, holder, serve, take_seat};
 use berth_telemetry::instruments::DNS_FOLLOWS;
 use tokio::{sync::watch, task::JoinSet};
 use tonic::service::Routes;
@@ -51,7 +51,7 @@ impl App {
             egress: egress.clone(),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
-        let listener = listen(&config.socket)?;
+        let (listener, _seat) = take_seat(&config.socket, &holder("dns")).await?;
         tracing::info!(
             ?gateways,
             port = config.port,
@@ -73,12 +73,6 @@ impl App {
         });
         // Where somebody said what it shall be, nobody else is asked.
         let said = config.subnets().is_none().then_some(subnets);
-        let plugin = Plugin {
-            name: "dns",
-            instance: String::new(),
-            address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
-        };
         let follows = following.clone();
         let beat = || {
             let Streams { sandboxes, catalog } = *follows.borrow();
@@ -92,7 +86,7 @@ impl App {
         let follows_all = |it: &Streams| it.sandboxes && it.catalog;
         let served = serve(listener, Routes::default(), None, following, follows_all);
         tokio::select! {
-            never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
+            never = heartbeat(&config.manager, config.plugin(), beat, |_| {}) => match never {},
             Some(_) = serving.join_next() => Ok(()),
             () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
             () = egress.keep() => Ok(()),

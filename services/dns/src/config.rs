@@ -5,6 +5,7 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 use anyhow::{Context as _, ensure};
 use berth_daemon::{check_address, check_socket, key_value};
 use berth_domain::ipam::{self, Subnets};
+use berth_plugin::Plugin;
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +107,16 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 }
 
 impl Config {
+    /// What the manager is told of this process.
+    pub fn plugin(&self) -> Plugin {
+        Plugin {
+            name: "dns",
+            instance: String::new(),
+            address: format!("unix:{}", self.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+
     /// `None`: the manager says it. Checked when it was loaded.
     pub(crate) fn subnets(&self) -> Option<Subnets> {
         Some(Subnets {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use berth_daemon::{observed, refuse, stop_signal};
+use berth_plugin::farewell;
 use berth_telemetry::Identity;
 use clap::Parser as _;
 use dns::{App, Config, Flags, load};
@@ -25,9 +26,10 @@ async fn main() -> ExitCode {
 async fn run(config: Config) -> anyhow::Result<()> {
     // Nothing is under way that would have to be ended: who was not answered asks again.
     tokio::select! {
-        ended = App::run(config) => ended,
+        ended = App::run(config.clone()) => ended,
         signal = stop_signal() => {
             tracing::info!(signal, "stopping");
+            farewell(&config.manager, &config.plugin()).await;
             Ok(())
         }
     }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use berth_api::v1::image_gc_service_server::ImageGcServiceServer;
-use berth_plugin::{Plugin, chain, heartbeat, listen, serve};
+use berth_plugin::{chain, farewell, heartbeat, holder, serve, take_seat};
 use tokio::sync::watch;
 use tonic::{server::NamedService as _, service::Routes};
 
@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     duties, figures, follow,
     manager::{Broken, Manager},
-    members,
+    members::{self, Names},
     rpc::ImageGcRpc,
     run,
     state::{Membership, State},
@@ -53,7 +53,12 @@ impl App {
     /// Works until it is dropped.
     pub async fn run(&self) -> anyhow::Result<()> {
         let Shared { config, .. } = &*self.shared;
-        let listener = listen(&config.socket)?;
+        let holder = holder(&config.name);
+        let (listener, seat) = take_seat(&config.socket, &holder).await?;
+        let names = Names {
+            holder: &holder,
+            former: seat.former.as_deref(),
+        };
         figures::observe(&self.shared);
         tracing::info!(
             worker = config.name,
@@ -61,16 +66,18 @@ impl App {
             manager = config.manager_address,
             "working"
         );
-        let plugin = Plugin {
-            name: "image-gc",
-            instance: config.name.clone(),
-            address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
-        };
         let beat = async {
             match config.manager_address.as_str() {
                 "" => std::future::pending().await,
-                manager => heartbeat(manager, plugin, || self.shared.state.beat(), |_| {}).await,
+                manager => {
+                    heartbeat(
+                        manager,
+                        config.plugin(),
+                        || self.shared.state.beat(),
+                        |_| {},
+                    )
+                    .await
+                }
             }
         };
         let rpc = ImageGcServiceServer::new(ImageGcRpc {
@@ -87,7 +94,7 @@ impl App {
         );
         tokio::select! {
             served = served => Ok(served?),
-            () = work(&self.shared) => Ok(()),
+            () = work(&self.shared, &names) => Ok(()),
             never = beat => match never {},
         }
     }
@@ -99,19 +106,21 @@ impl App {
         if let Some(manager) = manager {
             let left = members::leave(&manager, &membership);
             let _ = tokio::time::timeout(LEAVE, left).await;
+            let config = &self.shared.config;
+            farewell(&config.manager_address, &config.plugin()).await;
         }
     }
 }
 
 /// Works with the manager for ever; begins anew whenever it was away.
-async fn work(shared: &Shared) {
+async fn work(shared: &Shared, names: &Names<'_>) {
     let Shared { config, state, .. } = shared;
     loop {
         let error = match Manager::connect(&config.manager_address).await {
             Ok(manager) => {
                 shared.manager.send_replace(Some(manager.clone()));
                 state.alarm("manager", None);
-                with_manager(shared, &manager).await
+                with_manager(shared, names, &manager).await
             }
             Err(error) => error,
         };
@@ -126,10 +135,10 @@ async fn work(shared: &Shared) {
 }
 
 /// Returns when one part has lost the manager. What is dropped half-way is as after a crash, and that is provided for.
-async fn with_manager(shared: &Shared, manager: &Manager) -> Broken {
+async fn with_manager(shared: &Shared, names: &Names<'_>, manager: &Manager) -> Broken {
     let Shared { config, state, .. } = shared;
     let ended = tokio::select! {
-        it = members::keep(manager, config, state) => it,
+        it = members::keep(manager, config, names, state) => it,
         it = follow::runs(manager, config, state) => it,
         it = catalog::follow(manager, config, state) => it,
         it = run::work(manager, config, state) => it,

@@ -1,11 +1,16 @@
 //! What image-gc can be told, with the defaults.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::ensure;
 use berth_collect::plan::Marks;
 use berth_daemon::{check_address, check_socket, key_value};
+use berth_plugin::Plugin;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 const FILE: &str = "/etc/berth/image-gc.toml";
 const ENV_PREFIX: &str = "BERTH_IMAGE_GC_";
@@ -42,7 +47,8 @@ pub enum BlobLayout {
 pub struct Config {
     /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`. Empty: nowhere, and this worker idles.
     pub manager_address: String,
-    /// Name of this worker among all of them. Empty: made of the host's name and the process id.
+    /// Name of this worker among all of them. Empty: made of the host's name and the socket's
+    /// path, so that a worker that is started again is known by it.
     pub name: String,
     /// Where this process listens.
     pub socket: PathBuf,
@@ -103,6 +109,18 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What the manager is told of this process.
+    pub fn plugin(&self) -> Plugin {
+        Plugin {
+            name: "image-gc",
+            instance: self.name.clone(),
+            address: format!("unix:{}", self.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
+}
+
 /// Reads and checks the configuration; an error names the key.
 pub fn load(flags: &Flags) -> anyhow::Result<Config> {
     let named = flags.config.as_deref();
@@ -110,7 +128,7 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
         berth_daemon::load_config(&Config::default(), named, FILE, ENV_PREFIX, &flags.set)?;
     check(&config)?;
     if config.name.is_empty() {
-        config.name = own_name();
+        config.name = own_name(&config.socket);
     }
     Ok(config)
 }
@@ -198,16 +216,26 @@ fn is_of_name(it: char) -> bool {
     it.is_ascii_lowercase() || it.is_ascii_digit() || ['.', '_', '-'].contains(&it)
 }
 
-fn own_name() -> String {
+fn own_name(socket: &Path) -> String {
     let system = rustix::system::uname();
     let host = system.nodename().to_string_lossy().to_lowercase();
     let host: String = host.chars().filter(|it| is_of_name(*it)).take(64).collect();
-    format!("{host}-{}", std::process::id())
+    let path = Sha256::digest(socket.as_os_str().as_encoded_bytes());
+    let path: String = path.iter().take(4).map(|it| format!("{it:02x}")).collect();
+    format!("{host}-{path}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_workers_of_a_host_have_two_names_and_each_keeps_its_own() {
+        let names = ["/run/a.sock", "/run/b.sock", "/run/a.sock"].map(|it| own_name(it.as_ref()));
+        assert_eq!(names[0], names[2]);
+        assert_ne!(names[0], names[1]);
+        assert!(names[0].len() <= NAME_MAX && names[0].chars().all(is_of_name));
+    }
 
     #[test]
     fn a_grace_may_be_negative_and_is_as_zero_then() {

@@ -52,6 +52,15 @@ impl Manager {
         LeaseServiceClient::new(self.0.clone())
     }
 
+    /// Gives back what a worker held that is proven to be gone.
+    pub(crate) async fn end_leases_of(&self, prefix: &str, former: &str) -> Result<(), Status> {
+        let ended = berth_plugin::end_leases_of(self.leases(), prefix, former);
+        match tokio::time::timeout(LIMIT, ended).await {
+            Ok(ended) => ended,
+            Err(_) => Err(Status::deadline_exceeded("the manager does not answer")),
+        }
+    }
+
     pub(crate) fn collections(&self) -> CollectionServiceClient<Channel> {
         let client = CollectionServiceClient::new(self.0.clone());
         client.max_decoding_message_size(MESSAGE_BYTES_MAX)

@@ -20,6 +20,8 @@ use crate::{
     state::{Lease, Membership, State},
 };
 
+/// Names of all leases of workers begin so.
+const LEASES: &str = "image-gc/";
 /// Names of the leases by which workers live begin so.
 const WORKERS: &str = "image-gc/worker/";
 /// As many leases as the contract allows in a message.
@@ -27,23 +29,35 @@ const BATCH: usize = 256;
 /// Workers that come and go are seen within this time, however long leases live.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// Under which names leases are held.
+#[derive(Debug)]
+pub(crate) struct Names<'a> {
+    /// Not only the name of the worker: a process that was started again is not the one before.
+    pub(crate) holder: &'a str,
+    /// That of the process before this one, which is gone.
+    pub(crate) former: Option<&'a str>,
+}
+
 /// What this process asks for leases with.
 #[derive(Debug)]
 struct Member<'a> {
     config: &'a Config,
-    /// Not only the name: a process that was started again is not the one before, whose leases may still stand.
-    holder: String,
+    holder: &'a str,
     membership: Membership,
 }
 
 pub(crate) async fn keep(
     manager: &Manager,
     config: &Config,
+    names: &Names<'_>,
     state: &State,
 ) -> Result<std::convert::Infallible, Broken> {
+    if let Some(former) = names.former {
+        manager.end_leases_of(LEASES, former).await?;
+    }
     let mut member = Member {
         config,
-        holder: holder(config),
+        holder: names.holder,
         membership: Membership {
             reachable: true,
             ..Membership::default()
@@ -72,12 +86,6 @@ pub(crate) async fn leave(manager: &Manager, membership: &Membership) {
             tracing::warn!(error = status.message(), "leases are left to their end");
         }
     }
-}
-
-fn holder(config: &Config) -> String {
-    let start = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    let start = start.unwrap_or_default().as_micros();
-    format!("{}/{start:x}", config.name)
 }
 
 /// What a worker collects.
@@ -168,7 +176,7 @@ impl Member<'_> {
         let asked = Instant::now();
         let request = v1::AcquireWorkLeaseRequest {
             name: name.clone(),
-            holder: self.holder.clone(),
+            holder: self.holder.to_owned(),
             time_to_live: prost_types::Duration::try_from(self.config.lease_time).ok(),
             attributes: attributes.into_iter().collect(),
         };

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
 use berth_cgroup::{Hierarchy, Meter};
-use berth_plugin::{Beat, LastRun, Plugin, follow_sandboxes, heartbeat, listen, serve};
+use berth_plugin::{Beat, LastRun, follow_sandboxes, heartbeat, holder, serve, take_seat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tonic::{server::NamedService as _, service::Routes};
@@ -43,19 +43,13 @@ impl App {
             trouble: String::new(),
         };
         export::observe(&book, &pace);
-        let listener = listen(&config.socket)?;
+        let (listener, _seat) = take_seat(&config.socket, &holder("metrics")).await?;
         // It ends with the process.
         std::thread::Builder::new()
             .name("sampler".into())
             .spawn(move || sampler.run(config.interval))
             .context("starting a thread")?;
         let (follows, following) = watch::channel(false);
-        let plugin = Plugin {
-            name: "metrics",
-            instance: String::new(),
-            address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
-        };
         let (rounds, followed) = (pace.clone(), following.clone());
         let beat = || Beat {
             problem: (!*followed.borrow())
@@ -84,7 +78,7 @@ impl App {
         tokio::select! {
             served = served => Ok(served?),
             never = follow => match never {},
-            never = heartbeat(&config.manager, plugin, beat, |_| {}) => match never {},
+            never = heartbeat(&config.manager, config.plugin(), beat, |_| {}) => match never {},
         }
     }
 }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use berth_daemon::{check_address, check_socket, key_value};
+use berth_plugin::Plugin;
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/metrics.toml";
@@ -52,6 +53,18 @@ impl Default for Config {
             history: Duration::from_secs(15 * 60),
             open_files_max: 8192,
             telemetry: berth_telemetry::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// What the manager is told of this process.
+    pub fn plugin(&self) -> Plugin {
+        Plugin {
+            name: "metrics",
+            instance: String::new(),
+            address: format!("unix:{}", self.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 }

@@ -6,11 +6,17 @@ use std::{
 };
 
 use berth_api::v1::{self, WatchdogCause, watchdog_service_server::WatchdogServiceServer};
-use berth_plugin::{Beat, LastRun, Plugin, heartbeat, listen, serve};
+use berth_plugin::{Beat, LastRun, Seat, heartbeat, holder, serve, take_seat};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, server::NamedService as _, service::Routes};
 
-use crate::{config::Config, decide::in_words, figures, rpc::WatchdogRpc, run::run};
+use crate::{
+    config::Config,
+    decide::{in_words, is_settled, pause},
+    figures,
+    rpc::WatchdogRpc,
+    run::run,
+};
 
 /// A run that broke off is tried again after this time: a manager is back within seconds of its restart.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,7 +40,8 @@ pub struct App;
 impl App {
     /// Watches until it is dropped.
     pub async fn run(config: Config) -> anyhow::Result<()> {
-        let listener = listen(&config.socket)?;
+        let holder = holder(&config.name);
+        let (listener, seat) = take_seat(&config.socket, &holder).await?;
         let (told, telling) = watch::channel(Told::default());
         figures::observe(telling.clone());
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
@@ -46,12 +53,6 @@ impl App {
             told: telling.clone(),
             heard: hearing.clone(),
         });
-        let plugin = Plugin {
-            name: "watchdog",
-            instance: config.name.clone(),
-            address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
-        };
         tracing::info!(
             socket = %config.socket.display(),
             manager = config.manager_address,
@@ -60,8 +61,8 @@ impl App {
         );
         tokio::select! {
             served = serve(listener, Routes::new(rpc), Some(name), hearing, |it| *it) => Ok(served?),
-            () = watch_over(&config, asked, &told) => Ok(()),
-            never = heartbeat(&config.manager_address, plugin, || beat(&telling.borrow()), |it| {
+            () = watch_over(&config, &holder, &seat, asked, &told) => Ok(()),
+            never = heartbeat(&config.manager_address, config.plugin(), || beat(&telling.borrow()), |it| {
                 heard.send_replace(it);
             }) => match never {},
         }
@@ -86,17 +87,13 @@ fn beat(told: &Told) -> Beat {
 /// Runs for ever.
 async fn watch_over(
     config: &Config,
+    holder: &str,
+    seat: &Seat,
     mut asked: mpsc::Receiver<oneshot::Sender<Answer>>,
     told: &watch::Sender<Told>,
 ) {
-    // Not only the name: a process that was started again is not the one before, whose lease may still stand.
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let holder = format!(
-        "{}/{:x}",
-        config.name,
-        since.unwrap_or_default().as_micros()
-    );
     let (mut next, mut cause) = (Instant::now(), WatchdogCause::Started);
+    let mut unsettled = 0u32;
     loop {
         let left = next.saturating_duration_since(Instant::now());
         told.send_modify(|it| it.next = SystemTime::now().checked_add(left));
@@ -114,17 +111,21 @@ async fn watch_over(
             false => WatchdogCause::Requested,
         };
         told.send_modify(|it| it.running = true);
-        let (run, done) = run(config, &holder, own).await;
+        let (run, done) = run(config, holder, seat.former.as_deref(), own).await;
         figures::ended(&run);
         told.send_modify(|it| {
             it.running = false;
             it.last = Some(run.clone());
         });
-        next = Instant::now()
-            + match &done {
-                Ok(()) => config.check_interval,
-                Err(_) => RETRY.max(config.lease_time).min(config.check_interval),
-            };
+        unsettled = match is_settled(&run) {
+            true => 0,
+            false => unsettled.saturating_add(1),
+        };
+        let pause = match &done {
+            Ok(()) => pause(unsettled, config.check_interval),
+            Err(_) => RETRY.max(config.lease_time).min(config.check_interval),
+        };
+        next = Instant::now() + pause;
         if done.is_ok() {
             cause = WatchdogCause::Scheduled;
         }

@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use berth_daemon::{check_address, check_socket, key_value};
+use berth_plugin::Plugin;
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/watchdog.toml";
@@ -67,6 +68,18 @@ impl Default for Config {
             object_timeout: Duration::from_secs(60),
             lease_time: Duration::from_secs(3),
             telemetry: berth_telemetry::Config::default(),
+        }
+    }
+}
+
+impl Config {
+    /// What the manager is told of this process.
+    pub fn plugin(&self) -> Plugin {
+        Plugin {
+            name: "watchdog",
+            instance: self.name.clone(),
+            address: format!("unix:{}", self.socket.display()),
+            version: env!("CARGO_PKG_VERSION"),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! What follows from two looks, and what is told of a run.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use berth_api::v1::{self, OrphanOutcome};
 
 /// As many as a call may name.
 const BATCH: usize = 256;
+/// What a task of the manager was at, or a disk did not give, is often over by then.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The orphans of a look, in the order of removal.
 pub(crate) fn orphans(audit: v1::AuditResponse) -> Vec<v1::AuditObject> {
@@ -104,6 +106,21 @@ fn told(object: &v1::AuditObject, reason: String) -> v1::WatchdogObject {
     }
 }
 
+/// Whether nothing is there any more that a run was to remove.
+pub(crate) fn is_settled(run: &v1::WatchdogRun) -> bool {
+    run.failed.is_empty() && run.left.is_empty()
+}
+
+/// How long to wait after a run, when so many one after another have left something: each time twice as long.
+pub(crate) fn pause(unsettled: u32, interval: Duration) -> Duration {
+    match unsettled.checked_sub(1) {
+        None => interval,
+        Some(before) => SOON
+            .saturating_mul(2u32.saturating_pow(before))
+            .min(interval),
+    }
+}
+
 /// A run in one line.
 pub(crate) fn in_words(run: &v1::WatchdogRun) -> String {
     if !run.problem.is_empty() {
@@ -159,6 +176,27 @@ mod tests {
         assert_eq!(names(&confirmed(&look(&[&old]), look(&[&anew]))), [""; 0]);
         assert_eq!(names(&confirmed(&look(&[]), look(&[&old]))), [""; 0]);
         assert_eq!(names(&confirmed(&look(&[&old]), look(&[]))), [""; 0]);
+    }
+
+    #[test]
+    fn what_was_left_is_looked_at_again_soon_and_ever_less_often() {
+        let interval = Duration::from_secs(300);
+        let pauses = [0, 1, 2, 3, 9, 10, 40, u32::MAX].map(|it| pause(it, interval).as_secs());
+        assert_eq!(pauses, [300, 1, 2, 4, 256, 300, 300, 300]);
+        assert_eq!(pause(3, Duration::from_secs(2)).as_secs(), 2);
+        let object = object("directory", "left", "a");
+        let told = || vec![told(&object, "why".to_owned())];
+        let clean = v1::WatchdogRun::default();
+        let left = v1::WatchdogRun {
+            left: told(),
+            ..clean.clone()
+        };
+        let failed = v1::WatchdogRun {
+            failed: told(),
+            ..clean.clone()
+        };
+        let settled = [clean, left, failed].map(|it| is_settled(&it));
+        assert_eq!(settled, [true, false, false]);
     }
 
     #[test]

@@ -12,15 +12,16 @@ use crate::{
     manager::{Manager, is},
 };
 
-/// How often a lease is asked for that another watchdog has, or the one before this that was killed.
+/// How often a lease is asked for that another watchdog has.
 const AGAIN: Duration = Duration::from_millis(250);
-/// A watchdog that was killed has lost its lease by then, and one that runs has not.
+/// A watchdog on another socket that was killed has lost its lease by then, and one that runs has not.
 const PATIENCE: u32 = 2;
 
 /// Runs once. The status says why nothing, or not all, was done.
 pub(crate) async fn run(
     config: &Config,
     holder: &str,
+    former: Option<&str>,
     cause: WatchdogCause,
 ) -> (v1::WatchdogRun, Result<(), Status>) {
     let mut run = v1::WatchdogRun {
@@ -28,7 +29,7 @@ pub(crate) async fn run(
         cause: cause.into(),
         ..v1::WatchdogRun::default()
     };
-    let done = with_lease(config, holder, &mut run).await;
+    let done = with_lease(config, holder, former, &mut run).await;
     run.ended_at = Some(SystemTime::now().into());
     if let Err(status) = &done {
         status.message().clone_into(&mut run.problem);
@@ -47,9 +48,13 @@ pub(crate) async fn run(
 async fn with_lease(
     config: &Config,
     holder: &str,
+    former: Option<&str>,
     run: &mut v1::WatchdogRun,
 ) -> Result<(), Status> {
     let manager = Manager::connect(config).await?;
+    if let Some(former) = former {
+        manager.end_leases_of(former).await?;
+    }
     let lease = acquire(&manager, config, holder).await?;
     let done = tokio::select! {
         done = look_and_remove(&manager, config, &lease, run) => done,

@@ -69,6 +69,7 @@ pub fn heartbeat_from_proto(it: v1::HeartbeatRequest) -> Parsed<Heartbeat> {
         serving,
         reason: it.reason,
         last_run: it.last_run.map(run_from_proto).transpose()?,
+        leaving: it.leaving,
     })
 }
 

@@ -24,6 +24,8 @@ pub struct Heartbeat {
     pub serving: bool,
     pub reason: String,
     pub last_run: Option<LastRun>,
+    /// It stops in order, and is no longer to be expected.
+    pub leaving: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +85,10 @@ impl Plugins {
         {
             return Err(NotHeard::Replaced);
         }
+        if said.leaving {
+            self.by_name.remove(&key);
+            return Ok(());
+        }
         if self.by_name.len() >= PLUGINS_MAX && !self.by_name.contains_key(&key) {
             let away = self.by_name.iter();
             let away = away.filter(|(_, it)| it.state(now) == PluginState::Away);
@@ -124,6 +130,7 @@ mod tests {
             serving: true,
             reason: String::new(),
             last_run: None,
+            leaving: false,
         }
     }
 
@@ -170,6 +177,24 @@ mod tests {
         plugins.hear(other, seconds(2)).unwrap();
         plugins.hear(former, seconds(11)).unwrap();
         assert_eq!(plugins.list(seconds(11)).len(), 2);
+    }
+
+    #[test]
+    fn who_leaves_is_known_no_more_and_takes_no_other_along() {
+        let mut plugins = Plugins::default();
+        let leaving = |started| Heartbeat {
+            leaving: true,
+            ..beat("dns", started)
+        };
+        plugins.hear(leaving(5), seconds(0)).unwrap();
+        assert_eq!(states(&plugins, 0), []);
+        plugins.hear(beat("dns", 5), seconds(0)).unwrap();
+        plugins.hear(beat("metrics", 5), seconds(0)).unwrap();
+        let former = plugins.hear(leaving(4), seconds(1));
+        assert_eq!(former, Err(NotHeard::Replaced));
+        plugins.hear(leaving(5), seconds(1)).unwrap();
+        let left = vec![("metrics".to_owned(), PluginState::Serving)];
+        assert_eq!(states(&plugins, 1), left);
     }
 
     #[test]

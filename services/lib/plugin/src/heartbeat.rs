@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -16,9 +17,14 @@ const EVERY: Duration = Duration::from_secs(2);
 const TIME_TO_LIVE: Duration = Duration::from_secs(10);
 /// A manager that does not answer for so long is away.
 const LIMIT: Duration = Duration::from_secs(5);
+/// A manager that does not answer does not keep a process from its end.
+const LIMIT_OF_FAREWELL: Duration = Duration::from_secs(1);
 /// Of the contract, in bytes.
 const REASON_MAX: usize = 1024;
 const RESULT_MAX: usize = 256;
+
+/// When this process began.
+static STARTED_AT: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
 
 /// Which process it is.
 #[derive(Clone, Debug)]
@@ -53,10 +59,9 @@ pub async fn heartbeat(
     beat: impl Fn() -> Beat,
     heard: impl Fn(bool),
 ) -> Infallible {
-    let started_at = SystemTime::now();
     let (mut client, mut last) = (None, String::new());
     loop {
-        let request = request(&plugin, started_at, beat());
+        let request = request(&plugin, *STARTED_AT, beat());
         let told = tokio::time::timeout(LIMIT, tell(manager, &mut client, request)).await;
         let error = match told {
             Ok(Ok(())) => String::new(),
@@ -74,6 +79,21 @@ pub async fn heartbeat(
         last = error;
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// Says that the process stops in order, so that nobody takes it for one that was lost.
+pub async fn farewell(manager: &str, plugin: &Plugin) {
+    let request = v1::HeartbeatRequest {
+        leaving: true,
+        ..request(plugin, *STARTED_AT, Beat::default())
+    };
+    let said = tokio::time::timeout(LIMIT_OF_FAREWELL, tell(manager, &mut None, request)).await;
+    let error = match said {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(_) => "the manager does not answer".to_owned(),
+    };
+    tracing::info!(error, "the manager takes this process for lost");
 }
 
 async fn tell(
@@ -112,6 +132,7 @@ fn request(plugin: &Plugin, started_at: SystemTime, beat: Beat) -> v1::Heartbeat
             succeeded: it.succeeded,
             result: cut(it.result, RESULT_MAX),
         }),
+        leaving: false,
     }
 }
 

@@ -3,10 +3,12 @@
 
 mod follow;
 mod heartbeat;
+mod leases;
 mod serve;
 mod socket;
 
 pub use follow::{Broken, Fact, chain, follow_sandboxes};
-pub use heartbeat::{Beat, LastRun, Plugin, heartbeat};
+pub use heartbeat::{Beat, LastRun, Plugin, farewell, heartbeat};
+pub use leases::end_leases_of;
 pub use serve::{ServeError, serve};
-pub use socket::listen;
+pub use socket::{ListenError, Seat, holder, take_seat};

@@ -1,25 +1,52 @@
-//! The socket of a process.
+//! The socket of a process, and the proof that the process has it alone.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    ffi::OsString,
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::net::UnixListener;
 
+/// One that is told to stop has stopped within this time.
+const PATIENCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(50);
+/// More than any name of a holder has.
+const HOLDER_MAX: u64 = 4096;
+
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} {}", path.display())]
-pub struct ListenError {
-    operation: &'static str,
-    path: PathBuf,
-    source: io::Error,
+pub enum ListenError {
+    #[error("another process serves {}", .0.display())]
+    Taken(PathBuf),
+    #[error("{operation} {}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
 }
 
-/// Binds the socket for its owner alone, in place of one that a former process left.
-pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
+/// The place of a process among all, which is the kernel's to give: whoever has it knows that the one before it is gone.
+#[derive(Debug)]
+pub struct Seat {
+    /// The name of the process that had it before.
+    pub former: Option<String>,
+    _lock: File,
+}
+
+/// A name that no process before has ever had, and none will have.
+pub fn holder(name: &str) -> String {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    format!("{name}/{:x}", since.unwrap_or_default().as_micros())
+}
+
+/// Takes the socket for its owner alone, in place of one that a former process left. `holder` is what [`holder`] gave.
+pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Seat), ListenError> {
     let failed = |operation| {
-        move |source| ListenError {
+        move |source| ListenError::Io {
             operation,
             path: socket.to_owned(),
             source,
@@ -28,6 +55,16 @@ pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).map_err(failed("making the folder of"))?;
     }
+    let mut lock = lock(socket, PATIENCE).await?;
+    let mut former = String::new();
+    // What cannot be read names nobody.
+    let read = (&lock).take(HOLDER_MAX).read_to_string(&mut former);
+    let former = read.ok().map(|_| former).filter(|it| !it.is_empty());
+    let written = lock
+        .rewind()
+        .and_then(|()| lock.set_len(0))
+        .and_then(|()| lock.write_all(holder.as_bytes()));
+    written.map_err(failed("writing the lock of"))?;
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("removing")(error));
@@ -36,5 +73,71 @@ pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
     }
     let listener = UnixListener::bind(socket).map_err(failed("binding"))?;
     fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed("protecting"))?;
-    Ok(listener)
+    let seat = Seat {
+        former,
+        _lock: lock,
+    };
+    Ok((listener, seat))
+}
+
+async fn lock(socket: &Path, patience: Duration) -> Result<File, ListenError> {
+    let failed = |source| ListenError::Io {
+        operation: "locking",
+        path: socket.to_owned(),
+        source,
+    };
+    let mut options = OpenOptions::new();
+    let options = options.read(true).write(true).create(true).truncate(false);
+    let lock = options.mode(0o600).open(beside(socket)).map_err(failed)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(ListenError::Taken(socket.to_owned()));
+            }
+            Err(TryLockError::WouldBlock) => tokio::time::sleep(AGAIN).await,
+        }
+    }
+}
+
+fn beside(socket: &Path) -> PathBuf {
+    let mut path = OsString::from(socket);
+    path.push(".lock");
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_comes_next_learns_who_was_there_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("new/it.sock");
+        let (_listener, seat) = take_seat(&socket, "first/1").await.unwrap();
+        assert_eq!(seat.former, None);
+        drop(seat);
+        let (_listener, seat) = take_seat(&socket, "a/2").await.unwrap();
+        assert_eq!(seat.former.as_deref(), Some("first/1"));
+        drop(seat);
+        let (_listener, seat) = take_seat(&socket, "third/3").await.unwrap();
+        assert_eq!(seat.former.as_deref(), Some("a/2"));
+    }
+
+    #[tokio::test]
+    async fn nobody_takes_the_socket_of_one_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("it.sock");
+        let (listener, seat) = take_seat(&socket, "first/1").await.unwrap();
+        let refused = lock(&socket, Duration::ZERO).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            format!("another process serves {}", socket.display())
+        );
+        tokio::net::UnixStream::connect(&socket).await.unwrap();
+        drop((listener, seat));
+        take_seat(&socket, "second/2").await.unwrap();
+    }
 }

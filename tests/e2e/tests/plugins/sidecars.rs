@@ -276,9 +276,11 @@ async fn each_sidecar_is_killed_again_and_again_under_load_and_no_sandbox_notice
         &[
             ("manager_address", manager.clone()),
             ("name", "dog".to_owned()),
-            ("check_interval", "5s".to_owned()),
+            // What is left over is looked at again before.
+            ("check_interval", "1h".to_owned()),
             ("grace_window", "100ms".to_owned()),
-            ("lease_time", "1s".to_owned()),
+            // Whoever waits for its end is not back in time.
+            ("lease_time", "10m".to_owned()),
         ],
     );
     let mut image_gc = Sidecar::new(
@@ -291,7 +293,8 @@ async fn each_sidecar_is_killed_again_and_again_under_load_and_no_sandbox_notice
             ("blob_dir", path("blobs")),
             ("collect_blobs", "false".to_owned()),
             ("disk_pressure_threshold", "100".to_owned()),
-            ("lease_time", "1s".to_owned()),
+            // Whoever waits for its end is not back in time.
+            ("lease_time", "10m".to_owned()),
         ],
     );
     for it in [&mut dns, &mut metrics, &mut watchdog, &mut image_gc] {

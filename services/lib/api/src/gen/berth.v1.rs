@@ -10255,6 +10255,9 @@ pub struct HeartbeatRequest {
     /// Its last run. Absent for what does not work in runs, and before the first one has ended.
     #[prost(message, optional, tag = "9")]
     pub last_run: ::core::option::Option<PluginRun>,
+    /// It stops in order: it is not listed any more, and other heartbeats of its own are not expected. Default: false.
+    #[prost(bool, tag = "10")]
+    pub leaving: bool,
 }
 /// It is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -10421,7 +10424,8 @@ pub mod plugin_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Says that a process is there and how it is. The first heartbeat registers it; NodeService.GetStatus lists them. A process
+        /// Says that a process is there and how it is. The first heartbeat registers it, one that is `leaving` takes it away;
+        /// NodeService.GetStatus lists them. A process
         /// that was started again takes the place of the one before it under its name and instance. Errors: INVALID_FIELD,
         /// PLUGINS_EXHAUSTED, PLUGIN_REPLACED.
         pub async fn heartbeat(
@@ -10463,7 +10467,8 @@ pub mod plugin_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with PluginServiceServer.
     #[async_trait]
     pub trait PluginService: std::marker::Send + std::marker::Sync + 'static {
-        /// Says that a process is there and how it is. The first heartbeat registers it; NodeService.GetStatus lists them. A process
+        /// Says that a process is there and how it is. The first heartbeat registers it, one that is `leaving` takes it away;
+        /// NodeService.GetStatus lists them. A process
         /// that was started again takes the place of the one before it under its name and instance. Errors: INVALID_FIELD,
         /// PLUGINS_EXHAUSTED, PLUGIN_REPLACED.
         async fn heartbeat(
