@@ -20,7 +20,7 @@ use berth_e2e::{
         DEADLINE, Registry, Worker, latest, put, put_artifact, settled, shared_by, slices,
     },
     images::{ImageParts, busybox_layer, layer},
-    node::{eventually, succeed},
+    node::{eventually, obtained, succeed},
     specs::{shell, spec},
 };
 use serde_json::json;
@@ -194,14 +194,13 @@ async fn three_workers_share_3000_blobs_and_one_that_is_killed_leaves_nothing() 
         eventually("the tombstones are taken", DEADLINE, reaping).await?;
         two.kill()?;
         let all = || async {
-            latest(&node).await.is_ok_and(|runs| {
-                runs.iter().all(|it| it.ended_at.is_some())
-                    && registry
-                        .files()
-                        .is_ok_and(|it| it.len() == 1 + usize::from(tree))
-            })
+            let (runs, files) = (latest(&node).await?, registry.files()?.len());
+            ensure!(runs.iter().all(|it| it.ended_at.is_some()), "{runs:?}");
+            ensure!(files == 1 + usize::from(tree), "{files} files, {runs:?}");
+            Ok(())
         };
-        eventually("all are gone", DEADLINE, all).await?;
+        // Each is claimed, committed and removed durably, and other tests use the disk.
+        obtained("all are gone", DEADLINE * 5, all).await?;
         let runs = latest(&node).await?;
         let runs = runs.iter().filter(|it| it.id > first);
         let deleted: u64 = runs.clone().map(|it| it.deleted_total).sum();
