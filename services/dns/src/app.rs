@@ -77,7 +77,7 @@ impl App {
             name: "dns",
             instance: String::new(),
             address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         };
         let follows = following.clone();
         let beat = || {

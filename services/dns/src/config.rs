@@ -22,7 +22,7 @@ const EGRESS_LIFE_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// The resolver of a node's sandboxes.
 #[derive(Debug, clap::Parser)]
-#[command(name = "dns", version)]
+#[command(name = "dns", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/dns.toml, which may be missing].
     #[arg(long, value_name = "FILE")]

@@ -65,7 +65,7 @@ impl App {
             name: "image-gc",
             instance: config.name.clone(),
             address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         };
         let beat = async {
             match config.manager_address.as_str() {

@@ -54,7 +54,7 @@ impl App {
             name: "metrics",
             instance: String::new(),
             address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         };
         let (rounds, followed) = (pace.clone(), following.clone());
         let beat = || Beat {

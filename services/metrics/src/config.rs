@@ -15,7 +15,7 @@ const HISTORY_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// What the sandboxes of a node use.
 #[derive(Debug, clap::Parser)]
-#[command(name = "metrics", version)]
+#[command(name = "metrics", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/metrics.toml, which may be missing].
     #[arg(long, value_name = "FILE")]

@@ -36,7 +36,7 @@ const LABEL_MAX: usize = 63;
 
 /// The sandbox runtime of a node.
 #[derive(Debug, clap::Parser)]
-#[command(name = "sandbox-manager", version)]
+#[command(name = "sandbox-manager", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/sandbox-manager.toml, which may be missing].
     #[arg(long, value_name = "FILE", global = true)]

@@ -50,7 +50,7 @@ impl App {
             name: "watchdog",
             instance: config.name.clone(),
             address: format!("unix:{}", config.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         };
         tracing::info!(
             socket = %config.socket.display(),

@@ -5,6 +5,7 @@ pub mod crash;
 mod memory;
 mod process;
 mod program;
+mod supervised;
 
 pub use config::{
     ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,

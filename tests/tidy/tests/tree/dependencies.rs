@@ -35,9 +35,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-plugin", &["berth-api", "berth-calls"]),
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
-    ("berth-telemetry", &[]),
+    ("berth-telemetry", &["berth-version"]),
+    ("berth-version", &[]),
     // Processes.
-    ("berth", &["berth-api", "berth-copy"]),
+    ("berth", &["berth-api", "berth-copy", "berth-version"]),
     (
         "berth-dns",
         &[
@@ -48,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-netns",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     (
@@ -60,6 +62,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     ("berth-log-writer", &[]),
@@ -73,6 +76,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     ("berth-pause", &[]),
@@ -95,6 +99,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-registry",
             "berth-store",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     (
@@ -106,6 +111,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     // Tests.
