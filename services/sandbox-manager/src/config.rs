@@ -54,8 +54,8 @@ pub enum Command {
     /// Looks at the store, writes it out as text, or makes it from text, while no manager runs.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Removes what the manager has made on the node for all sandboxes: its bridge and its nftables tables. Refused while a
-    /// manager runs, and while there are sandboxes.
+    /// Removes what the manager has made on the node for all sandboxes: its bridge, its nftables tables, its cgroups, and its
+    /// images with its namespace of containerd. Refused while a manager runs, and while there are sandboxes.
     Uninstall,
 }
 

@@ -2,11 +2,14 @@
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
+use berth_daemon::give_to_group;
 use tokio::net::UnixListener;
+
+/// Who may use the manager's socket may use this one.
+const GROUP: &str = "berth";
 
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
@@ -16,7 +19,7 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Binds the socket for its owner alone, in place of one that a former process left.
+/// Binds the socket for its owner and the group `berth`, where there is one, in place of one that a former process left.
 pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
     let failed = |operation| {
         move |source| ListenError {
@@ -35,6 +38,6 @@ pub fn listen(socket: &Path) -> Result<UnixListener, ListenError> {
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(socket).map_err(failed("binding"))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed("protecting"))?;
+    give_to_group(socket, GROUP).map_err(failed("giving away"))?;
     Ok(listener)
 }
