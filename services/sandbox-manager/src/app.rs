@@ -555,5 +555,4 @@ mod tests {
         fs::write(config("").instance_file(), "").unwrap();
         assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
     }
-
 }

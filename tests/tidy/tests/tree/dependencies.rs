@@ -32,7 +32,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
-    ("berth-plugin", &["berth-api", "berth-calls", "berth-daemon"]),
+    (
+        "berth-plugin",
+        &["berth-api", "berth-calls", "berth-daemon"],
+    ),
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
     ("berth-telemetry", &["berth-version"]),
