@@ -20,15 +20,22 @@ crash_points := --features berth-sandbox-manager/crash-points
 # Tests that run at the same time. Each end-to-end test has a containerd of its own.
 TEST_THREADS ?= 2
 
+# Of what is installed: where, and from where. `make install PROGRAMS=target/debug` installs what `make build` made.
+PREFIX ?= /usr/local
+DESTDIR ?=
+PROGRAMS ?= target/dist/bin
+# 1: `make uninstall` leaves configuration, store and logs.
+KEEP_DATA ?=
+
 # Of the soak.
 DURATION ?= 60
 INTERLEAVINGS ?= 200
 SEED ?=
 
-.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs soak-gc fmt proto tools
+.PHONY: help build demo telemetry test e2e-matrix smoke-v2 smoke-install dist install uninstall check bench bench-gc crash soak soak-logs soak-gc fmt proto tools
 
 help: ## this list
-	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
 
 build: tools ## build every program (debug)
 	cargo build --workspace --bins
@@ -48,6 +55,19 @@ e2e-matrix: tools ## run the end-to-end tests on containerd 1.6 and on 2.1
 smoke-v2: tools ## run a sandbox's life on cgroup v2 and containerd 2.1, in a guest
 	tests/rig/smoke
 
+smoke-install: tools ## install Berth in a guest with systemd, use it, reboot, and remove it
+	cargo build --workspace --bins
+	tests/rig/installed
+
+dist: ## build a release: static programs, checksums, what they are made of
+	deploy/release/dist
+
+install: ## install what `make dist` built (PROGRAMS) below PREFIX (/usr/local), in DESTDIR
+	deploy/systemd/install --programs $(PROGRAMS) --prefix $(PREFIX) --destdir "$(DESTDIR)"
+
+uninstall: ## remove what was installed, and all that it made on the node (KEEP_DATA=1: not its data)
+	deploy/systemd/uninstall --prefix $(PREFIX) --destdir "$(DESTDIR)" $(if $(KEEP_DATA),--keep-data)
+
 check: tools ## look without running: format, lints, contract, scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(crash_points) -- -D warnings
@@ -56,6 +76,7 @@ check: tools ## look without running: format, lints, contract, scripts
 	$(buf) breaking --against $(released)
 	find .ci deploy tests/rig -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
 		| xargs --no-run-if-empty shellcheck --external-sources
+	deploy/systemd/verify
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
 	deploy/dev/bench

@@ -35,7 +35,7 @@ const GLOBAL: &str = "Options of every command";
 
 /// Creates, watches and removes sandboxes of a node.
 #[derive(Debug, Parser)]
-#[command(name = "berth", version, arg_required_else_help = true)]
+#[command(name = "berth", version = berth_version::LONG, arg_required_else_help = true)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid field, 130 interrupted; \
     of `exec`, that of the program."

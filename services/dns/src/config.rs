@@ -23,7 +23,7 @@ const EGRESS_LIFE_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// The resolver of a node's sandboxes.
 #[derive(Debug, clap::Parser)]
-#[command(name = "dns", version)]
+#[command(name = "dns", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/dns.toml, which may be missing].
     #[arg(long, value_name = "FILE")]
@@ -113,7 +113,7 @@ impl Config {
             name: "dns",
             instance: String::new(),
             address: format!("unix:{}", self.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         }
     }
 

@@ -16,7 +16,6 @@ async fn main() -> ExitCode {
     };
     let identity = Identity {
         service: "dns",
-        version: env!("CARGO_PKG_VERSION"),
         socket: &config.socket,
     };
     let work = run(config.clone());

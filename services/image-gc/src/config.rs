@@ -22,7 +22,7 @@ const LEASE_TIME_MOST: Duration = Duration::from_secs(600);
 
 /// Collects the images and blobs that nothing needs.
 #[derive(Debug, clap::Parser)]
-#[command(name = "image-gc", version)]
+#[command(name = "image-gc", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/image-gc.toml, which may be missing].
     #[arg(long, value_name = "FILE")]
@@ -116,7 +116,7 @@ impl Config {
             name: "image-gc",
             instance: self.name.clone(),
             address: format!("unix:{}", self.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         }
     }
 }

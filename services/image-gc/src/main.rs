@@ -15,7 +15,6 @@ async fn main() -> ExitCode {
     };
     let identity = Identity {
         service: "image-gc",
-        version: env!("CARGO_PKG_VERSION"),
         socket: &config.socket,
     };
     let work = run(config.clone());

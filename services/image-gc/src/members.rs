@@ -230,7 +230,7 @@ impl Member<'_> {
         let kinds = kinds(self.config);
         let kinds: Vec<_> = kinds.into_iter().map(CollectionKind::as_str).collect();
         let attributes = [
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("version", berth_version::VERSION.to_owned()),
             ("kinds", kinds.join(",")),
             ("socket", self.config.socket.display().to_string()),
             ("pid", std::process::id().to_string()),

@@ -92,7 +92,7 @@ impl ImageGcService for ImageGcRpc {
         let disk = usage(&config.data_path);
         Ok(Response::new(v1::GetImageGcStatusResponse {
             worker: config.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: berth_version::VERSION.to_owned(),
             manager_reachable: membership.reachable,
             leases: slices.map(|Lease { name, .. }| name.clone()).collect(),
             memory_rss_bytes: resident_bytes(),

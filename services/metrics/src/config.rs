@@ -16,7 +16,7 @@ const HISTORY_MOST: Duration = Duration::from_secs(24 * 3600);
 
 /// What the sandboxes of a node use.
 #[derive(Debug, clap::Parser)]
-#[command(name = "metrics", version)]
+#[command(name = "metrics", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/metrics.toml, which may be missing].
     #[arg(long, value_name = "FILE")]
@@ -64,7 +64,7 @@ impl Config {
             name: "metrics",
             instance: String::new(),
             address: format!("unix:{}", self.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         }
     }
 }

@@ -102,7 +102,7 @@ impl MetricsService for MetricsRpc {
     ) -> Result<Response<v1::GetMetricsStatusResponse>, Status> {
         let (sandboxes, series, bytes) = read(&self.book).size();
         Ok(Response::new(v1::GetMetricsStatusResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: berth_version::VERSION.to_owned(),
             manager_reachable: *self.follows.borrow(),
             sandboxes: sandboxes as u64,
             series: series as u64,

@@ -3,7 +3,6 @@
 use std::{
     fs,
     net::IpAddr,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +21,7 @@ use berth_api::{
     },
 };
 use berth_containerd::Containerd;
+use berth_daemon::give_to_group;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _, Runtime as _};
@@ -338,8 +338,12 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         );
     }
     let names = names(config, config.instance()?);
-    let removed = NetnsNetwork::uninstall(&network_settings(config, names)).await;
-    removed.context("removing the network")
+    let removed = NetnsNetwork::uninstall(&network_settings(config, names.clone())).await;
+    removed.context("removing the network")?;
+    let it = &config.containerd;
+    berth_containerd::uninstall(&it.address, &it.namespace, it.call_timeout, &names)
+        .await
+        .context("removing what is on containerd")
 }
 
 fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
@@ -515,28 +519,9 @@ async fn listen(config: &Config) -> anyhow::Result<UnixListener> {
     }
     let listener =
         UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))?;
-    let group = fs::read_to_string("/etc/group")
-        .ok()
-        .and_then(|it| group_id(&it, &config.socket_group));
-    let mode = match group {
-        Some(gid) => {
-            std::os::unix::fs::chown(socket, None, Some(gid))
-                .with_context(|| format!("giving {} to its group", socket.display()))?;
-            0o660
-        }
-        None => 0o600,
-    };
-    fs::set_permissions(socket, fs::Permissions::from_mode(mode))
-        .with_context(|| format!("setting the mode of {}", socket.display()))?;
+    give_to_group(socket, &config.socket_group)
+        .with_context(|| format!("giving {} to its group", socket.display()))?;
     Ok(listener)
-}
-
-/// Number of a group by its line `name:password:number:members`.
-fn group_id(groups: &str, name: &str) -> Option<u32> {
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
-    })
 }
 
 /// The kernel's name for this boot. Where it tells none, no boot is told from another.
@@ -554,16 +539,7 @@ fn host_name() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
     use super::*;
-
-    #[test]
-    fn a_group_is_found_by_its_whole_name() {
-        let groups = "root:x:0:\nberth-x:x:7:\nberth:x:42:anna\n";
-        assert_eq!(group_id(groups, "berth"), Some(42));
-        assert_eq!(group_id(groups, "bert"), None);
-    }
 
     #[test]
     fn an_instance_keeps_the_id_of_its_first_start() {
@@ -578,32 +554,5 @@ mod tests {
         instance_id(&config("other")).unwrap_err();
         fs::write(config("").instance_file(), "").unwrap();
         assert_eq!(instance_id(&config("mine")).unwrap().as_str(), "mine");
-    }
-
-    #[tokio::test]
-    async fn the_socket_belongs_to_its_group_where_there_is_one_and_else_to_its_owner() {
-        let dir = tempfile::tempdir().unwrap();
-        let groups = fs::read_to_string("/etc/group").unwrap();
-        let own = rustix::process::getgid().as_raw();
-        // Root may give the socket away, others only to a group of theirs.
-        let may_give = rustix::process::geteuid().is_root();
-        let other = groups.lines().find_map(|line| {
-            let name = line.split(':').next()?;
-            let gid = group_id(&groups, name)?;
-            ((gid != own) == may_give).then_some((name, gid))
-        });
-        let (name, gid) = other.expect("a group that the socket can belong to");
-        let cases = [(name, 0o660, gid), ("no-such-group", 0o600, own)];
-        for (group, mode, gid) in cases {
-            let config = Config {
-                socket: dir.path().join("manager.sock"),
-                socket_group: group.into(),
-                ..Config::default()
-            };
-            let _listener = listen(&config).await.unwrap();
-            let stat = fs::metadata(&config.socket).unwrap();
-            assert_eq!(stat.permissions().mode() & 0o777, mode, "{group}");
-            assert_eq!(stat.gid(), gid, "{group}");
-        }
     }
 }

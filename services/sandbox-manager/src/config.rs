@@ -36,7 +36,7 @@ const LABEL_MAX: usize = 63;
 
 /// The sandbox runtime of a node.
 #[derive(Debug, clap::Parser)]
-#[command(name = "sandbox-manager", version)]
+#[command(name = "sandbox-manager", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/sandbox-manager.toml, which may be missing].
     #[arg(long, value_name = "FILE", global = true)]
@@ -54,8 +54,8 @@ pub enum Command {
     /// Looks at the store, writes it out as text, or makes it from text, while no manager runs.
     #[command(subcommand)]
     Store(StoreCommand),
-    /// Removes what the manager has made on the node for all sandboxes: its bridge and its nftables tables. Refused while a
-    /// manager runs, and while there are sandboxes.
+    /// Removes what the manager has made on the node for all sandboxes: its bridge, its nftables tables, its cgroups, and its
+    /// images with its namespace of containerd. Refused while a manager runs, and while there are sandboxes.
     Uninstall,
 }
 

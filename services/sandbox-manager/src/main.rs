@@ -29,7 +29,6 @@ async fn main() -> ExitCode {
     }
     let identity = Identity {
         service: "sandbox-manager",
-        version: env!("CARGO_PKG_VERSION"),
         socket: &config.socket,
     };
     let work = run(config.clone());

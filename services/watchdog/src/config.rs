@@ -22,7 +22,7 @@ const OBJECT_TIMEOUT_MOST: Duration = Duration::from_secs(300);
 
 /// Removes what no record of the manager explains.
 #[derive(Debug, clap::Parser)]
-#[command(name = "watchdog", version)]
+#[command(name = "watchdog", version = berth_version::LONG)]
 pub struct Flags {
     /// Configuration file [default: /etc/berth/watchdog.toml, which may be missing].
     #[arg(long, value_name = "FILE")]
@@ -79,7 +79,7 @@ impl Config {
             name: "watchdog",
             instance: self.name.clone(),
             address: format!("unix:{}", self.socket.display()),
-            version: env!("CARGO_PKG_VERSION"),
+            version: berth_version::VERSION,
         }
     }
 }

@@ -51,7 +51,7 @@ impl WatchdogService for WatchdogRpc {
         let told = self.told.borrow().clone();
         Ok(Response::new(v1::GetWatchdogStatusResponse {
             name: self.config.name.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: berth_version::VERSION.to_owned(),
             manager_reachable: *self.heard.borrow(),
             running: told.running,
             last_run: told.last,

@@ -257,6 +257,9 @@ pub(super) async fn version(session: &Session) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Versions {
         client: &'static str,
+        /// Of the client, as its build date; empty where it is no release.
+        commit: &'static str,
+        build_date: &'static str,
         server: Option<String>,
     }
 
@@ -266,13 +269,15 @@ pub(super) async fn version(session: &Session) -> Result<(), Failure> {
         Ok(Err(_)) | Err(_) => None,
     };
     let versions = Versions {
-        client: env!("CARGO_PKG_VERSION"),
+        client: berth_version::VERSION,
+        commit: berth_version::COMMIT,
+        build_date: berth_version::BUILD_DATE,
         server,
     };
     Ok(session.output.object(&versions, || {
         let server = versions.server.clone();
         output::page(vec![
-            ("client", versions.client.to_owned()),
+            ("client", berth_version::LONG.to_owned()),
             (
                 "server",
                 server.unwrap_or_else(|| format!("not reachable at {}", session.address)),

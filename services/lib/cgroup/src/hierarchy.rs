@@ -169,6 +169,13 @@ impl Hierarchy {
         busy.map_or(Ok(()), |path| Err(CgroupError::Busy { path }))
     }
 
+    /// Removes the cgroup from every hierarchy in which nothing is in it, nor below it.
+    pub fn remove_empty(&self, path: &str) {
+        for root in self.roots() {
+            let _ = fs::remove_dir(root.join(path));
+        }
+    }
+
     /// Sends a signal to every process in the cgroup and below it. Gone is a success.
     pub fn signal(&self, path: &str, signal: Signal) -> Result<(), CgroupError> {
         for pid in self.processes(path)?.into_values() {

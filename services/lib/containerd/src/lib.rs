@@ -30,9 +30,11 @@ mod sessions;
 mod settings;
 mod shims;
 mod spec;
+mod uninstall;
 mod unpack;
 mod users;
 mod walk;
 
 pub use connection::Containerd;
 pub use settings::{PauseRootfs, SetUpError, Settings};
+pub use uninstall::{UninstallError, uninstall};

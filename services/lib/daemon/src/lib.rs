@@ -5,6 +5,8 @@ pub mod crash;
 mod memory;
 mod process;
 mod program;
+mod socket;
+mod supervised;
 
 pub use config::{
     ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,
@@ -12,3 +14,4 @@ pub use config::{
 pub use memory::{kib_figures, resident_bytes};
 pub use process::stop_signal;
 pub use program::{EX_CONFIG, observed, refuse};
+pub use socket::give_to_group;

@@ -2,7 +2,9 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Waits until the process is told to stop, and says by which signal.
+use crate::supervised::tell_stopping;
+
+/// Waits until the process is told to stop, says so to systemd, and by which signal to the caller.
 pub async fn stop_signal() -> &'static str {
     let (Ok(mut term), Ok(mut int)) = (
         signal(SignalKind::terminate()),
@@ -10,8 +12,10 @@ pub async fn stop_signal() -> &'static str {
     ) else {
         return std::future::pending().await;
     };
-    tokio::select! {
+    let signal = tokio::select! {
         _ = term.recv() => "SIGTERM",
         _ = int.recv() => "SIGINT",
-    }
+    };
+    tell_stopping();
+    signal
 }

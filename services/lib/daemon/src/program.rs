@@ -4,6 +4,8 @@ use std::{fmt::Display, process::ExitCode};
 
 use berth_telemetry::{Config, Identity};
 
+use crate::supervised::keep_told;
+
 /// From `sysexits.h`: the configuration is at fault, so starting again will not help.
 pub const EX_CONFIG: u8 = 78;
 
@@ -17,7 +19,7 @@ pub fn refuse(program: &str, problem: &impl Display) -> ExitCode {
     ExitCode::from(EX_CONFIG)
 }
 
-/// Does the work of a process where it can be seen. It is called once, inside of the runtime; `code` says what a failure means.
+/// Does the work of a process where it can be seen, and keeps systemd told. It is called once, inside of the runtime; `code` says what a failure means.
 pub async fn observed<W: Future<Output = anyhow::Result<()>>>(
     identity: Identity<'_>,
     config: &Config,
@@ -36,7 +38,12 @@ pub async fn observed<W: Future<Output = anyhow::Result<()>>>(
             };
         }
     };
-    let ended = match work.await {
+    let told = keep_told(identity.socket);
+    let ended = tokio::select! {
+        ended = work => ended,
+        never = told => match never {},
+    };
+    let ended = match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             tracing::error!(error = format!("{err:#}"), "{program} failed");

@@ -4,11 +4,12 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
 
+use berth_daemon::give_to_group;
 use tokio::net::UnixListener;
 
 /// One that is told to stop has stopped within this time.
@@ -16,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(50);
 /// More than any name of a holder has.
 const HOLDER_MAX: u64 = 4096;
+/// Who may use the manager's socket may use this one.
+const GROUP: &str = "berth";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -43,7 +46,7 @@ pub fn holder(name: &str) -> String {
     format!("{name}/{:x}", since.unwrap_or_default().as_micros())
 }
 
-/// Takes the socket for its owner alone, in place of one that a former process left. `holder` is what [`holder`] gave.
+/// Takes the socket for its owner and the group `berth`, where there is one, in place of one that a former process left. `holder` is what [`holder`] gave.
 pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Seat), ListenError> {
     let failed = |operation| {
         move |source| ListenError::Io {
@@ -72,7 +75,7 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(socket).map_err(failed("binding"))?;
-    fs::set_permissions(socket, fs::Permissions::from_mode(0o600)).map_err(failed("protecting"))?;
+    give_to_group(socket, GROUP).map_err(failed("giving away"))?;
     let seat = Seat {
         former,
         _lock: lock,

@@ -142,11 +142,12 @@ fn resource(identity: Identity<'_>) -> Resource {
         .with_attributes([
             KeyValue::new("service.namespace", "berth"),
             KeyValue::new("service.name", named),
-            KeyValue::new("service.version", identity.version),
+            KeyValue::new("service.version", berth_version::VERSION),
             KeyValue::new("service.instance.id", instance),
             KeyValue::new("host.name", host),
             KeyValue::new("process.pid", i64::from(std::process::id())),
         ])
+        .with_attributes(release())
         .with_detector(Box::new(EnvResourceDetector::new()));
     // `service.name` among the attributes gives way to a variable of its own.
     let resource = match service {
@@ -154,6 +155,16 @@ fn resource(identity: Identity<'_>) -> Resource {
         None => resource,
     };
     resource.build()
+}
+
+/// What a build that is no release does not have.
+fn release() -> impl IntoIterator<Item = KeyValue> {
+    let known = [
+        ("vcs.ref.head.revision", berth_version::COMMIT),
+        ("berth.build.date", berth_version::BUILD_DATE),
+    ];
+    let known = known.into_iter().filter(|(_, value)| !value.is_empty());
+    known.map(|(key, value)| KeyValue::new(key, value))
 }
 
 fn meters(

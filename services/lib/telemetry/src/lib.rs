@@ -42,7 +42,6 @@ pub struct Config {
 pub struct Identity<'a> {
     /// As `sandbox-manager`.
     pub service: &'static str,
-    pub version: &'static str,
     /// Tells it from others of its kind on the same host, and stays over a restart.
     pub socket: &'a Path,
 }

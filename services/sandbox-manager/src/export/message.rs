@@ -48,7 +48,7 @@ impl About {
         let scope_logs = ScopeLogs {
             scope: Some(InstrumentationScope {
                 name: "berth".to_owned(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: berth_version::VERSION.to_owned(),
                 ..InstrumentationScope::default()
             }),
             log_records: records,

@@ -109,7 +109,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
             instance_id: instance_id.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: berth_version::VERSION.to_owned(),
             uptime: uptime.try_into().ok(),
             memory_rss_bytes: berth_daemon::resident_bytes(),
             runtime: Some(v1::RuntimeStatus {

@@ -12,7 +12,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use berth_api::v1::{self, EgressMode, EgressRule, NetworkPolicy, Protocol};
 use berth_e2e::{
     hosts::{Apart, Host, Place, received, with_each},
-    node::{eventually, obtained, programs},
+    node::{eventually, obtained, programs, succeed},
     packets::Raw,
     specs::{idle, shell, spec, web},
 };
@@ -619,5 +619,7 @@ async fn an_element_that_no_sandbox_explains_is_an_orphan_and_is_removed() -> an
     ensure!(host.run("nft list tables")?.is_empty());
     let bridges = host.run("ip -o link show type bridge")?;
     ensure!(bridges.is_empty(), "{bridges}");
+    let namespaces = succeed(node.command("ctr").args(["namespaces", "ls", "-q"]))?;
+    ensure!(namespaces.trim().is_empty(), "{namespaces}");
     apart.finish()
 }

@@ -32,12 +32,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-logs", &[]),
     ("berth-netns", &["berth-domain", "berth-platform"]),
     ("berth-orphans", &["berth-domain"]),
-    ("berth-plugin", &["berth-api", "berth-calls"]),
+    (
+        "berth-plugin",
+        &["berth-api", "berth-calls", "berth-daemon"],
+    ),
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
-    ("berth-telemetry", &[]),
+    ("berth-telemetry", &["berth-version"]),
+    ("berth-version", &[]),
     // Processes.
-    ("berth", &["berth-api", "berth-copy"]),
+    ("berth", &["berth-api", "berth-copy", "berth-version"]),
     (
         "berth-dns",
         &[
@@ -48,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-netns",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     (
@@ -60,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     ("berth-log-writer", &[]),
@@ -73,6 +79,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     ("berth-pause", &[]),
@@ -95,6 +102,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-registry",
             "berth-store",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     (
@@ -106,6 +114,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-domain",
             "berth-plugin",
             "berth-telemetry",
+            "berth-version",
         ],
     ),
     // Tests.
