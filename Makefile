@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 tools_dir := target/tools
 buf := $(tools_dir)/node_modules/.bin/buf
+# Helm's own engine, schemas of Kubernetes, and a linter of Containerfiles.
+helm := $(tools_dir)/helm/bin
 
 # The contract as it was last released. A release renews it, together with the tag:
 #   target/tools/node_modules/.bin/buf build --exclude-source-info -o proto/released.binpb
@@ -25,7 +27,12 @@ DURATION ?= 60
 INTERLEAVINGS ?= 200
 SEED ?=
 
-.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check bench bench-gc crash soak soak-logs soak-gc fmt proto tools
+# Of the images.
+BIN ?= target/debug
+REGISTRY ?= berth.local
+VERSION ?= $(shell sed -nE '/^version = /{s/.*"(.*)"/\1/p;q}' Cargo.toml)
+
+.PHONY: help build demo telemetry test e2e-matrix smoke-v2 check chart images bench bench-gc crash soak soak-logs soak-gc fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -48,14 +55,23 @@ e2e-matrix: tools ## run the end-to-end tests on containerd 1.6 and on 2.1
 smoke-v2: tools ## run a sandbox's life on cgroup v2 and containerd 2.1, in a guest
 	tests/rig/smoke
 
-check: tools ## look without running: format, lints, contract, scripts
+check: tools ## look without running: format, lints, contract, chart, scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(crash_points) -- -D warnings
 	$(buf) lint
 	$(buf) format --diff --exit-code
 	$(buf) breaking --against $(released)
+	$(helm)/python deploy/dev/chart check
+	$(helm)/hadolint deploy/images/*/Containerfile
 	find .ci deploy tests/rig -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
 		| xargs --no-run-if-empty shellcheck --external-sources
+
+chart: tools ## render the chart's golden files anew, and the table of its values
+	$(helm)/python deploy/dev/chart write
+
+images: tools ## make the container images from the programs in BIN (target/debug), stripped; the digests are in target/dist/images
+	deploy/images/build --bin $(BIN) --out target/dist/images --strip --registry $(REGISTRY) \
+		--version $(VERSION) --revision "$$(git rev-parse HEAD)"
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
 	deploy/dev/bench

@@ -1,5 +1,6 @@
 //! Processes beside the manager, and how a node is seen.
 
+mod chart;
 mod metrics;
 mod sidecars;
 mod telemetry;
