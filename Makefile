@@ -28,7 +28,7 @@ INTERLEAVINGS ?= 200
 SEED ?=
 
 # Of the images.
-BIN ?= target/debug
+PROGRAMS ?= target/dist/bin
 REGISTRY ?= berth.local
 VERSION ?= $(shell sed -nE '/^version = /{s/.*"(.*)"/\1/p;q}' Cargo.toml)
 
@@ -69,8 +69,8 @@ check: tools ## look without running: format, lints, contract, chart, scripts
 chart: tools ## render the chart's golden files anew, and the table of its values
 	$(helm)/python deploy/dev/chart write
 
-images: tools ## make the container images from the programs in BIN (target/debug), stripped; the digests are in target/dist/images
-	deploy/images/build --bin $(BIN) --out target/dist/images --strip --registry $(REGISTRY) \
+images: tools ## make the container images from PROGRAMS (target/dist/bin), stripped; the digests are in target/dist/images
+	deploy/images/build --bin $(PROGRAMS) --out target/dist/images --strip --registry $(REGISTRY) \
 		--version $(VERSION) --revision "$$(git rev-parse HEAD)"
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
