@@ -278,7 +278,12 @@ impl From<StatusArg> for v1::SandboxStatus {
 pub(crate) struct Health {
     /// Whose health: a service as `berth.v1.SandboxService`, or `manager` for how a process beside the manager hears from it.
     /// Default: that of the process
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub(crate) service: String,
 }
 

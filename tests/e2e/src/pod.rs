@@ -196,7 +196,9 @@ impl<'a> Pod<'a> {
         let list = self.ctr().args(["tasks", "ls"]).run()?;
         let mut lines = list.lines().map(|it| it.split_whitespace());
         let pid = lines.find_map(|mut it| (it.next()? == name).then(|| it.next())?);
-        Ok(pid.with_context(|| format!("no {name} in {list}"))?.parse()?)
+        Ok(pid
+            .with_context(|| format!("no {name} in {list}"))?
+            .parse()?)
     }
 
     /// Ends every container as a kubelet does, with SIGTERM, and removes them. Fails where one needs more than that.
@@ -255,6 +257,10 @@ fn volumes(
         let path = if let Some(path) = volume["hostPath"]["path"].as_str() {
             match volume["hostPath"]["type"].as_str() {
                 Some("DirectoryOrCreate") => fs::create_dir_all(path)?,
+                Some("FileOrCreate") => {
+                    let mut options = fs::OpenOptions::new();
+                    options.append(true).create(true).open(path)?;
+                }
                 Some("Directory") => ensure!(Path::new(path).is_dir(), "{path} is not there"),
                 other => bail!("{name}: a hostPath of the type {other:?}"),
             }

@@ -50,7 +50,11 @@ async fn health_ends_with_0_only_where_what_is_asked_serves() {
     ];
     for (args, code, said) in cases {
         let it = health(&socket, args).await;
-        assert_eq!((it.code, it.stdout.as_str()), (Some(code), said), "{args:?}");
+        assert_eq!(
+            (it.code, it.stdout.as_str()),
+            (Some(code), said),
+            "{args:?}"
+        );
     }
     let json = health(&socket, &["--service", "manager", "-o", "json"]).await;
     let expected = serde_json::json!({ "service": "manager", "status": "NOT_SERVING" });

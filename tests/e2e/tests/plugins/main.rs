@@ -2,5 +2,6 @@
 
 mod chart;
 mod metrics;
+mod pod_spec;
 mod sidecars;
 mod telemetry;
