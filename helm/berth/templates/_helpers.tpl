@@ -93,7 +93,7 @@ ports:
 {{- end }}
 {{- range $name, $value := $otel }}
 - name: {{ $name }}
-  value: {{ $value | toString | quote }}
+  value: {{ ternary $value (toRawJson $value) (kindIs "string" $value) | quote }}
 {{- end }}
 {{- end }}
 {{- end }}

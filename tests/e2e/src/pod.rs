@@ -69,7 +69,7 @@ impl<'a> Pod<'a> {
         let pod = set.context("a DaemonSet")?["spec"]["template"]["spec"].clone();
         let instance = fs::read_to_string(node.home().join("instance"))?;
         let home = node.home().join("pod");
-        let mut it = Self {
+        let it = Self {
             node,
             namespace: format!("pods-{}", instance.trim()),
             volumes: volumes(&pod, objects, &home)?,
