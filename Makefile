@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 tools_dir := target/tools
 buf := $(tools_dir)/node_modules/.bin/buf
+# Helm's own engine, schemas of Kubernetes, and a linter of Containerfiles.
+helm := $(tools_dir)/helm/bin
 
 # The contract as it was last released. A release renews it, together with the tag:
 #   target/tools/node_modules/.bin/buf build --exclude-source-info -o proto/released.binpb
@@ -20,7 +22,7 @@ crash_points := --features berth-sandbox-manager/crash-points
 # Tests that run at the same time. Each end-to-end test has a containerd of its own.
 TEST_THREADS ?= 2
 
-# Of what is installed: where, and from where. `make install PROGRAMS=target/debug` installs what `make build` made.
+# Of what is installed and what images are made of: where, and from where. `make install PROGRAMS=target/debug` installs what `make build` made.
 PREFIX ?= /usr/local
 DESTDIR ?=
 PROGRAMS ?= target/dist/bin
@@ -32,7 +34,11 @@ DURATION ?= 60
 INTERLEAVINGS ?= 200
 SEED ?=
 
-.PHONY: help build demo telemetry test e2e-matrix smoke-v2 smoke-install dist install uninstall check bench bench-gc crash soak soak-logs soak-gc fmt proto tools
+# Of the images.
+REGISTRY ?= berth.local
+VERSION ?= $(shell sed -nE '/^version = /{s/.*"(.*)"/\1/p;q}' Cargo.toml)
+
+.PHONY: help build demo telemetry test e2e-matrix smoke-v2 smoke-install dist install uninstall images check chart bench bench-gc crash soak soak-logs soak-gc fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -68,15 +74,24 @@ install: ## install what `make dist` built (PROGRAMS) below PREFIX (/usr/local),
 uninstall: ## remove what was installed, and all that it made on the node (KEEP_DATA=1: not its data)
 	deploy/systemd/uninstall --prefix $(PREFIX) --destdir "$(DESTDIR)" $(if $(KEEP_DATA),--keep-data)
 
-check: tools ## look without running: format, lints, contract, scripts
+check: tools ## look without running: format, lints, contract, chart, scripts
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets $(crash_points) -- -D warnings
 	$(buf) lint
 	$(buf) format --diff --exit-code
 	$(buf) breaking --against $(released)
+	$(helm)/python deploy/dev/chart check
+	$(helm)/hadolint deploy/images/*/Containerfile
 	find .ci deploy tests/rig -type f -exec awk 'FNR == 1 && /^#!.*sh/ { print FILENAME } { nextfile }' {} + \
 		| xargs --no-run-if-empty shellcheck --external-sources
 	deploy/systemd/verify
+
+chart: tools ## render the chart's golden files anew, and the table of its values
+	$(helm)/python deploy/dev/chart write
+
+images: tools ## make the container images from PROGRAMS (target/dist/bin), stripped; the digests are in target/dist/images
+	deploy/images/build --bin $(PROGRAMS) --out target/dist/images --strip --registry $(REGISTRY) \
+		--version $(VERSION) --revision "$$(git rev-parse HEAD)"
 
 bench: tools ## measure Create against `ctr run`; the numbers are in target/bench
 	deploy/dev/bench

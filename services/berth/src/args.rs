@@ -145,6 +145,8 @@ pub(crate) enum Command {
     /// The node and its manager
     #[command(subcommand)]
     Node(Node),
+    /// Ask a process of Berth, at --address, how it is; exit code 0 when it serves
+    Health(Health),
     /// Show the version of this program and, when it answers, of the manager
     Version,
     /// Print the completion script of a shell
@@ -269,6 +271,20 @@ impl From<StatusArg> for v1::SandboxStatus {
             StatusArg::Dead => Self::Dead,
         }
     }
+}
+
+/// Arguments of `health`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Health {
+    /// Whose health: a service as `berth.v1.SandboxService`, or `manager` for how a process beside the manager hears from it.
+    /// Default: that of the process
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) service: String,
 }
 
 /// The argument of a command for one sandbox.

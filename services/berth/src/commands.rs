@@ -9,6 +9,7 @@ mod exec;
 mod explain;
 mod forward;
 mod gc;
+mod health;
 mod images;
 mod logs;
 mod network;
@@ -149,6 +150,7 @@ pub(crate) async fn run(session: &Session, command: Command) -> Result<u8, Failu
         Command::Audit(args) => node::audit(session, args).await,
         Command::Watchdog(command) => watchdog::run(session, command).await,
         Command::Node(command) => node::run(session, command).await,
+        Command::Health(args) => health::check(session, args).await,
         Command::Version => node::version(session).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -49,6 +49,16 @@ pub(crate) enum Failure {
         address: String,
         source: Box<dyn Error + Send + Sync>,
     },
+    #[error("nothing answers at {address}")]
+    NoProcess {
+        address: String,
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("{} is {status}", health_of(service))]
+    NotServing {
+        service: String,
+        status: &'static str,
+    },
     #[error("the run could not remove {0} objects")]
     NotRemoved(usize),
     #[error("{0} runs could not read or delete all")]
@@ -88,6 +98,13 @@ pub(crate) enum Failure {
     Output(#[from] io::Error),
     #[error("several failed")]
     Several(Vec<Failure>),
+}
+
+fn health_of(service: &str) -> String {
+    match service {
+        "" => "the process".to_owned(),
+        name => format!("`{name}`"),
+    }
 }
 
 fn shown(path: &Path) -> String {
@@ -166,6 +183,8 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::NoMetrics { .. }
         | Failure::NoWorker { .. }
         | Failure::NoWatchdog { .. }
+        | Failure::NoProcess { .. }
+        | Failure::NotServing { .. }
         | Failure::NotRemoved(_)
         | Failure::NotCollected(_)
         | Failure::Output(_) => EXIT_FAILED,
@@ -219,6 +238,10 @@ fn lines(failure: &Failure) -> Vec<String> {
                 --watchdog-address or BERTH_WATCHDOG_ADDRESS"
                 .to_owned(),
         ],
+        Failure::NoProcess { .. } => vec![
+            chain(failure),
+            "hint: --address says which process is asked, as unix:/run/berth/dns.sock".to_owned(),
+        ],
         Failure::NotRemoved(_) => vec![
             chain(failure),
             "hint: each has its reason above; the next run tries again".to_owned(),
@@ -241,6 +264,7 @@ fn lines(failure: &Failure) -> Vec<String> {
         | Failure::Copy(_)
         | Failure::Listen { .. }
         | Failure::Lost(..)
+        | Failure::NotServing { .. }
         | Failure::Output(_) => vec![chain(failure)],
     }
 }

@@ -31,6 +31,9 @@ pub struct Flags {
     /// Sets one key over file and environment, as in `--set port=5353`.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
+    /// Only reads the configuration: exit code 0 where it is good, 78 where it is refused.
+    #[arg(long)]
+    pub check: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -10,7 +10,9 @@ use dns::{App, Config, Flags, load};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config = match load(&Flags::parse()) {
+    let flags = Flags::parse();
+    let config = match load(&flags) {
+        Ok(_) if flags.check => return ExitCode::SUCCESS,
         Ok(config) => config,
         Err(err) => return refuse("dns", &err),
     };

@@ -30,6 +30,9 @@ pub struct Flags {
     /// Sets one key over file and environment, as in `--set disk_pressure_threshold=90`.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
+    /// Only reads the configuration: exit code 0 where it is good, 78 where it is refused.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// How blobs lie in their directory.
@@ -243,7 +246,11 @@ mod tests {
             let set = vec![("orphan_grace".to_owned(), text.to_owned())];
             let file = tempfile::NamedTempFile::new().unwrap();
             let config = Some(file.path().to_owned());
-            let flags = Flags { config, set };
+            let flags = Flags {
+                config,
+                set,
+                check: false,
+            };
             let config = load(&flags).unwrap();
             assert_eq!(config.orphan_grace, Duration::from_secs(expected), "{text}");
         }

@@ -49,5 +49,10 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
         assert_eq!(output.status.code(), Some(EX_CONFIG), "{key}: {said}");
         assert!(said.to_lowercase().contains(key), "{key}: {said}");
     }
+    std::fs::write(&file, good).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_image-gc"));
+    check.arg("--config").arg(&file).arg("--check");
+    let output = check.output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "a good one is only read");
     assert!(!socket.exists(), "nothing was touched");
 }

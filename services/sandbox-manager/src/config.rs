@@ -44,6 +44,9 @@ pub struct Flags {
     /// Sets one key over file and environment, as in `--set network.subnet=10.9.0.0/16`.
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_value, global = true)]
     pub set: Vec<(String, String)>,
+    /// Only reads the configuration: exit code 0 where it is good, 78 where it is refused.
+    #[arg(long, global = true)]
+    pub check: bool,
     /// Without one the manager runs.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -598,6 +601,7 @@ mod tests {
             set: ["log_writer=/bin/sh", text]
                 .map(|it| key_value(it).unwrap())
                 .into(),
+            check: false,
             command: None,
         };
         let config = load(&flags("network.subnet=10.9.0.0/16")).unwrap();

@@ -19,6 +19,7 @@ const EX_DATAERR: u8 = 65;
 async fn main() -> ExitCode {
     let flags = Flags::parse();
     let config = match load(&flags) {
+        Ok(_) if flags.check => return ExitCode::SUCCESS,
         Ok(config) => config,
         Err(err) => return refuse("sandbox-manager", &err),
     };

@@ -54,6 +54,9 @@ fn a_bad_key_or_value_is_named_with_its_reason_and_ends_with_78() {
             "{key}: {said}"
         );
     }
+    std::fs::write(&file, good).unwrap();
+    let output = start(&file, &[], &["--check"]);
+    assert_eq!(output.status.code(), Some(0), "a good one is only read");
     assert!(!state.exists(), "nothing was touched");
 }
 

@@ -51,6 +51,11 @@ impl Leftovers {
         Ok(())
     }
 
+    /// Those of the sandboxes, and of a pod with the processes themselves.
+    fn namespaces(&self) -> [String; 2] {
+        [self.namespace.clone(), format!("pods-{}", self.instance)]
+    }
+
     /// Managers, containerds, shims and whatever else names the home or the namespace in its command.
     fn processes(&self) -> anyhow::Result<Vec<String>> {
         let home = self.home.to_string_lossy().into_owned();
@@ -61,7 +66,10 @@ impl Leftovers {
             };
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             if command.contains(&home)
-                || command.contains(&format!("-namespace {} ", self.namespace))
+                || self
+                    .namespaces()
+                    .iter()
+                    .any(|it| command.contains(&format!("-namespace {it} ")))
             {
                 left.push(format!(
                     "process {}: {command}",
@@ -85,7 +93,8 @@ impl Leftovers {
     fn cgroups(&self) -> Vec<String> {
         let mut left = vec![];
         for root in cgroup_roots() {
-            for name in [format!("berth/{}", self.instance), self.namespace.clone()] {
+            let own = [format!("berth/{}", self.instance)];
+            for name in own.into_iter().chain(self.namespaces()) {
                 let path = root.join(name);
                 if path.is_dir() {
                     left.push(format!("cgroup {}", path.display()));
@@ -126,9 +135,10 @@ impl Leftovers {
 
     /// runc keeps its state outside of containerd's folders.
     fn runtime_state(&self) -> Vec<String> {
-        let dir = Path::new("/run/containerd/runc").join(&self.namespace);
-        fs::read_dir(&dir)
-            .into_iter()
+        let root = Path::new("/run/containerd/runc");
+        let dirs = self.namespaces().map(|it| fs::read_dir(root.join(it)));
+        dirs.into_iter()
+            .flatten()
             .flatten()
             .flatten()
             .map(|it| format!("runtime state {}", it.path().display()))

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod node;
 pub mod pacer;
 pub mod packets;
+pub mod pod;
 pub mod private_registry;
 pub mod registry;
 pub mod specs;

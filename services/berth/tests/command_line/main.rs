@@ -1,6 +1,7 @@
 //! The `berth` program against a scripted manager: what it sends, what it prints, how it ends.
 //! It does not know what a real manager decides.
 
+mod health;
 mod manager;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Processes beside the manager, and how a node is seen.
 
+mod chart;
 mod metrics;
+mod pod_spec;
 mod sidecars;
 mod telemetry;
