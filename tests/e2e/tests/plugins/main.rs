@@ -3,3 +3,4 @@
 mod metrics;
 mod sidecars;
 mod telemetry;
+mod upgrade;
