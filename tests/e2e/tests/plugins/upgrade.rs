@@ -38,6 +38,9 @@ const PROCESSES: [&str; 5] = ["manager", "dns", "metrics", "watchdog", "image-gc
 const SOON: Duration = Duration::from_secs(30);
 /// Between the requests of one client, so that the machine has time for something else.
 const PACE: Duration = Duration::from_millis(2);
+/// What log-writers say, and as many other bytes, which make another one of the one that the manager holds.
+const WORD_OF_WRITERS: &str = "processes died and was replaced";
+const OTHER_WORD: &str = "processes died; it was replaced";
 /// Serves the number of the line that it has written last.
 const LINE: &str = "mkdir -p /www; \
     (n=0; while :; do for i in 1 2 3 4 5; do n=$((n+1)); echo line $n; done; echo $n > /www/new; mv /www/new /www/index.html; sleep 1; done) & \
@@ -57,7 +60,10 @@ impl OtherBuild {
         let own = env!("CARGO_PKG_VERSION");
         let last = if own.ends_with('9') { '8' } else { '9' };
         let version = format!("{}{last}", &own[..own.len() - 1]);
-        let change = format!("s/{}/{version}/g", own.replace('.', "\\."));
+        let change = format!(
+            "s/{}/{version}/g; s/{WORD_OF_WRITERS}/{OTHER_WORD}/g",
+            own.replace('.', "\\.")
+        );
         fs::create_dir(&folder)?;
         for name in [
             "sandbox-manager",
@@ -330,6 +336,10 @@ async fn every_process_is_replaced_by_another_build_and_back_under_load_and_nobo
         // What is new is of the new build, its log-writer too, and stays with the next one.
         let own = format!("of-{}", version.replace('.', "-"));
         node.create(&own, web("new", WEB.into())).await?;
+        let writers = fs::read_dir(node.home().join("state"))?
+            .filter_map(|it| it.ok()?.file_name().into_string().ok())
+            .filter(|it| it.starts_with("log-writer-"));
+        ensure!(writers.count() == 2, "that of each build runs");
     }
     println!("replaced twice within {:?}", began.elapsed());
     let grown = |it: &String| figures.get(it) > first.get(it);

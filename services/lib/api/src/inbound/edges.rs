@@ -53,10 +53,14 @@ fn allowed(rules: Vec<v1::EgressRule>) -> v1::NetworkPolicy {
     }
 }
 
+fn subnet() -> Ipv4Net {
+    "10.87.0.0/16".parse().unwrap()
+}
+
 fn read(change: Change, size: usize) -> Result<Create, Failure> {
     let mut request = request();
     change(&mut request, size);
-    create_from_proto(request, "10.87.0.0/16".parse().unwrap())
+    create_from_proto(request, subnet())
 }
 
 #[test]
@@ -117,7 +121,7 @@ fn a_spec_at_its_size_is_taken_and_one_that_is_a_byte_larger_is_refused() {
         app(&mut request).args.push("a".repeat(rest - 4));
         let whole = spec(&mut request).encoded_len();
         assert_eq!(whole, size);
-        create_from_proto(request, "10.87.0.0/16".parse().unwrap())
+        create_from_proto(request, subnet())
     };
     let taken = sized(SPEC_MAX);
     assert!(taken.is_ok(), "{taken:?}");
