@@ -38,7 +38,7 @@ SEED ?=
 REGISTRY ?= berth.local
 VERSION ?= $(shell sed -nE '/^version = /{s/.*"(.*)"/\1/p;q}' Cargo.toml)
 
-.PHONY: help build demo telemetry test e2e-matrix smoke-v2 smoke-install dist install uninstall images check chart bench bench-gc crash soak soak-logs soak-gc fmt proto tools
+.PHONY: help build demo telemetry limits test e2e-matrix smoke-v2 smoke-install dist install uninstall images check chart bench bench-gc crash soak soak-logs soak-gc fmt proto tools
 
 help: ## this list
 	@sed -nE 's/^([a-z0-9-]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -122,6 +122,9 @@ fmt: tools ## format the Rust and the contract
 
 telemetry: ## write the lists of metrics and spans into docs/telemetry.md
 	BERTH_WRITE_DOCUMENTS=1 cargo test --quiet --workspace $(crash_points) --test shown
+
+limits: ## write the tables of every bound into docs/limits.md
+	BERTH_WRITE_DOCUMENTS=1 cargo test --quiet --workspace $(crash_points) --test tree -- document_of_limits
 
 proto: tools ## generate again from the contract, and check that it builds
 	$(buf) build

@@ -378,6 +378,9 @@ fn hint(reason: ErrorReason) -> &'static str {
             "somebody stopped or removed it meanwhile; create it again when that was not meant"
         }
         ErrorReason::ContainerNotFound => "see the container ids with `berth get ID`",
+        ErrorReason::SandboxesExhausted => {
+            "remove those that are not needed (`berth ls --all` shows the ended too), or raise the manager's `sandboxes_max`"
+        }
         ErrorReason::AddressesExhausted => {
             "remove sandboxes that are not needed (`berth ls --all`) or give the manager a larger subnet"
         }
@@ -446,7 +449,7 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::WorkLeaseLost => "take the lease again, and look at its work again",
         ErrorReason::WorkLeasesExhausted => "release leases that nobody works under",
         ErrorReason::CallsExhausted => {
-            "try again in a moment, or raise the manager's `calls.unary_max`"
+            "try again in a moment, or raise the manager's `calls.unary_max` or `calls.streams_max`"
         }
         ErrorReason::PluginsExhausted => "see with `berth node status` which processes beat",
         ErrorReason::PluginReplaced => {

@@ -209,3 +209,32 @@ fn is_domain(text: &str) -> bool {
     };
     text.len() <= DOMAIN_MAX && text.split('.').all(label)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_at_the_bound_of_a_setting_is_taken_and_one_more_is_refused_by_its_key() {
+        type Change = fn(&mut Config, u64);
+        let size = |it: usize| u64::try_from(it).unwrap();
+        let cases: &[(&str, u64, Change)] = &[
+            ("forwards_max", size(FORWARDS_MAX), |it, n| it.forwards_max = n.try_into().unwrap()),
+            ("cache_entries", size(CACHE_ENTRIES_MAX), |it, n| it.cache_entries = n.try_into().unwrap()),
+            ("egress_life_max", EGRESS_LIFE_MOST.as_secs(), |it, n| it.egress_life_max = Duration::from_secs(n)),
+            ("domain", size(LABEL_MAX), |it, n| it.domain = "a".repeat(n.try_into().unwrap())),
+            ("domain", size(DOMAIN_MAX), |it, n| it.domain = format!("{}{}", "a.".repeat(100), "b".repeat(26) + "." + &"c".repeat(usize::try_from(n).unwrap() - 227))),
+        ];
+        for (key, most, change) in cases {
+            let of = |number| {
+                let mut config = Config::default();
+                change(&mut config, number);
+                check(&config).map_err(|it| format!("{it:#}"))
+            };
+            assert_eq!(of(*most), Ok(()), "{key}");
+            let refused = of(most + 1).unwrap_err();
+            assert!(refused.starts_with(key), "{key}: {refused}");
+        }
+    }
+}

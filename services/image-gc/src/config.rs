@@ -255,4 +255,26 @@ mod tests {
             assert_eq!(config.orphan_grace, Duration::from_secs(expected), "{text}");
         }
     }
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_at_the_bound_of_a_setting_of_a_worker_is_taken_and_one_more_is_refused() {
+        type Change = fn(&mut Config, u64);
+        let size = |it: usize| u64::try_from(it).unwrap();
+        let cases: &[(&str, u64, Change)] = &[
+            ("name", size(NAME_MAX), |it, n| it.name = "a".repeat(n.try_into().unwrap())),
+            ("lease_time", LEASE_TIME_MOST.as_secs(), |it, n| it.lease_time = Duration::from_secs(n)),
+            ("disk_pressure_threshold", 100, |it, n| it.disk_pressure_threshold = n.try_into().unwrap()),
+        ];
+        for (key, most, change) in cases {
+            let of = |number| {
+                let mut config = Config::default();
+                change(&mut config, number);
+                check(&config).map_err(|it| format!("{it:#}"))
+            };
+            assert_eq!(of(*most), Ok(()), "{key}");
+            let refused = of(most + 1).unwrap_err();
+            assert!(refused.starts_with(key), "{key}: {refused}");
+        }
+    }
 }

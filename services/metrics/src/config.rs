@@ -99,3 +99,28 @@ fn check(config: &Config) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_at_the_bound_of_a_setting_of_the_sampler_is_taken_and_one_more_is_refused() {
+        type Change = fn(&mut Config, u64);
+        let cases: &[(&str, u64, Change)] = &[
+            ("interval", INTERVAL_MOST.as_secs(), |it, n| it.interval = Duration::from_secs(n)),
+            ("history", HISTORY_MOST.as_secs(), |it, n| it.history = Duration::from_secs(n)),
+        ];
+        for (key, most, change) in cases {
+            let of = |number| {
+                let mut config = Config::default();
+                change(&mut config, number);
+                check(&config).map_err(|it| format!("{it:#}"))
+            };
+            assert_eq!(of(*most), Ok(()), "{key}");
+            let refused = of(most + 1).unwrap_err();
+            assert!(refused.starts_with(key), "{key}: {refused}");
+        }
+    }
+}

@@ -132,6 +132,7 @@ impl App {
             started: Instant::now(),
         };
         let limits = Limits {
+            sandboxes: config.sandboxes_max,
             task_creations: match config.parallel_creates {
                 0 => 4 * std::thread::available_parallelism().map_or(1, usize::from),
                 number => number,
@@ -156,6 +157,7 @@ impl App {
             allow_host_network: config.network.allow_host_network,
             calls: berth_calls::Limits {
                 unary_max: config.calls.unary_max,
+                streams_max: config.calls.streams_max,
                 default_deadline: config.calls.default_deadline,
             },
             log_dir: config.log_dir,

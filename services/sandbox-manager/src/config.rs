@@ -26,6 +26,8 @@ const PARALLEL_CREATES_MAX: usize = 1024;
 const SLOTS_MAX: usize = 256;
 /// Each holds three pipes, and up to 400 KiB of what is on its way.
 const EXECS_MAX: usize = 4096;
+/// More than the addresses of the largest subnet.
+const SANDBOXES_MAX: u64 = 1 << 20;
 /// Each is a task and its request, which can have 4 MiB.
 const CALLS_MAX: usize = 65_536;
 /// containerd's limit for its identifiers.
@@ -88,6 +90,8 @@ pub struct Config {
     pub name_servers: Vec<IpAddr>,
     /// Tasks that are created at the same time, two or more for each sandbox. 0: four per CPU.
     pub parallel_creates: usize,
+    /// Sandboxes that the node has at most, with those that have ended and are not purged yet.
+    pub sandboxes_max: u64,
     #[serde(with = "berth_daemon::duration")]
     pub end_timeout: Duration,
     #[serde(with = "berth_daemon::duration")]
@@ -112,6 +116,8 @@ pub struct Config {
 pub struct Calls {
     /// Calls under way that are no streams. Those above are refused.
     pub unary_max: usize,
+    /// Streams under way, of all kinds together. Those above are refused.
+    pub streams_max: usize,
     /// Of a call that is no stream, where its caller sets no deadline.
     #[serde(with = "berth_daemon::duration")]
     pub default_deadline: Duration,
@@ -219,6 +225,7 @@ impl Default for Config {
             search_domain: "app.berth".into(),
             name_servers: vec![],
             parallel_creates: 0,
+            sandboxes_max: 16_384,
             end_timeout: Duration::from_secs(60),
             dead_horizon: Duration::from_secs(3600),
             purge_interval: Duration::from_secs(300),
@@ -260,6 +267,7 @@ impl Default for Config {
             },
             calls: Calls {
                 unary_max: 2048,
+                streams_max: 4096,
                 default_deadline: Duration::from_secs(1800),
             },
             telemetry: berth_telemetry::Config::default(),
@@ -337,6 +345,10 @@ fn check(config: &Config) -> anyhow::Result<()> {
         config.parallel_creates <= PARALLEL_CREATES_MAX,
         "parallel_creates: must be at most {PARALLEL_CREATES_MAX}, or 0 for two per CPU"
     );
+    ensure!(
+        (1..=SANDBOXES_MAX).contains(&config.sandboxes_max),
+        "sandboxes_max: must be 1 to {SANDBOXES_MAX}"
+    );
     for (key, number) in [
         ("exec.per_sandbox", config.exec.per_sandbox),
         ("exec.per_node", config.exec.per_node),
@@ -346,10 +358,15 @@ fn check(config: &Config) -> anyhow::Result<()> {
             "{key}: must be 1 to {EXECS_MAX}"
         );
     }
-    ensure!(
-        (1..=CALLS_MAX).contains(&config.calls.unary_max),
-        "calls.unary_max: must be 1 to {CALLS_MAX}"
-    );
+    for (key, number) in [
+        ("calls.unary_max", config.calls.unary_max),
+        ("calls.streams_max", config.calls.streams_max),
+    ] {
+        ensure!(
+            (1..=CALLS_MAX).contains(&number),
+            "{key}: must be 1 to {CALLS_MAX}"
+        );
+    }
     ensure!(
         !config.calls.default_deadline.is_zero(),
         "calls.default_deadline: must not be zero"
@@ -608,5 +625,43 @@ mod tests {
         assert_eq!(config.network.subnet.to_string(), "10.9.0.0/16");
         let error = load(&flags("network.subnets=10.9.0.0/16")).unwrap_err();
         assert!(format!("{error:#}").contains("subnets"), "{error:#}");
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_at_the_bound_of_a_setting_of_the_manager_is_taken_and_one_more_is_refused() {
+        type Change = fn(&mut Config, u64);
+        let size = |it: usize| u64::try_from(it).unwrap();
+        let cases: &[(&str, u64, Change)] = &[
+            ("parallel_creates", size(PARALLEL_CREATES_MAX), |it, n| it.parallel_creates = n.try_into().unwrap()),
+            ("sandboxes_max", SANDBOXES_MAX, |it, n| it.sandboxes_max = n),
+            ("exec.per_sandbox", size(EXECS_MAX), |it, n| it.exec.per_sandbox = n.try_into().unwrap()),
+            ("exec.per_node", size(EXECS_MAX), |it, n| it.exec.per_node = n.try_into().unwrap()),
+            ("calls.unary_max", size(CALLS_MAX), |it, n| it.calls.unary_max = n.try_into().unwrap()),
+            ("calls.streams_max", size(CALLS_MAX), |it, n| it.calls.streams_max = n.try_into().unwrap()),
+            ("network.slots", size(SLOTS_MAX), |it, n| it.network.slots = n.try_into().unwrap()),
+            ("network.bridge", size(BRIDGE_NAME_MAX), |it, n| it.network.bridge = "a".repeat(n.try_into().unwrap())),
+            ("instance_id", size(berth_domain::id::INSTANCE_ID_MAX), |it, n| it.instance_id = "a".repeat(n.try_into().unwrap())),
+            ("containerd.namespace", size(IDENTIFIER_MAX), |it, n| it.containerd.namespace = "a".repeat(n.try_into().unwrap())),
+            ("containerd.snapshotter", size(IDENTIFIER_MAX), |it, n| it.containerd.snapshotter = "a".repeat(n.try_into().unwrap())),
+            ("socket", size(SOCKET_PATH_MAX), |it, n| it.socket = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
+            ("containerd.address", size(SOCKET_PATH_MAX), |it, n| it.containerd.address = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
+            ("search_domain", size(LABEL_MAX), |it, n| it.search_domain = "a".repeat(n.try_into().unwrap())),
+            ("search_domain", size(DOMAIN_MAX), |it, n| it.search_domain = format!("{}{}", "a.".repeat(100), "b".repeat(26) + "." + &"c".repeat(usize::try_from(n).unwrap() - 227))),
+            ("pull.at_once", 64, |it, n| it.pull.at_once = n.try_into().unwrap()),
+            ("pull.layers_at_once", 64, |it, n| it.pull.layers_at_once = n.try_into().unwrap()),
+            ("pull.tries", 100, |it, n| it.pull.tries = n.try_into().unwrap()),
+            ("pull.registries", 255, |it, n| it.pull.registries = [("a".repeat(n.try_into().unwrap()), pull::Registry::default())].into()),
+        ];
+        for (key, most, change) in cases {
+            let of = |number| {
+                let mut config = Config::default();
+                change(&mut config, number);
+                check(&config).map_err(|it| format!("{it:#}"))
+            };
+            assert_eq!(of(*most), Ok(()), "{key}");
+            let refused = of(most + 1).unwrap_err();
+            assert!(refused.starts_with(key), "{key}: {refused}");
+        }
     }
 }

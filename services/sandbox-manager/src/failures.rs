@@ -186,6 +186,9 @@ pub(crate) fn admit_failure(error: AdmitError) -> Failure {
         AdmitError::SubnetNotFound { identifier } => {
             Failure::new(Reason::SubnetNotFound, message).with("identifier", identifier)
         }
+        AdmitError::TooMany { limit } => {
+            Failure::new(Reason::SandboxesExhausted, message).with("limit", limit)
+        }
         AdmitError::Store(error) => store_failure(error),
     }
 }

@@ -36,6 +36,8 @@ use crate::{
 pub(crate) struct Limits {
     /// Tasks that are created at the same time; more of them only wait for the CPU.
     pub(crate) task_creations: usize,
+    /// Sandboxes that have a record, however they are.
+    pub(crate) sandboxes: u64,
     /// How long Delete and Stop wait when the caller sets no deadline.
     pub(crate) end_timeout: Duration,
     /// How long DEAD records stay.
@@ -395,6 +397,7 @@ impl<R: Runtime + Images, N: Network> Registry<R, N> {
             expected: terms.expected,
             expires_at: terms.time_to_live.map(|it| now + it),
             boot_id: self.0.boot_id.clone(),
+            records_max: Some(self.0.limits.sandboxes),
         };
         let admitted = {
             let _no_removal = self.0.images.read().await;

@@ -67,3 +67,22 @@ fn expected(generation: u64) -> Option<Generation> {
 fn refuse(failure: Failure) -> Status {
     berth_api::status(failure)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_has_as_many_as_asked_for_up_to_its_bound() {
+        let cases = [
+            (0, 100),
+            (1, 1),
+            (1000, 1000),
+            (1001, 1000),
+            (u32::MAX, 1000),
+        ];
+        for (asked, expected) in cases {
+            assert_eq!(page_size(asked), expected, "{asked}");
+        }
+    }
+}

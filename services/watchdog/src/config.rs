@@ -137,3 +137,32 @@ fn host_name() -> String {
     let host = system.nodename().to_string_lossy().to_lowercase();
     host.chars().filter(|it| is_of_name(*it)).take(64).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_at_the_bound_of_a_setting_of_the_watchdog_is_taken_and_one_more_is_refused() {
+        type Change = fn(&mut Config, u64);
+        let size = |it: usize| u64::try_from(it).unwrap();
+        let cases: &[(&str, u64, Change)] = &[
+            ("name", size(NAME_MAX), |it, n| it.name = "a".repeat(n.try_into().unwrap())),
+            ("check_interval", INTERVAL_MOST.as_secs(), |it, n| it.check_interval = Duration::from_secs(n)),
+            ("grace_window", GRACE_MOST.as_secs(), |it, n| it.grace_window = Duration::from_secs(n)),
+            ("object_timeout", OBJECT_TIMEOUT_MOST.as_secs(), |it, n| it.object_timeout = Duration::from_secs(n)),
+            ("lease_time", LEASE_TIME_MOST.as_secs(), |it, n| it.lease_time = Duration::from_secs(n)),
+        ];
+        for (key, most, change) in cases {
+            let of = |number| {
+                let mut config = Config::default();
+                change(&mut config, number);
+                check(&config).map_err(|it| format!("{it:#}"))
+            };
+            assert_eq!(of(*most), Ok(()), "{key}");
+            let refused = of(most + 1).unwrap_err();
+            assert!(refused.starts_with(key), "{key}: {refused}");
+        }
+    }
+}

@@ -282,7 +282,8 @@ impl TestNode {
         self.end("dns", "-KILL", Duration::from_secs(10))
     }
 
-    fn end(&self, process: &str, signal: &str, limit: Duration) -> anyhow::Result<()> {
+    /// Signals a process, as its file of the pid is named, and returns when it has ended.
+    pub fn end(&self, process: &str, signal: &str, limit: Duration) -> anyhow::Result<()> {
         let pid = std::fs::read_to_string(self.home().join(format!("{process}.pid")));
         let pid = pid.with_context(|| format!("the pid of the {process}"))?;
         let status = Command::new("kill").args([signal, pid.trim()]).status()?;

@@ -18,6 +18,9 @@ use crate::{
 /// How long `version` waits for a manager, which it can do without.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Processes whose versions are the manager's when all are of one build.
+const OWN: [&str; 4] = ["dns", "image-gc", "metrics", "watchdog"];
+
 /// Of an audit, in bytes: that of a hundred thousand sandboxes.
 const AUDIT_ANSWER_MAX: usize = 512 << 20;
 
@@ -49,7 +52,7 @@ async fn status(session: &Session) -> Result<(), Failure> {
         let (page, now) = (status_page(&status), Timestamp::now());
         match status.plugins.is_empty() {
             true => page,
-            false => format!("{page}\n\n{}", plugin_table(&status.plugins, now)),
+            false => format!("{page}\n\n{}", processes(&status, now)),
         }
     })?)
 }
@@ -148,9 +151,14 @@ fn status_page(status: &v1::GetStatusResponse) -> String {
     page(lines)
 }
 
-/// The processes beside the manager.
-fn plugin_table(plugins: &[v1::Plugin], now: Timestamp) -> String {
-    let rows = plugins.iter().map(|it| {
+/// The processes beside the manager. Those of Berth's own that are of another build than the manager are marked: what others
+/// write has versions of its own.
+fn processes(status: &v1::GetStatusResponse, now: Timestamp) -> String {
+    let other = |it: &v1::Plugin| {
+        let own = OWN.contains(&it.name.as_str()) && !it.version.is_empty();
+        own && it.version != status.version
+    };
+    let rows = status.plugins.iter().map(|it| {
         let state = word(it.state().as_str_name(), "PLUGIN_STATE_");
         let (ran, result) = match &it.last_run {
             None => (String::new(), String::new()),
@@ -165,7 +173,10 @@ fn plugin_table(plugins: &[v1::Plugin], now: Timestamp) -> String {
         [
             it.name.clone(),
             it.instance.clone(),
-            it.version.clone(),
+            match other(it) {
+                true => format!("{} *", it.version),
+                false => it.version.clone(),
+            },
             state.to_owned(),
             age(it.heard_at.as_ref(), now),
             ran,
@@ -176,7 +187,11 @@ fn plugin_table(plugins: &[v1::Plugin], now: Timestamp) -> String {
     let columns = [
         "PROCESS", "INSTANCE", "VERSION", "STATE", "HEARD", "LAST RUN", "RESULT", "REASON",
     ];
-    table(columns, rows.collect())
+    let table = table(columns, rows.collect());
+    match status.plugins.iter().any(other) {
+        true => format!("{table}\n\n* the manager is {}", status.version),
+        false => table,
+    }
 }
 
 pub(super) async fn audit(session: &Session, args: Audit) -> Result<(), Failure> {
@@ -382,12 +397,45 @@ mod tests {
             last_run: Some(run),
             ..v1::Plugin::default()
         };
+        let status = v1::GetStatusResponse {
+            version: "1".to_owned(),
+            plugins: vec![dns, watchdog],
+            ..v1::GetStatusResponse::default()
+        };
         assert_eq!(
-            plugin_table(&[dns, watchdog], now),
+            processes(&status, now),
             "PROCESS   INSTANCE  VERSION  STATE    HEARD  LAST RUN  RESULT      REASON\n\
              dns       -         1        AWAY     1m     -         -           old\n\
              watchdog  a         -        SERVING  1s     10s       failed: no  -"
         );
+    }
+
+    #[test]
+    fn a_process_of_another_build_than_the_manager_is_marked_and_one_of_others_is_not() {
+        let of = |name: &str, version: &str| v1::Plugin {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            ..v1::Plugin::default()
+        };
+        let mut status = v1::GetStatusResponse {
+            version: "0.2.1".to_owned(),
+            plugins: vec![
+                of("dns", "0.2.0"),
+                of("metrics", "0.2.1"),
+                of("port-reporter", "7"),
+            ],
+            ..v1::GetStatusResponse::default()
+        };
+        let text = processes(&status, Timestamp::UNIX_EPOCH);
+        let marked: Vec<_> = text.lines().filter(|it| it.contains('*')).collect();
+        assert_eq!(marked.len(), 2, "{text}");
+        assert!(
+            marked[0].starts_with("dns ") && marked[0].contains(" 0.2.0 * "),
+            "{text}"
+        );
+        assert_eq!(marked[1], "* the manager is 0.2.1");
+        status.plugins[0].version = "0.2.1".to_owned();
+        assert!(!processes(&status, Timestamp::UNIX_EPOCH).contains('*'));
     }
 
     #[test]

@@ -617,6 +617,29 @@ mod tests {
         let labelled = Wire::Service(v1::Service { labels, ..service() });
         let failure = object_from_proto(entry(labelled)).unwrap_err();
         assert_eq!(failure.violations[0].field, "entry.service.labels");
+        type Make = fn(usize) -> Wire;
+        fn labelled_as(labels: impl IntoIterator<Item = (String, String)>) -> Wire {
+            Wire::Service(v1::Service { labels: labels.into_iter().collect(), ..service() })
+        }
+        let edges: [(usize, Make); 12] = [
+            (NAME_MAX,        |n| Wire::App(v1::App { id: "a".repeat(n), name: String::new() })),
+            (NAME_MAX,        |n| Wire::App(v1::App { id: "a".into(), name: "a".repeat(n) })),
+            (NAME_MAX,        |n| Wire::Service(v1::Service { name: "a".repeat(n), ..service() })),
+            (VERSION_MAX,     |n| Wire::Version(self::version(&"a".repeat(n), "a"))),
+            (ARTIFACT_ID_MAX, |n| Wire::Version(v1::Version { artifact: "a".repeat(n), ..self::version("1", "a") })),
+            (ARTIFACT_ID_MAX, |n| Wire::Artifact(v1::Artifact { id: "a".repeat(n), status: 0, blobs: vec![] })),
+            (BLOBS_MAX,       |n| Wire::Artifact(v1::Artifact { id: "a".into(), status: 0, blobs: (0..n).map(|it| format!("sha256:{it:064x}")).collect() })),
+            (LABELS_MAX,      |n| labelled_as((0..n).map(|it| (it.to_string(), String::new())))),
+            (LABEL_KEY_MAX,   |n| labelled_as([("a".repeat(n), String::new())])),
+            (LABEL_VALUE_MAX, |n| labelled_as([("a".into(), "b".repeat(n))])),
+            (PORTS_MAX,       |n| Wire::Service(v1::Service { ports: (1..=n).map(|it| port(&format!("p{it}"), it.try_into().unwrap(), 0)).collect(), ..service() })),
+            (ADDRESSES_MAX,   |n| Wire::Host(v1::Host { id: "a".into(), app: String::new(), name: "a".into(), addresses: (0..n).map(|it| format!("10.0.0.{it}")).collect() })),
+        ];
+        for (place, (most, make)) in edges.into_iter().enumerate() {
+            let taken = object_from_proto(entry(make(most)));
+            assert!(taken.is_ok(), "edge {place}: {taken:?}");
+            assert!(object_from_proto(entry(make(most + 1))).is_err(), "edge {place}");
+        }
         assert!(object_from_proto(None).is_err());
         assert!(kind_from_proto(9).is_err());
         assert!(key_from_proto(0, "a".into()).is_err());

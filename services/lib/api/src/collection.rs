@@ -361,6 +361,18 @@ mod tests {
             assert_eq!(field(acquire_from_proto(request)), expected);
         }
         assert_eq!(acquire_from_proto(acquire()).unwrap().time_to_live, TIME_TO_LIVE);
+        let long_key = [("a".repeat(ATTRIBUTE_KEY_MAX + 1), String::new())].into();
+        let long_key = v1::AcquireWorkLeaseRequest { attributes: long_key, ..acquire() };
+        assert_eq!(field(acquire_from_proto(long_key)), "attributes");
+        let attribute = |n: usize| (format!("{n:0>ATTRIBUTE_KEY_MAX$}"), "b".repeat(ATTRIBUTE_VALUE_MAX));
+        let at_every_bound = v1::AcquireWorkLeaseRequest {
+            name: "a".repeat(LEASE_NAME_MAX), holder: "a".repeat(LEASE_NAME_MAX), time_to_live: seconds(600),
+            attributes: (0..ATTRIBUTES_MAX).map(attribute).collect(),
+        };
+        acquire_from_proto(at_every_bound).unwrap();
+        let refs = |count| vec![v1::WorkLeaseRef { name: "a".into(), token: 1 }; count];
+        lease_refs_from_proto(refs(LEASES_PER_CALL)).unwrap();
+        assert_eq!(field(lease_refs_from_proto(refs(LEASES_PER_CALL + 1))), "leases");
     }
 
     #[test]
@@ -385,8 +397,9 @@ mod tests {
         let unnamed = vec![object("A b", &digest)];
         assert_eq!(field(deletables_from_proto(unnamed)), "objects[0].image");
         assert_eq!(field(deletables_from_proto(vec![])), "objects");
-        let many = vec![object("", &digest); 257];
+        let many = vec![object("", &digest); BATCH_MAX + 1];
         assert_eq!(field(deletables_from_proto(many)), "objects");
+        deletables_from_proto(vec![object("", &digest); BATCH_MAX]).unwrap();
     }
 
     #[test]
@@ -424,5 +437,18 @@ mod tests {
         let mut request = v1::ReportSliceRequest::default();
         request.failed.insert(long(), String::new());
         assert_eq!(field(slice_report_from_proto(request)), "failed");
+        let words = "a".repeat(WORDS_MAX);
+        let held = v1::HeldObject {
+            object: words.clone(),
+            ..v1::HeldObject::default()
+        };
+        let failed = (1..NAMED_MAX).map(|n| (n.to_string(), String::new()));
+        let at_every_bound = v1::ReportSliceRequest {
+            aborted: words.clone(),
+            failed: failed.chain([(words.clone(), words)]).collect(),
+            largest_held: vec![held; LARGEST_MAX],
+            ..v1::ReportSliceRequest::default()
+        };
+        slice_report_from_proto(at_every_bound).unwrap();
     }
 }

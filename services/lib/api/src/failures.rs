@@ -69,6 +69,7 @@ fn code(reason: Reason) -> Code {
         | Reason::WorkLeasesExhausted
         | Reason::PluginsExhausted
         | Reason::ImagePinsExhausted
+        | Reason::SandboxesExhausted
         | Reason::CallsExhausted => Code::ResourceExhausted,
         Reason::RegistryUnreachable
         | Reason::RegistryBusy

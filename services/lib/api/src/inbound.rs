@@ -747,6 +747,8 @@ pub(crate) fn is_host_name(text: &str) -> bool {
     text.len() <= HOST_NAME_MAX && text.split('.').all(label)
 }
 
+#[cfg(test)]
+mod edges;
 mod probes;
 #[cfg(test)]
 mod tests;

@@ -169,5 +169,11 @@ mod tests {
             let failure = heartbeat_from_proto(request).unwrap_err();
             assert_eq!(failure.violations[0].field, field);
         }
+        let most = |most: usize| "x".repeat(most);
+        let at_every_bound = v1::HeartbeatRequest {
+            name: most(NAME_MAX), instance: most(INSTANCE_MAX), version: most(VERSION_MAX), address: most(ADDRESS_MAX),
+            reason: most(REASON_MAX), time_to_live: seconds(600), last_run: run(most(RESULT_MAX), now), ..request()
+        };
+        heartbeat_from_proto(at_every_bound).unwrap();
     }
 }

@@ -19,8 +19,10 @@ use record::RecordLayer;
 /// What a server bears.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Unary calls under way at a time. Streams have bounds of their own, and health and reflection none.
+    /// Unary calls under way at a time; health and reflection are not counted.
     pub unary_max: usize,
+    /// Streams under way at a time, of all kinds. Some kinds have lower bounds of their own.
+    pub streams_max: usize,
     /// Of a unary call whose caller sets no deadline.
     pub default_deadline: Duration,
 }
@@ -29,6 +31,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             unary_max: 1024,
+            streams_max: 1024,
             default_deadline: Duration::from_secs(1800),
         }
     }
@@ -40,7 +43,7 @@ pub type Layers = Stack<DeadlineLayer, Stack<LimitLayer, RecordLayer>>;
 pub fn layers(limits: Limits) -> Layers {
     let methods = Arc::new(Methods::of_contract());
     let record = RecordLayer::new(methods.clone());
-    let limit = LimitLayer::new(methods.clone(), limits.unary_max);
+    let limit = LimitLayer::new(methods.clone(), limits.unary_max, limits.streams_max);
     let deadline = DeadlineLayer::new(methods, limits.default_deadline);
     Stack::new(deadline, Stack::new(limit, record))
 }

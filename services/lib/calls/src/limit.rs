@@ -9,9 +9,11 @@ use std::{
 
 use berth_domain::{Failure, Reason};
 use berth_telemetry::{KeyValue, instruments::CALLS_SHED};
+use bytes::Bytes;
 use http::{Request, Response};
-use tokio::sync::Semaphore;
-use tonic::body::Body;
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use crate::methods::{Methods, Shape};
@@ -22,16 +24,29 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct LimitLayer {
     methods: Arc<Methods>,
-    places: Arc<Semaphore>,
+    unary: Places,
+    streams: Places,
+}
+
+#[derive(Clone, Debug)]
+struct Places {
+    free: Arc<Semaphore>,
     most: usize,
 }
 
+impl Places {
+    fn new(most: usize) -> Self {
+        let free = Arc::new(Semaphore::new(most));
+        Self { free, most }
+    }
+}
+
 impl LimitLayer {
-    pub(crate) fn new(methods: Arc<Methods>, most: usize) -> Self {
+    pub(crate) fn new(methods: Arc<Methods>, unary: usize, streams: usize) -> Self {
         Self {
             methods,
-            places: Arc::new(Semaphore::new(most)),
-            most,
+            unary: Places::new(unary),
+            streams: Places::new(streams),
         }
     }
 }
@@ -69,27 +84,65 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let LimitLayer {
             methods,
-            places,
-            most,
+            unary,
+            streams,
         } = &self.layer;
-        let Some((method, Shape::Unary)) = methods.find(request.uri().path()) else {
+        let Some((method, shape)) = methods.find(request.uri().path()) else {
             return Box::pin(self.inner.call(request));
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let (places, kind) = match shape {
+            Shape::Unary => (unary, "calls"),
+            Shape::Stream => (streams, "streams"),
+        };
+        let Ok(place) = places.free.clone().try_acquire_owned() else {
             CALLS_SHED.record(1.0, &[KeyValue::new("rpc.method", method.to_owned())]);
-            let failure = too_many(*most);
+            let failure = too_many(kind, places.most);
             return Box::pin(async move { Ok(berth_api::status(failure).into_http()) });
         };
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let _place = place;
-            answer.await
+            let response = answer.await?;
+            Ok(match shape {
+                Shape::Unary => response,
+                Shape::Stream => response.map(|body| {
+                    Body::new(Placed {
+                        body,
+                        _place: place,
+                    })
+                }),
+            })
         })
     }
 }
 
-fn too_many(most: usize) -> Failure {
-    let message = format!("{most} calls are under way, which is all that are taken at a time");
+/// What a stream tells; its place is taken until the end of it.
+struct Placed {
+    body: Body,
+    _place: OwnedSemaphorePermit,
+}
+
+impl http_body::Body for Placed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn too_many(kind: &str, most: usize) -> Failure {
+    let message = format!("{most} {kind} are under way, which is all that are taken at a time");
     let failure = Failure::new(Reason::CallsExhausted, message).with("limit", most);
     Failure {
         retry_after: Some(RETRY_AFTER),
@@ -102,7 +155,7 @@ mod tests {
     use std::convert::Infallible;
 
     use tokio::sync::watch;
-    use tonic::{Code, Status};
+    use tonic::Code;
     use tonic_types::StatusExt as _;
     use tower::service_fn;
 
@@ -119,10 +172,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_much_is_refused_with_a_time_to_come_again_and_streams_and_health_are_not()
-    {
+    async fn what_is_too_much_is_refused_with_a_time_to_come_again_and_health_is_not() {
         let (free, held) = watch::channel(false);
-        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1);
+        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 1);
         let mut service = layer.layer(service_fn(move |_: Request<Body>| {
             let mut held = held.clone();
             async move {
@@ -151,8 +203,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_stream_has_its_place_until_its_last_byte_and_takes_none_from_other_calls() {
+        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 2);
+        let mut service = layer.layer(service_fn(|_: Request<Body>| async {
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        }));
+        const WATCH: &str = "/berth.v1.SandboxService/Watch";
+        let first = service.call(request(WATCH)).await.unwrap();
+        let second = service.call(request(WATCH)).await.unwrap();
+        assert_eq!(status(&second).code(), Code::Ok);
+        let refused = status(&service.call(request(WATCH)).await.unwrap());
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let details = refused.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.reason, "CALLS_EXHAUSTED");
+        assert_eq!(info.metadata["limit"], "2");
+        let unary = service.call(request("/berth.v1.SandboxService/Get"));
+        assert_eq!(status(&unary.await.unwrap()).code(), Code::Ok);
+        drop(first);
+        let after = service.call(request(WATCH)).await.unwrap();
+        assert_eq!(status(&after).code(), Code::Ok, "its place is free again");
+    }
+
+    #[tokio::test]
     async fn a_caller_that_goes_away_gives_its_place_back() {
-        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1);
+        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 1);
         let mut service = layer.layer(service_fn(|it: Request<Body>| async move {
             if it.uri().path().ends_with("Delete") {
                 std::future::pending::<()>().await;

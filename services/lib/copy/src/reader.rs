@@ -372,5 +372,11 @@ mod tests {
             let error = Entries::new(bytes.as_slice()).next().unwrap_err();
             assert!(error.to_string().contains(problem), "{error}");
         }
+        for (size, is_taken) in [(EXTENSION_MAX, true), (EXTENSION_MAX + 1, false)] {
+            let bytes = of_kind(EntryType::GNULongName, size);
+            // Of one that may be so large, the rest is missing.
+            let error = Entries::new(bytes.as_slice()).next().unwrap_err();
+            assert_eq!(!error.to_string().contains("at most"), is_taken, "{error}");
+        }
     }
 }

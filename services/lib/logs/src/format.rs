@@ -336,6 +336,15 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_of_another_version_is_not_read() {
+        let header = SegmentHeader { log: 7, first: 9 };
+        let mut bytes = header.encode();
+        assert_eq!(SegmentHeader::decode(&bytes), Some(header));
+        bytes[7] = b'2';
+        assert_eq!(SegmentHeader::decode(&bytes), None);
+    }
+
+    #[test]
     fn names_of_segments_sort_like_their_numbers() {
         assert!(segment_name(9) < segment_name(10));
         assert_eq!(parse_segment_name(&segment_name(u64::MAX)), Some(u64::MAX));

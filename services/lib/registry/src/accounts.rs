@@ -182,4 +182,19 @@ mod tests {
         let missing = Accounts::read(Path::new("/nonexistent/config.json"));
         assert!(matches!(missing, Err(AccountsError::Read(_))));
     }
+
+    #[test]
+    fn a_file_of_credentials_that_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let of_size = |size: u64| {
+            let text = r#"{"auths": {}}"#;
+            let rest = " ".repeat(usize::try_from(size).unwrap() - text.len());
+            fs::write(&file, format!("{text}{rest}")).unwrap();
+            Accounts::read(&file)
+        };
+        assert!(of_size(FILE_MAX).is_ok());
+        let large = of_size(FILE_MAX + 1);
+        assert!(matches!(large, Err(AccountsError::TooLarge)));
+    }
 }

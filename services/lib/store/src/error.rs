@@ -93,6 +93,8 @@ pub enum AdmitError {
     },
     #[error("no subnet is reserved for {identifier:?}")]
     SubnetNotFound { identifier: String },
+    #[error("the node has {limit} sandboxes, as many as it may have")]
+    TooMany { limit: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -182,14 +184,20 @@ impl WriteError for AdmitError {
     fn store(&self) -> Option<&StoreError> {
         match self {
             Self::Store(error) => Some(error),
-            Self::Refused(_) | Self::Exhausted { .. } | Self::SubnetNotFound { .. } => None,
+            Self::Refused(_)
+            | Self::Exhausted { .. }
+            | Self::SubnetNotFound { .. }
+            | Self::TooMany { .. } => None,
         }
     }
 
     fn into_store(self) -> Result<StoreError, Self> {
         match self {
             Self::Store(error) => Ok(error),
-            Self::Refused(_) | Self::Exhausted { .. } | Self::SubnetNotFound { .. } => Err(self),
+            Self::Refused(_)
+            | Self::Exhausted { .. }
+            | Self::SubnetNotFound { .. }
+            | Self::TooMany { .. } => Err(self),
         }
     }
 }

@@ -23,7 +23,7 @@ use berth_domain::{
     record::Ending,
 };
 use ipnet::{IpNet, Ipv4Net};
-use redb::{Database, ReadableTable, WriteTransaction};
+use redb::{Database, ReadableTable, ReadableTableMetadata as _, WriteTransaction};
 use tokio::sync::broadcast;
 
 use self::transactions::{Purpose, addresses};
@@ -77,6 +77,8 @@ pub struct Arrival {
     pub node_listens: BTreeSet<(Protocol, u16)>,
     /// Digests of those images of its spec that are on the node.
     pub held_images: BTreeMap<ImageRef, String>,
+    /// How many records there may be, those of sandboxes that have ended as well.
+    pub records_max: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -445,8 +447,13 @@ impl Inner {
             match (admit(held.as_ref(), spec, &terms), held) {
                 (Admission::Refuse(failure), _) => Err(AdmitError::Refused(failure)),
                 (Admission::Join, Some(record)) => Ok((Admitted::Joined(record), None)),
-                (Admission::Begin | Admission::Join, _) => {
+                (Admission::Begin | Admission::Join, held) => {
                     self.check_node_ports(spec, arrival)?;
+                    let records = table.len().map_err(StoreError::from)?;
+                    let full = arrival.records_max.filter(|limit| records >= *limit);
+                    if let (None, Some(limit)) = (&held, full) {
+                        return Err(AdmitError::TooMany { limit });
+                    }
                     let generation = Generation(next);
                     let addresses = match spec.host_network {
                         true => vec![],

@@ -218,6 +218,7 @@ async fn only_who_names_a_subnet_gets_addresses_of_it_until_it_is_used_up() {
         }
         error @ (AdmitError::Refused(_)
         | AdmitError::SubnetNotFound { .. }
+        | AdmitError::TooMany { .. }
         | AdmitError::Store(_)) => {
             panic!("{error}")
         }
@@ -242,6 +243,7 @@ async fn only_who_names_a_subnet_gets_addresses_of_it_until_it_is_used_up() {
         }
         error @ (AdmitError::Refused(_)
         | AdmitError::SubnetNotFound { .. }
+        | AdmitError::TooMany { .. }
         | AdmitError::Store(_)) => {
             panic!("{error}")
         }
@@ -475,6 +477,7 @@ fn owner(error: &AdmitError) -> Option<&str> {
         AdmitError::Refused(_)
         | AdmitError::Exhausted { .. }
         | AdmitError::SubnetNotFound { .. }
+        | AdmitError::TooMany { .. }
         | AdmitError::Store(_) => panic!("{error:?}"),
     }
 }

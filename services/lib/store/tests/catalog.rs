@@ -325,6 +325,7 @@ async fn a_subnet_that_is_used_up_is_free_again_when_all_is_deleted_and_released
                 }
                 error @ (AdmitError::Refused(_)
                 | AdmitError::SubnetNotFound { .. }
+                | AdmitError::TooMany { .. }
                 | AdmitError::Store(_)) => panic!("{error}"),
             }
             for record in store.all().await.unwrap() {

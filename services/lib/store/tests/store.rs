@@ -75,6 +75,37 @@ async fn enter(
 }
 
 #[tokio::test]
+async fn no_more_records_are_begun_than_there_may_be_and_those_of_the_ended_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let admit = async |name| {
+        let arrival = Arrival {
+            records_max: Some(2),
+            ..Arrival::default()
+        };
+        store
+            .admit(&id(name), spec("a"), arrival, SystemTime::now())
+            .await
+    };
+    let Admitted::Begun(first) = admit("first").await.unwrap() else {
+        panic!("it is new");
+    };
+    admit("second").await.unwrap();
+    let joined = admit("first").await;
+    assert!(matches!(joined, Ok(Admitted::Joined(_))), "{joined:?}");
+    let full = admit("third").await.unwrap_err();
+    assert!(matches!(full, AdmitError::TooMany { limit: 2 }), "{full}");
+    let running = enter(&store, &first, Status::Running).await.unwrap();
+    let dead = enter(&store, &running, Status::Dead).await.unwrap();
+    assert!(dead.addresses.is_empty());
+    let full = admit("third").await.unwrap_err();
+    assert!(matches!(full, AdmitError::TooMany { limit: 2 }), "{full}");
+    let now = SystemTime::now();
+    store.remove(&dead.id, dead.generation, now).await.unwrap();
+    admit("third").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_create_begins_once_and_is_joined_by_its_like() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

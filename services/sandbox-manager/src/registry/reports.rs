@@ -137,6 +137,22 @@ mod tests {
     }
 
     #[test]
+    fn a_record_holds_so_many_sightings_and_those_that_it_has_go_on() {
+        let id = SandboxId::parse("web").unwrap();
+        let now = SystemTime::UNIX_EPOCH;
+        let mut record = SandboxRecord::new(id, Generation(1), Arc::default(), vec![], now);
+        for number in 0..PORT_SIGHTINGS_MAX {
+            let it = said(true, "0.0.0.0", &number.to_string());
+            assert!(is_news(&record, Word::Bound, &it), "{number}");
+            record.note_port(it);
+        }
+        let more = said(true, "0.0.0.0", "more");
+        assert!(!is_news(&record, Word::Bound, &more));
+        let known = said(false, "0.0.0.0", "7");
+        assert!(is_news(&record, Word::Unbound, &known));
+    }
+
+    #[test]
     #[rustfmt::skip]
     fn a_source_takes_back_only_what_it_said_of_the_same_address() {
         let cases = [

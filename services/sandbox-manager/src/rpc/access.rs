@@ -15,6 +15,11 @@ use crate::{
     registry::{Registry, generation_conflict, not_found, shutting_down},
 };
 
+/// At a time, of one sandbox and of all.
+const COPIES_EACH_MAX: usize = 4;
+const COPIES_MAX: usize = 16;
+const CONNECTIONS_EACH_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 4096;
 /// The largest message of a stream.
 pub(crate) const CHUNK_MAX: usize = 1 << 20;
 /// Whoever opens a stream knows what for.
@@ -31,12 +36,12 @@ pub(crate) struct Streams {
 impl Streams {
     /// A copy keeps a thread of the manager.
     pub(crate) fn copies() -> Self {
-        Self::new("copies", 4, 16)
+        Self::new("copies", COPIES_EACH_MAX, COPIES_MAX)
     }
 
     /// A connection keeps a socket and some buffers.
     pub(crate) fn connections() -> Self {
-        Self::new("connections", 256, 4096)
+        Self::new("connections", CONNECTIONS_EACH_MAX, CONNECTIONS_MAX)
     }
 
     fn new(what: &'static str, per_sandbox: usize, in_all: usize) -> Self {

@@ -146,10 +146,7 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<v1::DrainResponse>, Status> {
         let request = request.into_inner();
-        if request.message.len() > DRAIN_MESSAGE_MAX {
-            let problem = format!("must have at most {DRAIN_MESSAGE_MAX} bytes");
-            return Err(refuse(Failure::invalid("message", problem)));
-        }
+        check_message(&request.message).map_err(refuse)?;
         let why = request.drain.then_some(request.message);
         let store = self.registry.store();
         let failed = |it| refuse(store_failure(it));
@@ -195,6 +192,15 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             clean,
         }))
     }
+}
+
+/// Why the node is drained.
+fn check_message(text: &str) -> Result<(), Failure> {
+    if text.len() > DRAIN_MESSAGE_MAX {
+        let problem = format!("must have at most {DRAIN_MESSAGE_MAX} bytes");
+        return Err(Failure::invalid("message", problem));
+    }
+    Ok(())
 }
 
 /// The inner `None` is a time that runs backwards.
@@ -261,5 +267,21 @@ fn capacity(records: &[SandboxRecord], leases: LeaseCounts) -> v1::NodeCapacity 
         memory_bytes_available: figure("MemAvailable"),
         sandboxes: leases.capacity,
         sandboxes_held: leases.held,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_a_node_is_drained_and_how_long_an_audit_settles_have_bounds() {
+        assert!(check_message(&"x".repeat(DRAIN_MESSAGE_MAX)).is_ok());
+        let long = check_message(&"x".repeat(DRAIN_MESSAGE_MAX + 1)).unwrap_err();
+        assert_eq!(long.violations[0].field, "message");
+        assert_eq!(settle_time(Some(Some(SETTLE_MAX))).unwrap(), SETTLE_MAX);
+        let over = SETTLE_MAX + Duration::from_nanos(1);
+        let long = settle_time(Some(Some(over))).unwrap_err();
+        assert_eq!(long.violations[0].field, "settle");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use berth_api::v1::{self, pull_image_response::Event};
 use berth_domain::{Failure, ImageRef, Reason, holders::Arriving};
 use berth_platform::{Credentials, Images, LayerProgress, Network, Runtime};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Response, Status};
 
@@ -163,17 +163,21 @@ impl Exports {
         }
     }
 
+    fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.places.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{EXPORTS_MAX} images are being exported");
+            let failure = Failure::new(Reason::StreamsExhausted, message);
+            failure.with("limit", EXPORTS_MAX).with("what", "exports")
+        })
+    }
+
     /// Sends an image to one who reads it.
     pub(super) fn start<R: Runtime + Images, N: Network>(
         &self,
         registry: &Registry<R, N>,
         image: ImageRef,
     ) -> Result<Response<Answers<v1::ExportImageResponse>>, Failure> {
-        let Ok(place) = self.places.clone().try_acquire_owned() else {
-            let message = format!("{EXPORTS_MAX} images are being exported");
-            let failure = Failure::new(Reason::StreamsExhausted, message);
-            return Err(failure.with("limit", EXPORTS_MAX).with("what", "exports"));
-        };
+        let place = self.place()?;
         let (runtime, idle_timeout) = (registry.node().runtime.clone(), self.idle_timeout);
         let (sender, receiver) = mpsc::channel(2);
         registry.spawn(async move {
@@ -221,6 +225,17 @@ mod tests {
     }
 
     #[test]
+    fn so_many_images_are_exported_at_a_time() {
+        let exports = Exports::new(Duration::from_secs(1));
+        let mut taken: Vec<_> = (0..EXPORTS_MAX).map(|_| exports.place().unwrap()).collect();
+        let full = exports.place().unwrap_err();
+        assert_eq!(full.reason, Reason::StreamsExhausted);
+        assert_eq!(full.metadata["limit"], EXPORTS_MAX.to_string());
+        drop(taken.pop());
+        assert!(exports.place().is_ok());
+    }
+
+    #[test]
     fn credentials_are_a_user_with_a_password_or_a_token() {
         assert_eq!(credentials(None).unwrap(), None);
         let basic = credentials(given("me", "a:b c", "")).unwrap().unwrap();
@@ -228,6 +243,23 @@ mod tests {
             if username == "me" && password == "a:b c"));
         let token = credentials(given("", "", "abc")).unwrap().unwrap();
         assert_eq!(token, Credentials::Token("abc".into()));
+        let of = |length: usize| "s".repeat(length);
+        credentials(given(&of(USERNAME_MAX), &of(PASSWORD_MAX), "")).unwrap();
+        credentials(given("", "", &of(TOKEN_MAX))).unwrap();
+        for (it, field) in [
+            (
+                given(&of(USERNAME_MAX + 1), "a", ""),
+                "credentials.username",
+            ),
+            (
+                given("a", &of(PASSWORD_MAX + 1), ""),
+                "credentials.password",
+            ),
+            (given("", "", &of(TOKEN_MAX + 1)), "credentials.token"),
+        ] {
+            let failure = credentials(it).unwrap_err();
+            assert_eq!(failure.violations[0].field, field);
+        }
         let long = "sesame".repeat(4000);
         for (it, field) in [
             (given("", "", ""), "credentials"),

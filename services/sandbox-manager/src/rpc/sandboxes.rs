@@ -329,19 +329,7 @@ impl<R: Runtime + Images, N: Network> SandboxService for SandboxRpc<R, N> {
                 Err(_) => return Err(invalid("address", "must be an IP address without port")),
             },
         };
-        let source = match request.source {
-            text if text.is_empty() => "unknown".to_owned(),
-            text if text.len() > SOURCE_MAX => {
-                return Err(invalid("source", "must have at most 63 bytes"));
-            }
-            text if text == PortSighting::OWN => {
-                return Err(invalid(
-                    "source",
-                    "must not be `manager`, which sees for itself",
-                ));
-            }
-            text => text,
-        };
+        let source = source(request.source).map_err(refuse)?;
         let at = SystemTime::now();
         let sighting = PortSighting {
             container,
@@ -488,5 +476,33 @@ async fn next_change(
             event: Some(event),
         };
         return Some((Ok(response), Some(watch)));
+    }
+}
+
+/// Who says something of a port.
+fn source(text: String) -> Result<String, Failure> {
+    let invalid = |problem: String| Err(Failure::invalid("source", problem));
+    match text {
+        text if text.is_empty() => Ok("unknown".to_owned()),
+        text if text.len() > SOURCE_MAX => invalid(format!("must have at most {SOURCE_MAX} bytes")),
+        text if text == PortSighting::OWN => {
+            invalid("must not be `manager`, which sees for itself".to_owned())
+        }
+        text => Ok(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_has_a_length_and_is_not_the_managers_own() {
+        let of = |text: &str| source(text.to_owned());
+        assert_eq!(of("").unwrap(), "unknown");
+        assert!(of(&"x".repeat(SOURCE_MAX)).is_ok());
+        for bad in [&"x".repeat(SOURCE_MAX + 1), PortSighting::OWN] {
+            assert_eq!(of(bad).unwrap_err().violations[0].field, "source");
+        }
     }
 }

@@ -5,3 +5,4 @@ mod metrics;
 mod pod_spec;
 mod sidecars;
 mod telemetry;
+mod upgrade;

@@ -316,6 +316,12 @@ async fn what_is_asked_wrongly_is_refused_by_field() -> anyhow::Result<()> {
         ..v1::GatherRequest::default()
     };
     ensure!(metrics.gather(unknown).await?.is_empty());
+    let at_the_bounds = v1::GatherRequest {
+        sandboxes: vec!["nobody".into(); 1000],
+        step_seconds: 900,
+        ..v1::GatherRequest::default()
+    };
+    ensure!(metrics.gather(at_the_bounds).await?.is_empty());
     drop(metrics);
     node.finish()
 }

@@ -5,6 +5,7 @@
 mod dependencies;
 mod documents;
 mod generated;
+mod limits;
 mod lints;
 mod sources;
 mod workspace;

@@ -64,7 +64,7 @@ const BUILT_OTHERWISE: &[(&str, &str)] = &[
 const COMMENTED: &[&str] = &["proto", "py", "rs", "sh", "toml", "yaml", "yml"];
 
 /// The tokens of a source file in one row, with the brackets of groups; comments are gone.
-fn tokens(source: &str) -> Vec<String> {
+pub(crate) fn tokens(source: &str) -> Vec<String> {
     let mut row = Vec::new();
     flatten(source.parse().unwrap(), &mut row);
     row

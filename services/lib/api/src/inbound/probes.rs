@@ -162,6 +162,28 @@ mod tests {
     }
 
     #[test]
+    #[rustfmt::skip]
+    fn what_is_at_a_bound_of_a_probe_is_taken_and_one_more_is_refused_by_its_field() {
+        type Make = fn(usize) -> v1::Probe;
+        fn exec(command: Vec<String>) -> v1::Probe {
+            v1::Probe { check: Some(Asked::Exec(v1::ExecProbe { command })), ..v1::Probe::default() }
+        }
+        let cases: [(&str, usize, Make); 5] = [
+            ("failure_threshold", THRESHOLD_MAX as usize, |n| v1::Probe { failure_threshold: n.try_into().unwrap(), ..http(|_| {}) }),
+            ("http_get.path",     PATH_MAX,               |n| http(|it| it.path = "/".repeat(n))),
+            ("http_get.host",     HOST_NAME_MAX,          |n| http(|it| it.host = "a".repeat(n))),
+            ("exec.command",      ARGUMENTS_MAX,          |n| exec(vec!["a".to_owned(); n])),
+            ("exec.command[0]",   ARGUMENT_MAX,           |n| exec(vec!["a".repeat(n)])),
+        ];
+        for (field, most, make) in cases {
+            assert!(read(make(most)).is_ok(), "{field}");
+            let refused = read(make(most + 1)).unwrap_err();
+            let expected = format!("spec.containers[0].readiness_probe.{field}");
+            assert_eq!(refused.violations[0].field, expected);
+        }
+    }
+
+    #[test]
     fn what_a_probe_does_not_say_has_its_default() {
         let probe = read(http(|_| {})).unwrap().unwrap();
         let expected = Probe {

@@ -223,3 +223,9 @@ async fn what_is_copied_out_ends_with_its_container_and_says_why_it_failed() {
     };
     within("room", free).await;
 }
+
+#[test]
+fn a_path_of_a_copy_is_as_long_as_the_kernels() {
+    assert!(path_of("start.path", &"x".repeat(PATH_MAX)).is_ok());
+    assert!(path_of("start.path", &"x".repeat(PATH_MAX + 1)).is_err());
+}

@@ -48,6 +48,25 @@ fn what_breaks_a_rule_is_refused_by_its_field() {
     }
     let failure = command(&wide).unwrap_err();
     assert_eq!(failure.violations[0].field, "start.terminal_size.columns");
+    let edges: [Change; 5] = [
+        |it| it.argv = vec!["x".into(); WORDS_MAX],
+        |it| it.argv = vec!["x".repeat(WORDS_BYTES_MAX - 1)],
+        |it| it.directory = format!("/{}", "x".repeat(PATH_MAX - 1)),
+        |it| it.user = "x".repeat(USER_MAX),
+        |it| {
+            it.tty = true;
+            it.terminal_size = Some(v1::TerminalSize {
+                columns: SIDE_MAX,
+                rows: SIDE_MAX,
+            });
+        },
+    ];
+    for (place, change) in edges.into_iter().enumerate() {
+        let mut it = start();
+        change(&mut it);
+        let taken = command(&it);
+        assert!(taken.is_ok(), "edge {place}: {taken:?}");
+    }
 }
 
 #[test]
