@@ -53,6 +53,7 @@ impl Ground {
 
     async fn manager(&self) -> Manager {
         let limits = Limits {
+            sandboxes: 100,
             task_creations: 2,
             purge_interval: DEADLINE,
             end_timeout: DEADLINE,

@@ -45,9 +45,8 @@ const OTHER_WORD: &str = "processes died; it was replaced";
 const LINE: &str = "mkdir -p /www; \
     (n=0; while :; do for i in 1 2 3 4 5; do n=$((n+1)); echo line $n; done; echo $n > /www/new; mv /www/new /www/index.html; sleep 1; done) & \
     exec httpd -f -p 8080 -h /www";
-/// Also tries what it may not.
-const KNOCK: &str =
-    "(while :; do wget -q -T 1 -O /dev/null http://192.0.2.1/; sleep 1; done) 2>/dev/null & ";
+/// Also asks the neighbour, which it may not.
+const KNOCK: &str = "(while :; do nc -w 1 100.64.1.2 80 < /dev/null; sleep 1; done) 2>/dev/null & ";
 
 /// A copy of the programs that says to be of another version, and is another log-writer too.
 struct OtherBuild {
