@@ -336,7 +336,7 @@ async fn each_bad_request_is_refused_by_its_field() {
         let refused = ask(&ground, change).await.err().unwrap();
         assert_eq!(field(refused), *expected);
     }
-    ask(&ground, |it| it.tail_lines = Some(TAIL_MAX)).await.unwrap();
+    drop(ask(&ground, |it| it.tail_lines = Some(TAIL_MAX)).await.unwrap());
     let refused = ask(&ground, |it| it.cursor = foreign).await.err().unwrap();
     assert_eq!(field(refused), "cursor", "of another sandbox");
     let reason = |status: Status| status.get_error_details().error_info().unwrap().reason.clone();
