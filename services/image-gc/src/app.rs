@@ -67,10 +67,11 @@ impl App {
             address: format!("unix:{}", config.socket.display()),
             version: env!("CARGO_PKG_VERSION"),
         };
+        let manager = config.target();
         let beat = async {
-            match config.manager_address.as_str() {
+            match manager.address.as_str() {
                 "" => std::future::pending().await,
-                manager => heartbeat(manager, plugin, || self.shared.state.beat(), |_| {}).await,
+                _ => heartbeat(&manager, plugin, || self.shared.state.beat(), |_| {}).await,
             }
         };
         let rpc = ImageGcServiceServer::new(ImageGcRpc {
@@ -107,7 +108,7 @@ impl App {
 async fn work(shared: &Shared) {
     let Shared { config, state, .. } = shared;
     loop {
-        let error = match Manager::connect(&config.manager_address).await {
+        let error = match Manager::connect(&config.target()).await {
             Ok(manager) => {
                 shared.manager.send_replace(Some(manager.clone()));
                 state.alarm("manager", None);

@@ -7,7 +7,7 @@ mod process;
 mod program;
 
 pub use config::{
-    ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,
+    ConfigError, SOCKET_PATH_MAX, check_socket, duration, key_value, load_config,
 };
 pub use memory::{kib_figures, resident_bytes};
 pub use process::stop_signal;

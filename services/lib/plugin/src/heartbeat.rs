@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_api::v1::{self, plugin_service_client::PluginServiceClient};
+use berth_api::{
+    Target,
+    v1::{self, plugin_service_client::PluginServiceClient},
+};
 use tonic::{Status, transport::Channel};
 
 use crate::follow::{Broken, chain};
@@ -48,7 +51,7 @@ pub struct LastRun {
 
 /// Beats for ever. `heard` is told after each try whether the manager answers.
 pub async fn heartbeat(
-    manager: &str,
+    manager: &Target,
     plugin: Plugin,
     beat: impl Fn() -> Beat,
     heard: impl Fn(bool),
@@ -77,14 +80,14 @@ pub async fn heartbeat(
 }
 
 async fn tell(
-    manager: &str,
+    manager: &Target,
     client: &mut Option<PluginServiceClient<Channel>>,
     request: v1::HeartbeatRequest,
 ) -> Result<(), Broken> {
     let client = match client {
         Some(client) => client,
         None => {
-            let channel = berth_api::connect(manager).await?;
+            let channel = manager.connect().await?;
             client.insert(PluginServiceClient::new(channel))
         }
     };

@@ -3,10 +3,12 @@
 
 mod follow;
 mod heartbeat;
+mod manager;
 mod serve;
 mod socket;
 
 pub use follow::{Broken, Fact, chain, follow_sandboxes};
 pub use heartbeat::{Beat, LastRun, Plugin, heartbeat};
+pub use manager::{ManagerError, ManagerTls};
 pub use serve::{ServeError, serve};
 pub use socket::listen;

@@ -4001,6 +4001,9 @@ pub enum ErrorReason {
     /// ABORTED. Another process beats under this name and instance, and was started later. The metadata has `plugin` and
     /// `instance`.
     PluginReplaced = 70,
+    /// PERMISSION_DENIED. None of the caller's roles may call this method; nothing was done. The metadata has `method`, `roles`
+    /// (those of the caller, `none` where it has none) and `allowed` (those that may), each joined by commas.
+    RoleDenied = 71,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4080,6 +4083,7 @@ impl ErrorReason {
             Self::CallsExhausted => "ERROR_REASON_CALLS_EXHAUSTED",
             Self::PluginsExhausted => "ERROR_REASON_PLUGINS_EXHAUSTED",
             Self::PluginReplaced => "ERROR_REASON_PLUGIN_REPLACED",
+            Self::RoleDenied => "ERROR_REASON_ROLE_DENIED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -4156,6 +4160,7 @@ impl ErrorReason {
             "ERROR_REASON_CALLS_EXHAUSTED" => Some(Self::CallsExhausted),
             "ERROR_REASON_PLUGINS_EXHAUSTED" => Some(Self::PluginsExhausted),
             "ERROR_REASON_PLUGIN_REPLACED" => Some(Self::PluginReplaced),
+            "ERROR_REASON_ROLE_DENIED" => Some(Self::RoleDenied),
             _ => None,
         }
     }
