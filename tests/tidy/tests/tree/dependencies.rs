@@ -36,6 +36,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
     ("berth-telemetry", &[]),
+    (
+        "berth-tls",
+        &["berth-api", "berth-calls", "berth-telemetry"],
+    ),
     // Processes.
     ("berth", &["berth-api", "berth-copy"]),
     (
@@ -95,6 +99,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-registry",
             "berth-store",
             "berth-telemetry",
+            "berth-tls",
         ],
     ),
     (
@@ -155,6 +160,7 @@ const WIRE: &[&str] = &[
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",
+    "berth-tls",
     "berth-watchdog",
 ];
 
