@@ -10673,7 +10673,8 @@ pub struct GetStatusResponse {
     /// Number of records by status.
     #[prost(message, repeated, tag = "8")]
     pub sandboxes: ::prost::alloc::vec::Vec<StatusCount>,
-    /// What this host does not allow, one sentence each. Empty when all is well.
+    /// What this host does not allow, and what is wrong with the certificates of the TLS port and with the audit log, one
+    /// sentence each. Empty when all is well.
     #[prost(string, repeated, tag = "9")]
     pub degraded: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Revision of the store.
