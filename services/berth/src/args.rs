@@ -50,7 +50,7 @@ pub(crate) struct Args {
 /// What every command takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`
+    /// Where the manager listens: `unix:/path`, `/path`, `http://host:port` or `https://host:port`
     #[arg(
         long,
         global = true,
@@ -60,6 +60,15 @@ pub(crate) struct Global {
         default_value = "unix:/run/berth/manager.sock"
     )]
     pub(crate) address: String,
+    /// Who may have signed the certificate of a manager behind `https://`, in PEM
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BERTH_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Own certificate for such a manager; it says what you may do
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BERTH_TLS_CERTIFICATE", value_name = "FILE")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// Key of the own certificate
+    #[arg(long, global = true, help_heading = GLOBAL, env = "BERTH_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// How objects are printed
     #[arg(
         short,

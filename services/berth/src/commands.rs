@@ -22,7 +22,7 @@ mod watchdog;
 use std::time::Duration;
 
 use berth_api::{
-    ConnectError,
+    ConnectError, Target, TlsFiles,
     v1::{self, node_service_client::NodeServiceClient},
 };
 use clap::CommandFactory as _;
@@ -41,6 +41,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     address: String,
+    tls: Option<TlsFiles>,
     timeout: Option<Duration>,
     output: Output,
 }
@@ -49,11 +50,20 @@ impl Session {
     pub(crate) fn new(global: Global) -> Self {
         let Global {
             address,
+            tls_ca,
+            tls_certificate,
+            tls_key,
             output,
             timeout,
         } = global;
+        let tls = tls_ca.zip(tls_certificate).zip(tls_key);
         Self {
             address,
+            tls: tls.map(|((ca, certificate), key)| TlsFiles {
+                ca,
+                certificate,
+                key,
+            }),
             timeout,
             output: Output::new(output),
         }
@@ -69,10 +79,16 @@ impl Session {
             address: address.to_owned(),
             source,
         };
-        match tokio::time::timeout(limit, berth_api::connect(address)).await {
+        let target = Target {
+            address: address.to_owned(),
+            tls: self.tls.clone(),
+        };
+        match tokio::time::timeout(limit, target.connect()).await {
             Ok(Ok(channel)) => Ok(channel),
             Ok(Err(ConnectError::Unreachable { source, .. })) => Err(unreachable(source.into())),
-            Ok(Err(err @ ConnectError::Malformed { .. })) => Err(Failure::Address(err)),
+            Ok(Err(err @ (ConnectError::Malformed { .. } | ConnectError::FilesMissing { .. }))) => {
+                Err(Failure::Address(err))
+            }
             Err(err) => Err(unreachable(err.into())),
         }
     }

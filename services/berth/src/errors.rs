@@ -455,6 +455,9 @@ fn hint(reason: ErrorReason) -> &'static str {
         ErrorReason::PluginReplaced => {
             "another process runs under this name and instance; give one of them another instance"
         }
+        ErrorReason::RoleDenied => {
+            "show a certificate with one of these roles; docs/access-control.md has who may call what"
+        }
         ErrorReason::ImagePinsExhausted => "take pins away with `berth images unpin`",
         ErrorReason::CollectionNotFound => "see the latest runs with `berth gc ls`",
         ErrorReason::CollectionAborted => "mend what cannot be read; nothing is deleted meanwhile",

@@ -34,9 +34,10 @@ impl App {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
         let file = state_file::path(dir);
         let mut known = state_file::load(&file);
+        let manager = config.target();
         let subnets = match config.subnets().or(known.subnets) {
             Some(subnets) => subnets,
-            None => await_subnets(&config.manager).await,
+            None => await_subnets(&manager).await,
         };
         known.subnets = Some(subnets);
         let (zone, zones) = watch::channel(Arc::new(Zone::new(&known, &config.domain, subnets)));
@@ -86,12 +87,12 @@ impl App {
         let follows_all = |it: &Streams| it.sandboxes && it.catalog;
         let served = serve(listener, Routes::default(), None, following, follows_all);
         tokio::select! {
-            never = heartbeat(&config.manager, config.plugin(), beat, |_| {}) => match never {},
+            never = heartbeat(&manager, config.plugin(), beat, |_| {}) => match never {},
             Some(_) = serving.join_next() => Ok(()),
             () = publish(changes, &zone, &egress, &file, &config.domain, subnets) => Ok(()),
             () = egress.keep() => Ok(()),
             served = served => Ok(served?),
-            subnets = follow(&config.manager, said, &knowledge, &streams) => {
+            subnets = follow(&manager, said, &knowledge, &streams) => {
                 let known = Known { subnets: Some(subnets), ..Known::default() };
                 state_file::save(&file, &known).context("writing what is known")?;
                 bail!("the manager's subnet is {subnets} now; the next start listens there")

@@ -3,9 +3,10 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, ensure};
-use berth_daemon::{check_address, check_socket, key_value};
+use berth_api::Target;
+use berth_daemon::{check_socket, key_value};
 use berth_domain::ipam::{self, Subnets};
-use berth_plugin::Plugin;
+use berth_plugin::{ManagerTls, Plugin};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
@@ -39,8 +40,10 @@ pub struct Flags {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    /// Where the manager listens: `unix:/path`, `/path`, `http://host:port` or `https://host:port`.
     pub manager: String,
+    /// For `https://`.
+    pub manager_tls: ManagerTls,
     /// Where this process tells its health.
     pub socket: PathBuf,
     /// Where it keeps what it knows.
@@ -79,6 +82,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             manager: "unix:/run/berth/manager.sock".into(),
+            manager_tls: ManagerTls::default(),
             socket: "/run/berth/dns.sock".into(),
             state_dir: "/var/lib/berth/dns".into(),
             subnet: String::new(),
@@ -120,6 +124,11 @@ impl Config {
         }
     }
 
+    /// Where the manager is, with what it is shown.
+    pub fn target(&self) -> Target {
+        self.manager_tls.target(&self.manager)
+    }
+
     /// `None`: the manager says it. Checked when it was loaded.
     pub(crate) fn subnets(&self) -> Option<Subnets> {
         Some(Subnets {
@@ -143,7 +152,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     check_socket("socket", &config.socket)?;
     berth_telemetry::check_address(&config.telemetry.prometheus_address)
         .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
-    check_address("manager", &config.manager)?;
+    config.manager_tls.check("manager", &config.manager)?;
     ensure!(
         config.subnet.is_empty() || config.subnet.parse().is_ok_and(|it| is_subnet(&it)),
         "subnet: `{}` must be like `10.87.0.0/16`, /{} to /{}",

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use berth_api::{
+    Target,
     catalog::{key_from_proto, object_from_proto, placed_from_proto},
     v1::{
         self, catalog_service_client::CatalogServiceClient, node_service_client::NodeServiceClient,
@@ -49,7 +50,7 @@ enum Broken {
 
 /// Follows for ever, or until the manager has another subnet than the one that it said before, and returns that.
 pub(crate) async fn follow(
-    manager: &str,
+    manager: &Target,
     said: Option<Subnets>,
     knowledge: &Knowledge,
     streams: &watch::Sender<Streams>,
@@ -86,7 +87,7 @@ pub(crate) async fn follow(
 }
 
 /// Waits for a manager that says its subnet.
-pub(crate) async fn await_subnets(manager: &str) -> Subnets {
+pub(crate) async fn await_subnets(manager: &Target) -> Subnets {
     let mut said = false;
     loop {
         let status = current_status(manager).await;
@@ -116,7 +117,7 @@ pub(crate) fn subnets_from_proto(it: &v1::NetworkStatus) -> Option<Subnets> {
     })
 }
 
-async fn current_status(manager: &str) -> Result<v1::GetStatusResponse, Broken> {
+async fn current_status(manager: &Target) -> Result<v1::GetStatusResponse, Broken> {
     let mut client = NodeServiceClient::new(connect(manager).await?);
     let status = client.get_status(v1::GetStatusRequest {}).await?;
     Ok(status.into_inner())
@@ -127,8 +128,8 @@ fn subnets_of(status: &v1::GetStatusResponse) -> Result<Subnets, Broken> {
     subnets_from_proto(&network).ok_or(Broken::Subnet(network.subnet, network.subnet6))
 }
 
-async fn connect(manager: &str) -> Result<Channel, Broken> {
-    Ok(berth_api::connect(manager).await?)
+async fn connect(manager: &Target) -> Result<Channel, Broken> {
+    Ok(manager.connect().await?)
 }
 
 async fn again<F: Future<Output = Result<(), Broken>>>(
@@ -155,7 +156,7 @@ async fn again<F: Future<Output = Result<(), Broken>>>(
 }
 
 async fn sandboxes(
-    manager: &str,
+    manager: &Target,
     knowledge: &Knowledge,
     follows: impl Fn(bool),
 ) -> Result<(), Broken> {
@@ -199,7 +200,7 @@ fn of_sandboxes(event: watch_response::Event, standing: &mut Option<Vec<Placed>>
 }
 
 async fn catalog(
-    manager: &str,
+    manager: &Target,
     knowledge: &Knowledge,
     follows: impl Fn(bool),
 ) -> Result<(), Broken> {

@@ -66,12 +66,13 @@ impl App {
             manager = config.manager_address,
             "working"
         );
+        let manager = config.target();
         let beat = async {
-            match config.manager_address.as_str() {
+            match manager.address.as_str() {
                 "" => std::future::pending().await,
-                manager => {
+                _ => {
                     heartbeat(
-                        manager,
+                        &manager,
                         config.plugin(),
                         || self.shared.state.beat(),
                         |_| {},
@@ -107,7 +108,7 @@ impl App {
             let left = members::leave(&manager, &membership);
             let _ = tokio::time::timeout(LEAVE, left).await;
             let config = &self.shared.config;
-            farewell(&config.manager_address, &config.plugin()).await;
+            farewell(&config.target(), &config.plugin()).await;
         }
     }
 }
@@ -116,7 +117,7 @@ impl App {
 async fn work(shared: &Shared, names: &Names<'_>) {
     let Shared { config, state, .. } = shared;
     loop {
-        let error = match Manager::connect(&config.manager_address).await {
+        let error = match Manager::connect(&config.target()).await {
             Ok(manager) => {
                 shared.manager.send_replace(Some(manager.clone()));
                 state.alarm("manager", None);

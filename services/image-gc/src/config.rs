@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::ensure;
+use berth_api::Target;
 use berth_collect::plan::Marks;
-use berth_daemon::{check_address, check_socket, key_value};
-use berth_plugin::Plugin;
+use berth_daemon::{check_socket, key_value};
+use berth_plugin::{ManagerTls, Plugin};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -48,8 +49,10 @@ pub enum BlobLayout {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`. Empty: nowhere, and this worker idles.
+    /// Where the manager listens: `unix:/path`, `/path`, `http://host:port` or `https://host:port`. Empty: nowhere, and this worker idles.
     pub manager_address: String,
+    /// For `https://`.
+    pub manager_tls: ManagerTls,
     /// Name of this worker among all of them. Empty: made of the host's name and the socket's
     /// path, so that a worker that is started again is known by it.
     pub name: String,
@@ -92,6 +95,7 @@ impl Default for Config {
         const HOUR: Duration = Duration::from_secs(3600);
         Self {
             manager_address: "unix:/run/berth/manager.sock".into(),
+            manager_tls: ManagerTls::default(),
             name: String::new(),
             socket: "/run/berth/image-gc.sock".into(),
             data_path: "/var/lib/berth".into(),
@@ -137,6 +141,11 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
 }
 
 impl Config {
+    /// Where the manager is, with what it is shown.
+    pub(crate) fn target(&self) -> Target {
+        self.manager_tls.target(&self.manager_address)
+    }
+
     pub(crate) fn marks(&self) -> Marks {
         Marks {
             high: self.disk_pressure_threshold,
@@ -160,7 +169,9 @@ fn check(config: &Config) -> anyhow::Result<()> {
     berth_telemetry::check_address(&config.telemetry.prometheus_address)
         .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
     if !config.manager_address.is_empty() {
-        check_address("manager_address", &config.manager_address)?;
+        config
+            .manager_tls
+            .check("manager_address", &config.manager_address)?;
     }
     ensure!(
         config.name.len() <= NAME_MAX && config.name.chars().all(is_of_name),

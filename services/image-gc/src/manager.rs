@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
-use berth_api::v1::{
-    self, catalog_service_client::CatalogServiceClient,
-    collection_service_client::CollectionServiceClient, image_service_client::ImageServiceClient,
-    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
+use berth_api::{
+    Target,
+    v1::{
+        self, catalog_service_client::CatalogServiceClient,
+        collection_service_client::CollectionServiceClient,
+        image_service_client::ImageServiceClient, lease_service_client::LeaseServiceClient,
+        node_service_client::NodeServiceClient,
+    },
 };
 use berth_domain::Reason;
 use tonic::{Code, Response, Status, transport::Channel};
@@ -41,11 +45,11 @@ impl From<Status> for Broken {
 }
 
 impl Manager {
-    pub(crate) async fn connect(address: &str) -> Result<Self, Broken> {
-        if address.is_empty() {
+    pub(crate) async fn connect(target: &Target) -> Result<Self, Broken> {
+        if target.address.is_empty() {
             return Err(Broken::Nowhere);
         }
-        Ok(Self(berth_api::connect(address).await?))
+        Ok(Self(target.connect().await?))
     }
 
     pub(crate) fn leases(&self) -> LeaseServiceClient<Channel> {

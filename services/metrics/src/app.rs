@@ -68,8 +68,9 @@ impl App {
         let name = <MetricsServiceServer<MetricsRpc>>::NAME;
         let served = serve(listener, Routes::new(rpc), Some(name), following, |it| *it);
         tracing::info!(socket = %config.socket.display(), interval = ?config.interval, "sampling");
+        let manager = config.target();
         let follow = follow_sandboxes(
-            &config.manager,
+            &manager,
             |fact| learn(&book, fact),
             |it| {
                 follows.send_replace(it);
@@ -78,7 +79,7 @@ impl App {
         tokio::select! {
             served = served => Ok(served?),
             never = follow => match never {},
-            never = heartbeat(&config.manager, config.plugin(), beat, |_| {}) => match never {},
+            never = heartbeat(&manager, config.plugin(), beat, |_| {}) => match never {},
         }
     }
 }

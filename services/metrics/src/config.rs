@@ -3,8 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
-use berth_daemon::{check_address, check_socket, key_value};
-use berth_plugin::Plugin;
+use berth_api::Target;
+use berth_daemon::{check_socket, key_value};
+use berth_plugin::{ManagerTls, Plugin};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/metrics.toml";
@@ -32,8 +33,10 @@ pub struct Flags {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    /// Where the manager listens: `unix:/path`, `/path`, `http://host:port` or `https://host:port`.
     pub manager: String,
+    /// For `https://`.
+    pub manager_tls: ManagerTls,
     /// Where this process answers.
     pub socket: PathBuf,
     /// Time between two samples.
@@ -51,6 +54,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             manager: "unix:/run/berth/manager.sock".into(),
+            manager_tls: ManagerTls::default(),
             socket: "/run/berth/metrics.sock".into(),
             interval: Duration::from_secs(1),
             history: Duration::from_secs(15 * 60),
@@ -81,11 +85,18 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+impl Config {
+    /// Where the manager is, with what it is shown.
+    pub fn target(&self) -> Target {
+        self.manager_tls.target(&self.manager)
+    }
+}
+
 fn check(config: &Config) -> anyhow::Result<()> {
     check_socket("socket", &config.socket)?;
     berth_telemetry::check_address(&config.telemetry.prometheus_address)
         .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
-    check_address("manager", &config.manager)?;
+    config.manager_tls.check("manager", &config.manager)?;
     ensure!(
         (INTERVAL_LEAST..=INTERVAL_MOST).contains(&config.interval),
         "interval: must be {}ms to {}s",

@@ -20,6 +20,7 @@ use berth_api::{
         sandbox_service_server::SandboxServiceServer,
     },
 };
+use berth_calls::{Access, Trail};
 use berth_containerd::Containerd;
 use berth_daemon::give_to_group;
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
@@ -29,7 +30,8 @@ use berth_store::Store;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
+use tower::Layer as _;
 
 use crate::{
     claim::claim,
@@ -47,6 +49,7 @@ use crate::{
         NodeRpc, OrphanRpc, PluginRpc, SandboxRpc, Streams,
     },
     slots,
+    tls_port::TlsPort,
 };
 
 /// How long the last answers may take on their way, once every plan is at rest.
@@ -67,6 +70,8 @@ pub struct App {
     slot_count: usize,
     allow_host_network: bool,
     calls: berth_calls::Limits,
+    access: Access,
+    tls: Option<TlsPort>,
     log_dir: PathBuf,
     /// Where logs are exported to, and the file that says what was.
     export: Option<(export::Settings, PathBuf)>,
@@ -124,6 +129,12 @@ impl App {
             .context("preparing containerd")?;
 
         let listener = crash::around("start/socket", listen(&config)).await?;
+        let tls = TlsPort::bind(&config.tls).await?;
+        let access = Access {
+            sockets: config.access.sockets()?,
+            trail: Trail::start(config.audit_log.settings(&config.state_dir))
+                .context("starting a thread")?,
+        };
         let about = About {
             node_id,
             instance_id: instance.to_string(),
@@ -160,6 +171,8 @@ impl App {
                 streams_max: config.calls.streams_max,
                 default_deadline: config.calls.default_deadline,
             },
+            access,
+            tls,
             log_dir: config.log_dir,
             export: export.map(|it| (it, config.state_dir.join(EXPORT_FILE))),
             store_file: config.state_dir.join(STORE_FILE),
@@ -184,6 +197,8 @@ impl App {
             slot_count,
             allow_host_network,
             calls,
+            access,
+            tls,
             log_dir,
             export,
             store_file,
@@ -264,11 +279,8 @@ impl App {
             connections: Streams::connections(),
             execs,
         };
-        let served = Server::builder()
-            .initial_stream_window_size(berth_api::CALL_WINDOW_BYTES)
-            .initial_connection_window_size(berth_api::CONNECTION_WINDOW_BYTES)
-            .layer(berth_calls::layers(calls))
-            .add_service(health_service)
+        let certificates = tls.as_ref().map(TlsPort::held);
+        let routes = Routes::new(health_service)
             .add_service(reflection().build_v1().context("reflection")?)
             // Tools made with Python still ask for the older version.
             .add_service(reflection().build_v1alpha().context("reflection")?)
@@ -289,6 +301,8 @@ impl App {
                 registry: registry.clone(),
                 about,
                 plugins: plugins.clone(),
+                trail: access.trail.clone(),
+                certificates,
             }))
             .add_service(PluginServiceServer::new(PluginRpc { plugins }))
             .add_service(OrphanServiceServer::new(OrphanRpc {
@@ -299,8 +313,23 @@ impl App {
             }))
             .add_service(CollectionServiceServer::new(CollectionRpc {
                 registry: registry.clone(),
-            }))
+            }));
+        let trail = access.trail.clone();
+        // Both ways lead to the same places: what is too much is so together.
+        let layers = berth_calls::layers(calls, Some(access));
+        let far = layers.layer(routes.clone());
+        let far = async {
+            if let Some(tls) = tls {
+                tls.serve(far, stop.clone()).await;
+            }
+        };
+        let near = Server::builder()
+            .initial_stream_window_size(berth_api::CALL_WINDOW_BYTES)
+            .initial_connection_window_size(berth_api::CONNECTION_WINDOW_BYTES)
+            .layer(layers)
+            .add_routes(routes)
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
+        let served = async { tokio::join!(near, far).0 };
         let at_rest = async {
             stop.cancelled().await;
             registry.finish().await;
@@ -313,6 +342,8 @@ impl App {
         };
         let _ = fs::remove_file(&socket);
         registry.finish().await;
+        // It waits for a disk, and is not worth a thread of the runtime for longer than that.
+        let _ = tokio::task::spawn_blocking(move || trail.finish()).await;
         served
     }
 }

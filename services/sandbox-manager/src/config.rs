@@ -1,5 +1,6 @@
 //! What the manager can be told, with the defaults.
 
+mod access;
 mod pull;
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
@@ -14,7 +15,11 @@ use berth_domain::{
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
-use self::pull::Pull;
+pub(crate) use self::access::Tls;
+use self::{
+    access::{Access, AuditLog},
+    pull::Pull,
+};
 use crate::{export, store_command::StoreCommand};
 
 const FILE: &str = "/etc/berth/sandbox-manager.toml";
@@ -107,6 +112,9 @@ pub struct Config {
     pub pull: Pull,
     pub exec: Exec,
     pub calls: Calls,
+    pub tls: Tls,
+    pub access: Access,
+    pub audit_log: AuditLog,
     pub telemetry: berth_telemetry::Config,
 }
 
@@ -270,6 +278,9 @@ impl Default for Config {
                 streams_max: 4096,
                 default_deadline: Duration::from_secs(1800),
             },
+            tls: Tls::default(),
+            access: Access::default(),
+            audit_log: AuditLog::default(),
             telemetry: berth_telemetry::Config::default(),
         }
     }
@@ -455,6 +466,9 @@ fn check(config: &Config) -> anyhow::Result<()> {
     not_zero("containerd.call_timeout", config.containerd.call_timeout)?;
     not_zero("import.idle_timeout", config.import.idle_timeout)?;
     config.pull.check()?;
+    config.tls.check()?;
+    config.access.check()?;
+    config.audit_log.check()?;
     ensure!(
         config.import.max_bytes >= 1 << 20,
         "import.max_bytes: must be at least 1048576"
@@ -517,6 +531,16 @@ mod tests {
         type Break = fn(&mut Config);
         let cases: &[(&str, Break)] = &[
             ("instance_id",                      |it| it.instance_id = "A b".into()),
+            ("tls.listen",                       |it| it.tls.listen = "7443".into()),
+            ("tls.key",                          |it| it.tls.key = "tls.key".into()),
+            ("tls.trust_domain",                 |it| it.tls.trust_domain = "a/b".into()),
+            ("tls.connections_max",              |it| it.tls.connections_max = 0),
+            ("tls.idle_timeout",                 |it| it.tls.idle_timeout = Duration::ZERO),
+            ("access.socket_roles",              |it| it.access.socket_roles = vec!["uid:x=gc".into()]),
+            ("access.socket_default",            |it| it.access.socket_default = "everybody".into()),
+            ("audit_log.file",                   |it| it.audit_log.file = "audit.log".into()),
+            ("audit_log.max_bytes",              |it| it.audit_log.max_bytes = 1),
+            ("audit_log.files",                  |it| it.audit_log.files = 101),
             ("state_dir",                        |it| it.state_dir = "state".into()),
             ("socket",                           |it| it.socket = format!("/{}", "x".repeat(120)).into()),
             ("network.bridge",                   |it| it.network.bridge = "a-bridge-too-long".into()),

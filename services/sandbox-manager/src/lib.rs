@@ -32,6 +32,7 @@ mod spool;
 mod store_command;
 mod sweep;
 mod taken_ports;
+mod tls_port;
 mod view;
 
 pub use app::{App, is_misconfigured, uninstall};

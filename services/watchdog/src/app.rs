@@ -59,10 +59,11 @@ impl App {
             interval = ?config.check_interval,
             "watching"
         );
+        let manager = config.target();
         tokio::select! {
             served = serve(listener, Routes::new(rpc), Some(name), hearing, |it| *it) => Ok(served?),
             () = watch_over(&config, &holder, &seat, asked, &told) => Ok(()),
-            never = heartbeat(&config.manager_address, config.plugin(), || beat(&telling.borrow()), |it| {
+            never = heartbeat(&manager, config.plugin(), || beat(&telling.borrow()), |it| {
                 heard.send_replace(it);
             }) => match never {},
         }

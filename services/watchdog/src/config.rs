@@ -3,8 +3,9 @@
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
-use berth_daemon::{check_address, check_socket, key_value};
-use berth_plugin::Plugin;
+use berth_api::Target;
+use berth_daemon::{check_socket, key_value};
+use berth_plugin::{ManagerTls, Plugin};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "/etc/berth/watchdog.toml";
@@ -38,8 +39,10 @@ pub struct Flags {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the manager listens: `unix:/path`, `/path` or `http://host:port`.
+    /// Where the manager listens: `unix:/path`, `/path`, `http://host:port` or `https://host:port`.
     pub manager_address: String,
+    /// For `https://`.
+    pub manager_tls: ManagerTls,
     /// Name of this watchdog, where a node has several. Empty: that of the host.
     pub name: String,
     /// Where this process answers.
@@ -64,6 +67,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             manager_address: "unix:/run/berth/manager.sock".into(),
+            manager_tls: ManagerTls::default(),
             name: String::new(),
             socket: "/run/berth/watchdog.sock".into(),
             check_interval: Duration::from_secs(300),
@@ -99,11 +103,20 @@ pub fn load(flags: &Flags) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+impl Config {
+    /// Where the manager is, with what it is shown.
+    pub fn target(&self) -> Target {
+        self.manager_tls.target(&self.manager_address)
+    }
+}
+
 fn check(config: &Config) -> anyhow::Result<()> {
     check_socket("socket", &config.socket)?;
     berth_telemetry::check_address(&config.telemetry.prometheus_address)
         .map_err(|it| anyhow::anyhow!("telemetry.prometheus_address: {it}"))?;
-    check_address("manager_address", &config.manager_address)?;
+    config
+        .manager_tls
+        .check("manager_address", &config.manager_address)?;
     ensure!(
         config.name.len() <= NAME_MAX && config.name.chars().all(is_of_name),
         "name: `{}` must have at most {NAME_MAX} of a to z, digits, `.`, `_` and `-`",

@@ -30,7 +30,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         ended = App::run(config.clone()) => ended,
         signal = stop_signal() => {
             tracing::info!(signal, "stopping");
-            farewell(&config.manager_address, &config.plugin()).await;
+            farewell(&config.target(), &config.plugin()).await;
             Ok(())
         }
     }

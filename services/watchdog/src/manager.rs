@@ -26,11 +26,11 @@ pub(crate) struct Manager(Channel);
 
 impl Manager {
     pub(crate) async fn connect(config: &Config) -> Result<Self, Status> {
-        let address = &config.manager_address;
-        let connected = tokio::time::timeout(LIMIT_OF_LEASES, berth_api::connect(address)).await;
+        let target = config.target();
+        let connected = tokio::time::timeout(LIMIT_OF_LEASES, target.connect()).await;
         match connected {
             Ok(Ok(channel)) => Ok(Self(channel)),
-            Ok(Err(_)) | Err(_) => Err(unreachable(address)),
+            Ok(Err(_)) | Err(_) => Err(unreachable(&target.address)),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the end-to-end tests stand on: a node of their own, images made here, and the proof that nothing is left.
 
+pub mod certificates;
 pub mod collectors;
 pub mod exec;
 pub mod faults;

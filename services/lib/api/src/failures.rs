@@ -78,7 +78,7 @@ fn code(reason: Reason) -> Code {
         | Reason::ShuttingDown
         | Reason::ManagerUnreachable
         | Reason::NodeDraining => Code::Unavailable,
-        Reason::RegistryDenied => Code::PermissionDenied,
+        Reason::RegistryDenied | Reason::RoleDenied => Code::PermissionDenied,
         Reason::ImageCorrupt | Reason::LogUnreadable => Code::DataLoss,
         Reason::RevisionUnknown => Code::OutOfRange,
         Reason::DeadlinePassed => Code::DeadlineExceeded,

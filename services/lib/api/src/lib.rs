@@ -11,7 +11,9 @@ pub mod page;
 pub mod plugins;
 mod usage;
 
-pub use connect::{CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES, ConnectError, connect};
+pub use connect::{
+    CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES, ConnectError, Target, TlsFiles, connect,
+};
 pub use failures::status;
 pub use inbound::{Create, create_from_proto, protocol_from_proto, time_to_live};
 pub use outbound::{Place, sandbox_to_proto, spec_to_proto};

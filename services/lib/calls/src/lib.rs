@@ -1,20 +1,33 @@
 //! What every server of the contract does with every call: it is traced and measured, ends at its deadline, and is refused
-//! while too many are under way. One function makes the layers; what a call does is its service's business.
+//! while too many are under way, or where its caller has no role for it. One function makes the layers; what a call does is
+//! its service's business.
 
+mod access;
+mod arrival;
+mod caller;
 mod deadline;
+mod ending;
 mod limit;
 mod methods;
+mod objects;
 mod record;
+mod roles;
+mod trail;
 
 use std::{sync::Arc, time::Duration};
 
 use tower::layer::util::Stack;
 
+pub use access::Access;
+use access::AccessLayer;
+pub use caller::{Caller, Certificate, Identity, Sockets};
 use deadline::DeadlineLayer;
 pub use deadline::patience;
 use limit::LimitLayer;
 use methods::Methods;
 use record::RecordLayer;
+pub use roles::{Role, Roles};
+pub use trail::{Trail, TrailSettings};
 
 /// What a server bears.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +50,15 @@ impl Default for Limits {
     }
 }
 
-pub type Layers = Stack<DeadlineLayer, Stack<LimitLayer, RecordLayer>>;
+pub type Layers = Stack<DeadlineLayer, Stack<LimitLayer, Stack<AccessLayer, RecordLayer>>>;
 
-/// The layers of a server, for `Server::builder().layer(…)`: it is measured what callers see, refusals as well.
-pub fn layers(limits: Limits) -> Layers {
+/// The layers of a server, for `Server::builder().layer(…)`: it is measured what callers see, refusals as well, and who may
+/// not call takes no place. Without `access` whoever can connect may do everything, and nothing is written down.
+pub fn layers(limits: Limits, access: Option<Access>) -> Layers {
     let methods = Arc::new(Methods::of_contract());
     let record = RecordLayer::new(methods.clone());
+    let access = AccessLayer::new(methods.clone(), access);
     let limit = LimitLayer::new(methods.clone(), limits.unary_max, limits.streams_max);
     let deadline = DeadlineLayer::new(methods, limits.default_deadline);
-    Stack::new(deadline, Stack::new(limit, record))
+    Stack::new(deadline, Stack::new(limit, Stack::new(access, record)))
 }

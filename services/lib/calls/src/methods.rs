@@ -36,6 +36,11 @@ impl Methods {
         Self(shapes)
     }
 
+    #[cfg(test)]
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// The name of a method, without the slash before it, and its shape; `None` for what is not of the contract.
     pub(crate) fn find(&self, path: &str) -> Option<(&str, Shape)> {
         let (name, shape) = self.0.get_key_value(path)?;

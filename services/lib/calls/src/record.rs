@@ -12,15 +12,16 @@ use berth_telemetry::{
     instruments::{CALL_DURATION, CALLS_ACTIVE},
     spans,
 };
-use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
+use http::{Request, Response};
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 
-use crate::methods::{Methods, OTHER, Shape, is_about_the_server};
+use crate::{
+    ending::{Listener, UnderWay, name},
+    methods::{Methods, OTHER, Shape, is_about_the_server},
+};
 
 #[derive(Clone, Debug)]
 pub struct RecordLayer {
@@ -73,24 +74,18 @@ where
         let span = call.span.clone();
         let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
         Box::pin(async move {
-            let mut call = call;
-            let response = answer.await?;
-            // One that has nothing but a status says it at once.
-            if response.headers().contains_key(Status::GRPC_STATUS) {
-                call.end(response.headers());
-            }
-            Ok(response.map(|body| Body::new(Told { body, call })))
+            let call = UnderWay::new(call);
+            Ok(call.told_by(answer.await?))
         })
     }
 }
 
-/// One that is under way. Where it is dropped before its end, its caller has gone.
+/// One that is under way.
 struct Call {
     method: String,
     shape: KeyValue,
     began: Instant,
     span: Span,
-    over: bool,
 }
 
 impl Call {
@@ -106,19 +101,16 @@ impl Call {
             shape,
             began: Instant::now(),
             span,
-            over: false,
         }
     }
+}
 
-    fn end(&mut self, trailers: &HeaderMap) {
-        let status = Status::from_header_map(trailers);
-        self.end_with(&status.unwrap_or_else(|| Status::new(Code::Ok, "")));
+impl Listener for Call {
+    fn within<T>(&self, make: impl FnOnce() -> T) -> T {
+        self.span.in_scope(make)
     }
 
-    fn end_with(&mut self, status: &Status) {
-        if std::mem::replace(&mut self.over, true) {
-            return;
-        }
+    fn ended(&mut self, status: &Status) {
         CALLS_ACTIVE.record(-1.0, std::slice::from_ref(&self.shape));
         let code = name(status.code());
         let mut attributes = vec![
@@ -151,12 +143,6 @@ impl Call {
     }
 }
 
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.end_with(&Status::cancelled("its caller has gone"));
-    }
-}
-
 /// As OpenTelemetry has it for servers.
 fn is_a_fault(code: Code) -> bool {
     match code {
@@ -177,65 +163,5 @@ fn is_a_fault(code: Code) -> bool {
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unauthenticated => false,
-    }
-}
-
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
-/// What a caller is told, with the call that ends behind it.
-struct Told {
-    body: Body,
-    call: Call,
-}
-
-impl http_body::Body for Told {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { body, call } = &mut *self;
-        let span = call.span.clone();
-        let polled = span.in_scope(|| Pin::new(body).poll_frame(context));
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    call.end(trailers);
-                }
-            }
-            Poll::Ready(Some(Err(status))) => call.end_with(status),
-            Poll::Ready(None) | Poll::Pending => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -119,18 +119,6 @@ pub fn check_socket(key: &'static str, path: &Path) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Refuses what is no address of a manager.
-pub fn check_address(key: &'static str, address: &str) -> Result<(), ConfigError> {
-    if ["/", "unix:/", "http://"]
-        .iter()
-        .any(|it| address.starts_with(it))
-    {
-        return Ok(());
-    }
-    let problem = format!("`{address}` must be `unix:/path`, `/path` or `http://host:port`");
-    Err(ConfigError::Refused { key, problem })
-}
-
 /// Reads what is given to a flag as `KEY=VALUE`.
 pub fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;

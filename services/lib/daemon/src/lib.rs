@@ -8,9 +8,7 @@ mod program;
 mod socket;
 mod supervised;
 
-pub use config::{
-    ConfigError, SOCKET_PATH_MAX, check_address, check_socket, duration, key_value, load_config,
-};
+pub use config::{ConfigError, SOCKET_PATH_MAX, check_socket, duration, key_value, load_config};
 pub use memory::{kib_figures, resident_bytes};
 pub use process::stop_signal;
 pub use program::{EX_CONFIG, observed, refuse};

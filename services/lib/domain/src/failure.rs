@@ -89,6 +89,7 @@ reasons! {
     CallsExhausted = "CALLS_EXHAUSTED",
     PluginsExhausted = "PLUGINS_EXHAUSTED",
     PluginReplaced = "PLUGIN_REPLACED",
+    RoleDenied = "ROLE_DENIED",
     SandboxesExhausted = "SANDBOXES_EXHAUSTED",
 }
 

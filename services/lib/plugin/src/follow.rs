@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use berth_api::v1::{self, sandbox_service_client::SandboxServiceClient, watch_response::Event};
+use berth_api::{
+    Target,
+    v1::{self, sandbox_service_client::SandboxServiceClient, watch_response::Event},
+};
 use tonic::{Code, Status};
 
 /// A manager is back within seconds of its restart.
@@ -38,7 +41,7 @@ impl From<Status> for Broken {
 
 /// Follows for ever. `follows` is told when all that stands is known, and when the stream breaks off.
 pub async fn follow_sandboxes(
-    manager: &str,
+    manager: &Target,
     mut learn: impl FnMut(Fact),
     follows: impl Fn(bool),
 ) -> Infallible {
@@ -57,12 +60,12 @@ pub async fn follow_sandboxes(
 }
 
 async fn stream(
-    manager: &str,
+    manager: &Target,
     revision: &mut u64,
     learn: &mut impl FnMut(Fact),
     follows: &impl Fn(bool),
 ) -> Result<Infallible, Broken> {
-    let mut client = SandboxServiceClient::new(berth_api::connect(manager).await?);
+    let mut client = SandboxServiceClient::new(manager.connect().await?);
     let from_revision = *revision;
     let request = v1::WatchRequest {
         from_revision,

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use berth_api::v1::{self, plugin_service_client::PluginServiceClient};
+use berth_api::{
+    Target,
+    v1::{self, plugin_service_client::PluginServiceClient},
+};
 use tonic::{Status, transport::Channel};
 
 use crate::follow::{Broken, chain};
@@ -54,7 +57,7 @@ pub struct LastRun {
 
 /// Beats for ever. `heard` is told after each try whether the manager answers.
 pub async fn heartbeat(
-    manager: &str,
+    manager: &Target,
     plugin: Plugin,
     beat: impl Fn() -> Beat,
     heard: impl Fn(bool),
@@ -82,7 +85,7 @@ pub async fn heartbeat(
 }
 
 /// Says that the process stops in order, so that nobody takes it for one that was lost.
-pub async fn farewell(manager: &str, plugin: &Plugin) {
+pub async fn farewell(manager: &Target, plugin: &Plugin) {
     let request = v1::HeartbeatRequest {
         leaving: true,
         ..request(plugin, *STARTED_AT, Beat::default())
@@ -97,14 +100,14 @@ pub async fn farewell(manager: &str, plugin: &Plugin) {
 }
 
 async fn tell(
-    manager: &str,
+    manager: &Target,
     client: &mut Option<PluginServiceClient<Channel>>,
     request: v1::HeartbeatRequest,
 ) -> Result<(), Broken> {
     let client = match client {
         Some(client) => client,
         None => {
-            let channel = berth_api::connect(manager).await?;
+            let channel = manager.connect().await?;
             client.insert(PluginServiceClient::new(channel))
         }
     };

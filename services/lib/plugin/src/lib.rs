@@ -4,11 +4,13 @@
 mod follow;
 mod heartbeat;
 mod leases;
+mod manager;
 mod serve;
 mod socket;
 
 pub use follow::{Broken, Fact, chain, follow_sandboxes};
 pub use heartbeat::{Beat, LastRun, Plugin, farewell, heartbeat};
 pub use leases::end_leases_of;
+pub use manager::{ManagerError, ManagerTls};
 pub use serve::{ServeError, serve};
 pub use socket::{ListenError, Seat, holder, take_seat};

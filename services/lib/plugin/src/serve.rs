@@ -56,7 +56,7 @@ pub async fn serve<T>(
         // Tools made with Python still ask for the older version.
         .add_service(reflection().build_v1alpha()?);
     let served = Server::builder()
-        .layer(layers(Limits::default()))
+        .layer(layers(Limits::default(), None))
         .add_routes(services)
         .serve_with_incoming(UnixListenerStream::new(listener));
     tokio::select! {

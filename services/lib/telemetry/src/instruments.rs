@@ -91,6 +91,19 @@ instruments! {
         "Calls that are under way."
     CALLS_SHED = Counter("berth.rpc.server.shed_calls", "{call}") &[], 200, [METHOD];
         "Calls that were refused since too many were under way."
+    AUDIT_RECORDS = Counter("berth.audit.records", "{record}") MANAGER, 1, [];
+        "Calls that were written down in the audit log."
+    AUDIT_LOST = Counter("berth.audit.lost_records", "{record}") MANAGER, 4,
+        [attribute("berth.audit.cause", "`disk`, `queue`; `denials` for denied calls beyond what is written down of them")];
+        "Calls that are not in the file of the audit log."
+    TLS_CONNECTIONS = UpDownCounter("berth.tls.connection.count", "{connection}") MANAGER, 2,
+        [attribute("berth.tls.connection.state", "`handshake`, `open`")];
+        "Connections at the TLS port."
+    TLS_REFUSED = Counter("berth.tls.refused_connections", "{connection}") MANAGER, 16,
+        [attribute("berth.tls.cause", "`handshake`, `timeout`, `evicted`, `full`, `no_certificate`, `idle`, `expired`, `trust_changed`")];
+        "Connections at the TLS port that were refused or ended by the manager."
+    TLS_CERTIFICATE_EXPIRY = UpDownCounter("berth.tls.certificate.expiry.time", "s") MANAGER, 1, [];
+        "When the certificate of the TLS port ends, in seconds since 1970; absent while there is none."
 
     SANDBOXES_BY_STATUS = UpDownCounter("berth.sandbox.count", "{sandbox}") MANAGER, 8,
         [attribute("berth.sandbox.status", "`PENDING`, `RUNNING`, `NOT_READY`, `STOPPED`, `DEAD`")];

@@ -6,10 +6,12 @@ use std::{
 };
 
 use berth_api::v1::{self, node_service_server::NodeService};
+use berth_calls::Trail;
 use berth_domain::{Failure, Reason, SandboxRecord, Status as SandboxStatus, ipam::Subnets};
 use berth_orphans::{Finding, Verdict, is_clean};
 use berth_platform::{Images, Network, Runtime};
 use berth_store::LeaseCounts;
+use berth_tls::Held;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
@@ -46,6 +48,9 @@ pub(crate) struct NodeRpc<R, N> {
     pub(crate) registry: Registry<R, N>,
     pub(crate) about: About,
     pub(crate) plugins: Arc<PluginBook>,
+    pub(crate) trail: Trail,
+    /// Of the TLS port, where there is one.
+    pub(crate) certificates: Option<Held>,
 }
 
 #[tonic::async_trait]
@@ -105,6 +110,9 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
             tracing::warn!(%error, cause = %error.source, "who listens on ports of the node");
             vec![]
         });
+        let certificates = self.certificates.as_ref();
+        let certificates = certificates.map(|it| it.problems(SystemTime::now()));
+        let trail = self.trail.problem().into_iter().collect();
         let uptime = started.elapsed();
         Ok(Response::new(v1::GetStatusResponse {
             node_id: node_id.to_string(),
@@ -129,7 +137,14 @@ impl<R: Runtime + Images, N: Network> NodeService for NodeRpc<R, N> {
                 subnet6: subnets.v6.map(|it| it.to_string()).unwrap_or_default(),
             }),
             sandboxes,
-            degraded: [network.degraded(), taken, facts.degraded].concat(),
+            degraded: [
+                network.degraded(),
+                taken,
+                facts.degraded,
+                certificates.unwrap_or_default(),
+                trail,
+            ]
+            .concat(),
             revision,
             capacity: Some(capacity(&records, leases)),
             draining: drain.is_some(),

@@ -3,7 +3,9 @@
 mod attach;
 mod copy;
 mod exec;
+mod hostile;
 mod log_writer;
 mod logs;
+mod roles;
 mod terminal;
 mod users;

@@ -39,6 +39,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("berth-registry", &["berth-domain", "berth-platform"]),
     ("berth-store", &["berth-domain"]),
     ("berth-telemetry", &["berth-version"]),
+    (
+        "berth-tls",
+        &["berth-api", "berth-calls", "berth-telemetry"],
+    ),
     ("berth-version", &[]),
     // Processes.
     ("berth", &["berth-api", "berth-copy", "berth-version"]),
@@ -102,6 +106,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "berth-registry",
             "berth-store",
             "berth-telemetry",
+            "berth-tls",
             "berth-version",
         ],
     ),
@@ -164,6 +169,7 @@ const WIRE: &[&str] = &[
     "berth-sandbox-manager",
     "berth-soak",
     "berth-tidy",
+    "berth-tls",
     "berth-watchdog",
 ];
 

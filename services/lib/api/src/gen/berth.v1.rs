@@ -4001,9 +4001,12 @@ pub enum ErrorReason {
     /// ABORTED. Another process beats under this name and instance, and was started later. The metadata has `plugin` and
     /// `instance`.
     PluginReplaced = 70,
+    /// PERMISSION_DENIED. None of the caller's roles may call this method; nothing was done. The metadata has `method`, `roles`
+    /// (those of the caller, `none` where it has none) and `allowed` (those that may), each joined by commas.
+    RoleDenied = 71,
     /// RESOURCE_EXHAUSTED. The node has as many sandboxes as its configuration allows, those counted that have ended and are not
     /// purged yet. The metadata has `limit`.
-    SandboxesExhausted = 76,
+    SandboxesExhausted = 72,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -4083,6 +4086,7 @@ impl ErrorReason {
             Self::CallsExhausted => "ERROR_REASON_CALLS_EXHAUSTED",
             Self::PluginsExhausted => "ERROR_REASON_PLUGINS_EXHAUSTED",
             Self::PluginReplaced => "ERROR_REASON_PLUGIN_REPLACED",
+            Self::RoleDenied => "ERROR_REASON_ROLE_DENIED",
             Self::SandboxesExhausted => "ERROR_REASON_SANDBOXES_EXHAUSTED",
         }
     }
@@ -4160,6 +4164,7 @@ impl ErrorReason {
             "ERROR_REASON_CALLS_EXHAUSTED" => Some(Self::CallsExhausted),
             "ERROR_REASON_PLUGINS_EXHAUSTED" => Some(Self::PluginsExhausted),
             "ERROR_REASON_PLUGIN_REPLACED" => Some(Self::PluginReplaced),
+            "ERROR_REASON_ROLE_DENIED" => Some(Self::RoleDenied),
             "ERROR_REASON_SANDBOXES_EXHAUSTED" => Some(Self::SandboxesExhausted),
             _ => None,
         }
@@ -10678,7 +10683,8 @@ pub struct GetStatusResponse {
     /// Number of records by status.
     #[prost(message, repeated, tag = "8")]
     pub sandboxes: ::prost::alloc::vec::Vec<StatusCount>,
-    /// What this host does not allow, one sentence each. Empty when all is well.
+    /// What this host does not allow, and what is wrong with the certificates of the TLS port and with the audit log, one
+    /// sentence each. Empty when all is well.
     #[prost(string, repeated, tag = "9")]
     pub degraded: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     /// Revision of the store.
