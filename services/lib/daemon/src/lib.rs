@@ -6,9 +6,7 @@ mod memory;
 mod process;
 mod program;
 
-pub use config::{
-    ConfigError, SOCKET_PATH_MAX, check_socket, duration, key_value, load_config,
-};
+pub use config::{ConfigError, SOCKET_PATH_MAX, check_socket, duration, key_value, load_config};
 pub use memory::{kib_figures, resident_bytes};
 pub use process::stop_signal;
 pub use program::{EX_CONFIG, observed, refuse};
