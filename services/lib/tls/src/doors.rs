@@ -171,10 +171,11 @@ mod tests {
         let admitted = |evicted| Admission::Admitted { evicted };
         let all: fn(Id) -> Option<u64> = |it| Some(100 - it);
         let but_one: fn(Id) -> Option<u64> = |it| (it == 1).then_some(it);
-        let cases: &[(&str, &[Mark], Mark, fn(Id) -> Option<u64>, Admission)] = &[
+        type Case = (&'static str, &'static [Mark], Mark, fn(Id) -> Option<u64>, Admission);
+        let cases: &[Case] = &[
             ("room for all",                  &[A, A],       A, NOT_IDLE, admitted(None)),
             ("too many of one certificate",   &[A, A, B, A], A, all,      admitted(Some(3))),
-            ("and all of them are busy",      &[B, A, A, A], A, but_one,  Admission::Full),
+            ("and all of them are busy",      &[A, B, A, A], A, but_one,  Admission::Full),
             ("too many of all",               &[A, A, B, A], B, all,      admitted(Some(3))),
             ("of another one than its own",   &[A, A, B, B], B, but_one,  admitted(Some(1))),
             ("and all are busy",              &[A, A, B, A], B, NOT_IDLE, Admission::Full),
