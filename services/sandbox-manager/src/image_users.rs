@@ -170,7 +170,7 @@ mod tests {
                 Duration::ZERO,
             );
             let limits = Limits {
-                sandboxes: 100,
+                sandboxes: 1000,
                 task_creations: 2,
                 purge_interval: Duration::from_secs(60),
                 end_timeout: DEADLINE,

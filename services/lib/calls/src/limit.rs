@@ -202,11 +202,26 @@ mod tests {
         assert_eq!(status(&after).code(), Code::Ok, "its place is free again");
     }
 
+    /// Says nothing, and does not end.
+    struct Endless;
+
+    impl http_body::Body for Endless {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
     #[tokio::test]
     async fn a_stream_has_its_place_until_its_last_byte_and_takes_none_from_other_calls() {
         let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 2);
         let mut service = layer.layer(service_fn(|_: Request<Body>| async {
-            Ok::<_, Infallible>(Response::new(Body::empty()))
+            Ok::<_, Infallible>(Response::new(Body::new(Endless)))
         }));
         const WATCH: &str = "/berth.v1.SandboxService/Watch";
         let first = service.call(request(WATCH)).await.unwrap();

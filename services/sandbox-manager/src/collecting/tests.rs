@@ -53,7 +53,7 @@ impl Ground {
 
     async fn manager(&self) -> Manager {
         let limits = Limits {
-            sandboxes: 100,
+            sandboxes: 1000,
             task_creations: 2,
             purge_interval: DEADLINE,
             end_timeout: DEADLINE,

@@ -40,7 +40,7 @@ fn bench() -> Bench {
         Duration::ZERO,
     );
     let limits = Limits {
-        sandboxes: 100,
+        sandboxes: 1000,
         task_creations: 2,
         purge_interval: Duration::from_secs(60),
         end_timeout: DEADLINE,

@@ -54,7 +54,7 @@ impl Ground {
         };
         let limits = Limits {
             task_creations: 1,
-            sandboxes: 100,
+            sandboxes: 1000,
             end_timeout: DEADLINE,
             dead_horizon: DEADLINE,
             purge_interval: DEADLINE,

@@ -53,7 +53,7 @@ pub(super) async fn start(node: &FakeNode, path: &Path) -> (FakeRegistry, Cancel
     let stop = CancellationToken::new();
     let limits = Limits {
         task_creations: 4,
-        sandboxes: 100,
+        sandboxes: 1000,
         purge_interval: Duration::from_secs(60),
         end_timeout: Duration::from_secs(10),
         dead_horizon: Duration::from_secs(3600),

@@ -177,7 +177,7 @@ impl Manager {
 fn limits() -> Limits {
     Limits {
         task_creations: 4,
-        sandboxes: 100,
+        sandboxes: 1000,
         purge_interval: Duration::from_millis(20),
         end_timeout: DEADLINE,
         dead_horizon: Duration::from_secs(3600),

@@ -45,7 +45,7 @@ impl Ground {
         };
         let limits = Limits {
             task_creations: 1,
-            sandboxes: 100,
+            sandboxes: 1000,
             end_timeout: LONG,
             dead_horizon: LONG,
             purge_interval: LONG,

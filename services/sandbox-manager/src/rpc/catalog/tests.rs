@@ -33,7 +33,7 @@ fn ground() -> Ground {
     };
     let limits = Limits {
         task_creations: 1,
-        sandboxes: 100,
+        sandboxes: 1000,
         end_timeout: LIMIT,
         dead_horizon: LIMIT,
         purge_interval: LIMIT,
