@@ -6,6 +6,10 @@ const SETTINGS: &str =
     "what_is_at_the_bound_of_a_setting_of_the_manager_is_taken_and_one_more_is_refused";
 const KEY: &str = "refused at the start, with the key";
 const SHED: &str = "berth.rpc.server.shed_calls";
+const HOSTILE: &str = "whoever_means_no_good_is_refused_in_bounded_memory_while_others_are_served";
+const DOORS: &str = "one_too_many_takes_the_place_of_the_longest_idle_one_or_is_refused";
+const ENDED: &str = "berth.tls.refused_connections";
+const LOST: &str = "berth.audit.lost_records";
 const PAUSES: &str = "what_may_pass_is_tried_again_later_and_later_and_not_for_ever";
 const TRIES: &str = "what_may_pass_is_asked_again_and_not_for_ever";
 
@@ -38,6 +42,29 @@ pub(super) const ALL: &[Group] = &[
         n("IDENTIFIER_MAX", "names of containerd's namespace and snapshotter, in bytes", KEY, NONE, SETTINGS),
         n("DOMAIN_MAX", "the search domain, in bytes", KEY, NONE, SETTINGS),
         n("LABEL_MAX", "one part of it, in bytes", KEY, NONE, SETTINGS),
+    ] },
+    Group { title: "Callers of other hosts, and the audit log", owner: "sandbox-manager", file: "services/sandbox-manager/src/config/access.rs", rows: &[
+        s("tls.handshake_timeout", "", "how long a handshake may take", "the connection ends", ENDED, HOSTILE).from("Tls", "handshake_timeout"),
+        s("tls.handshakes_max", "CONNECTIONS_MAX", "unfinished handshakes", "the oldest of the host that has most of them ends", ENDED,
+            "who_takes_long_to_show_a_certificate_makes_room_for_the_next").from("Tls", "handshakes_max"),
+        s("tls.connections_max", "CONNECTIONS_MAX", "connections", "the one that is without a call for longest ends, else the new one is refused", ENDED, DOORS).from("Tls", "connections_max"),
+        s("tls.per_certificate_max", "CONNECTIONS_MAX", "connections by one certificate", "the same, among its own", ENDED, DOORS).from("Tls", "per_certificate_max"),
+        s("tls.idle_timeout", "", "how long a connection may be without a call", "it is told to end, and ends", ENDED, "a_connection_is_idle_from_the_end_of_its_last_call").from("Tls", "idle_timeout"),
+        s("audit_log.max_bytes", "", "one file of the audit log", "the next one begins", "berth.audit.records", "the_newest_lines_are_kept_in_so_many_files_of_such_a_size").from("AuditLog", "max_bytes").bytes(),
+        s("audit_log.files", "FILES_MAX", "files of it that are kept", "the oldest goes", NONE, "the_newest_lines_are_kept_in_so_many_files_of_such_a_size").from("AuditLog", "files"),
+        n("LABEL_OF_DOMAIN_MAX", "the trust domain, in bytes", KEY, NONE, "each_bad_value_is_refused_by_its_key"),
+    ] },
+    Group { title: "Requests of other hosts", owner: "sandbox-manager", file: "services/lib/tls/src/serve.rs", rows: &[
+        b("HEADERS_MAX", "the head of a request", "the call is refused", NONE, HOSTILE),
+    ] },
+    Group { title: "The way of their requests", owner: "sandbox-manager", file: "services/lib/calls/src/access.rs", rows: &[
+        n("ARRIVAL_MAX", "how long the request of a call that is no stream may be on its way", "DEADLINE_PASSED", CALLS, "a_request_from_another_host_that_never_ends_is_ended"),
+    ] },
+    Group { title: "Their messages", owner: "sandbox-manager", file: "services/lib/calls/src/arrival.rs", rows: &[
+        b("MESSAGE_MAX", "a message", "OUT_OF_RANGE, by its head", CALLS, HOSTILE),
+    ] },
+    Group { title: "Denied calls in the audit log", owner: "sandbox-manager", file: "services/lib/calls/src/trail/denials.rs", rows: &[
+        n("MOST", "denied calls that are written down in a second", "counted, and told in the next record", LOST, "a_flood_is_thinned_and_the_next_one_says_by_how_much"),
     ] },
     Group { title: "Paths of sockets", owner: "every process", file: "services/lib/daemon/src/config.rs", rows: &[
         b("SOCKET_PATH_MAX", "the path of a socket", KEY, NONE, SETTINGS),
