@@ -12,6 +12,15 @@ sandbox-manager.toml: |
   {{- if .Values.manager.registrySecretName }}
   {{- $_ := set $own "pull" (dict "credentials_file" "/etc/berth-registry/.dockerconfigjson") }}
   {{- end }}
+  {{- with .Values.access.tls }}
+  {{- if .secretName }}
+  {{- $_ := set $own "tls" (dict
+    "listen" .listen
+    "certificate" (printf "%s/tls.crt" .mountPath)
+    "key" (printf "%s/tls.key" .mountPath)
+    "client_ca" (printf "%s/ca.crt" .mountPath)) }}
+  {{- end }}
+  {{- end }}
   {{- include "berth.settings" (dict "root" . "own" $own "port" 9464 "given" .Values.manager.config) | nindent 2 }}
 {{- if .Values.dns.enabled }}
 dns.toml: |
