@@ -15,6 +15,7 @@ use berth_domain::SandboxId;
 use berth_e2e::{
     TestNode,
     faults::is_alive,
+    leftovers::cgroup_roots,
     node::eventually,
     specs::{IMAGE, web},
 };
@@ -141,6 +142,15 @@ impl Scene {
     fn remove_foreign(&self) -> anyhow::Result<()> {
         for id in ["sandbox.foreign.app", "foreign-2"] {
             self.ctr(&["tasks", "rm", "--force", id])?;
+        }
+        // runc removes its own alone.
+        for root in cgroup_roots() {
+            for folder in ["berth/abcdef/foreign", "berth/abcdef"] {
+                let path = root.join(folder);
+                if path.is_dir() {
+                    fs::remove_dir(&path).with_context(|| path.display().to_string())?;
+                }
+            }
         }
         Ok(())
     }
