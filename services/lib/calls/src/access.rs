@@ -1,9 +1,7 @@
 //! Lets a call through if one of its caller's roles may make it, and writes down who changed what.
 
 use std::{
-    pin::Pin,
     sync::{Arc, OnceLock},
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -11,11 +9,12 @@ use berth_domain::{Failure, Reason};
 use http::{Request, Response};
 use tonic::{Status, body::Body};
 use tonic_types::StatusExt as _;
-use tower::{Layer, Service};
+use tower::Service;
 
 use crate::{
     arrival::{Arriving, Slot},
     caller::{Caller, Identity, Sockets},
+    each::{Answer, Rule},
     ending::{Listener, UnderWay, name},
     methods::{Methods, Shape},
     objects::{cut, named},
@@ -35,51 +34,31 @@ pub struct Access {
 }
 
 #[derive(Clone, Debug)]
-pub struct AccessLayer {
+pub struct AccessRule {
     methods: Arc<Methods>,
     /// `None`: whoever can connect may do everything.
     access: Option<Access>,
+    arrival: Duration,
 }
 
-impl AccessLayer {
+impl AccessRule {
     pub(crate) fn new(methods: Arc<Methods>, access: Option<Access>) -> Self {
-        Self { methods, access }
-    }
-}
-
-#[derive(Clone, Debug)]
-pub struct Guarded<S> {
-    inner: S,
-    layer: AccessLayer,
-}
-
-impl<S> Layer<S> for AccessLayer {
-    type Service = Guarded<S>;
-
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded {
-            inner,
-            layer: self.clone(),
+        Self {
+            methods,
+            access,
+            arrival: ARRIVAL_MAX,
         }
     }
 }
 
-impl<S> Service<Request<Body>> for Guarded<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Some(access) = &self.layer.access else {
-            return Box::pin(self.inner.call(request));
+impl Rule for AccessRule {
+    fn call<S>(&self, inner: &mut S, request: Request<Body>) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+    {
+        let Some(access) = &self.access else {
+            return Box::pin(inner.call(request));
         };
         let path = request.uri().path().to_owned();
         let caller = access.sockets.caller(request.extensions());
@@ -101,18 +80,18 @@ where
             return Box::pin(async move { Ok(told(call, response)) });
         }
         let far = matches!(caller.identity, Identity::Certificate(_));
-        let unary = matches!(self.layer.methods.find(&path), Some((_, Shape::Unary)));
+        let unary = matches!(self.methods.find(&path), Some((_, Shape::Unary)));
         let request = request.map(|body| {
             let mut body = Arriving::new(body);
             if recorded {
                 body = body.looked_at(&path, slot, named);
             }
             if far && unary {
-                body = body.within(ARRIVAL_MAX);
+                body = body.within(self.arrival);
             }
             Body::new(body)
         });
-        let answer = self.inner.call(request);
+        let answer = inner.call(request);
         Box::pin(async move {
             // It is under way from here on, also when its caller goes away before it is answered.
             let call = call;
@@ -169,17 +148,23 @@ impl Listener for Recorded {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, fs, path::Path};
+    use std::{
+        convert::Infallible,
+        fs,
+        path::Path,
+        pin::Pin,
+        task::{Context, Poll},
+    };
 
     use berth_api::v1;
     use bytes::Bytes;
     use http_body_util::{BodyExt as _, Full};
     use prost::Message as _;
     use tonic::Code;
-    use tower::service_fn;
+    use tower::{Layer as _, service_fn};
 
     use super::*;
-    use crate::{caller::Certificate, roles::Role, trail::TrailSettings};
+    use crate::{caller::Certificate, each::Each, roles::Role, trail::TrailSettings};
 
     fn access(file: &Path) -> Access {
         let settings = TrailSettings {
@@ -212,8 +197,8 @@ mod tests {
 
     async fn call(access: &Access, request: Request<Body>) -> Status {
         let methods = Arc::new(Methods::of_contract());
-        let layer = AccessLayer::new(methods, Some(access.clone()));
-        let mut service = layer.layer(service_fn(|it: Request<Body>| async move {
+        let rule = AccessRule::new(methods, Some(access.clone()));
+        let mut service = Each(rule).layer(service_fn(|it: Request<Body>| async move {
             let _ = it.into_body().collect().await;
             let status = Status::not_found("no such sandbox");
             Ok::<_, Infallible>(status.into_http())
@@ -288,8 +273,34 @@ mod tests {
                 Poll::Pending
             }
         }
-        let body = Body::new(Arriving::new(Body::new(Never)).within(Duration::from_millis(1)));
-        let status = body.collect().await.unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let access = access(&dir.path().join("audit.log"));
+        let rule = AccessRule {
+            arrival: Duration::from_millis(1),
+            ..AccessRule::new(Arc::new(Methods::of_contract()), Some(access.clone()))
+        };
+        let mut service = Each(rule).layer(service_fn(|it: Request<Body>| async move {
+            let late = it.into_body().collect().await.map(drop).unwrap_err();
+            Ok::<_, Infallible>(late.into_http())
+        }));
+        let stalled = |method, role| request(method, role, &[]).map(|_| Body::new(Never));
+        let answer = service.call(stalled("SandboxService/Delete", Some(Role::Admin)));
+        let answer = tokio::time::timeout(Duration::from_secs(10), answer).await;
+        let answer = answer.expect("it is ended").unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
+
+        // Whoever is on this host, and whoever streams, may take his time.
+        let mut near = stalled("SandboxService/Delete", None);
+        near.extensions_mut().insert(Caller {
+            roles: Roles::ALL,
+            identity: Identity::Unknown,
+        });
+        let streams = stalled("SandboxService/CopyTo", Some(Role::Admin));
+        for patient in [near, streams] {
+            let waits = tokio::time::timeout(Duration::from_millis(50), service.call(patient));
+            assert!(waits.await.is_err());
+        }
+        access.trail.finish();
     }
 }

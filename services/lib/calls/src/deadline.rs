@@ -1,19 +1,16 @@
 //! A caller's deadline, told as DEADLINE_EXCEEDED: the server library would say CANCELLED. A unary call has one in any case.
 
-use std::{
-    ops::RangeInclusive,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use berth_domain::{Failure, Reason};
 use http::{Request, Response};
 use tonic::{body::Body, metadata::MetadataMap};
-use tower::{Layer, Service};
+use tower::Service;
 
-use crate::methods::{Methods, Shape};
+use crate::{
+    each::{Answer, Rule},
+    methods::{Methods, Shape},
+};
 
 /// The library's own timer begins a moment before ours and must not be the first to end.
 const HEAD_START: Duration = Duration::from_millis(3);
@@ -21,12 +18,12 @@ const HEAD_START: Duration = Duration::from_millis(3);
 const LAST_WORDS: RangeInclusive<Duration> = Duration::from_millis(25)..=Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
-pub struct DeadlineLayer {
+pub struct DeadlineRule {
     methods: Arc<Methods>,
     default: Duration,
 }
 
-impl DeadlineLayer {
+impl DeadlineRule {
     pub(crate) fn new(methods: Arc<Methods>, default: Duration) -> Self {
         Self { methods, default }
     }
@@ -42,39 +39,14 @@ impl DeadlineLayer {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Deadline<S> {
-    inner: S,
-    layer: DeadlineLayer,
-}
-
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Deadline<S>;
-
-    fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-impl<S> Service<Request<Body>> for Deadline<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let deadline = self.layer.of(&request);
-        let answer = self.inner.call(request);
+impl Rule for DeadlineRule {
+    fn call<S>(&self, inner: &mut S, request: Request<Body>) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+    {
+        let deadline = self.of(&request);
+        let answer = inner.call(request);
         Box::pin(async move {
             let Some(deadline) = deadline else {
                 return answer.await;
@@ -127,9 +99,10 @@ mod tests {
     use std::convert::Infallible;
 
     use tonic::{Code, Status};
-    use tower::service_fn;
+    use tower::{Layer as _, service_fn};
 
     use super::*;
+    use crate::each::Each;
 
     fn request(method: &str, timeout: Option<&str>) -> Request<Body> {
         let mut request = Request::new(Body::empty());
@@ -145,7 +118,7 @@ mod tests {
     #[test]
     fn a_unary_call_has_a_deadline_in_any_case_and_a_stream_only_its_callers() {
         const DEFAULT: Duration = Duration::from_secs(1800);
-        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), DEFAULT);
+        let layer = DeadlineRule::new(Arc::new(Methods::of_contract()), DEFAULT);
         let own = Some(Duration::from_secs(2));
         for (method, timeout, expected) in [
             ("Get", Some("2S"), own),
@@ -162,8 +135,8 @@ mod tests {
     #[tokio::test]
     async fn what_takes_longer_is_told_as_deadline_exceeded() {
         let default = Duration::from_millis(10);
-        let layer = DeadlineLayer::new(Arc::new(Methods::of_contract()), default);
-        let mut service = layer.layer(service_fn(|_: Request<Body>| {
+        let layer = DeadlineRule::new(Arc::new(Methods::of_contract()), default);
+        let mut service = Each(layer).layer(service_fn(|_: Request<Body>| {
             std::future::pending::<Result<Response<Body>, Infallible>>()
         }));
         for timeout in [Some("20m"), None] {

@@ -6,6 +6,7 @@ mod access;
 mod arrival;
 mod caller;
 mod deadline;
+mod each;
 mod ending;
 mod limit;
 mod methods;
@@ -19,13 +20,15 @@ use std::{sync::Arc, time::Duration};
 use tower::layer::util::Stack;
 
 pub use access::Access;
-use access::AccessLayer;
+use access::AccessRule;
 pub use caller::{Caller, Certificate, Identity, Sockets};
-use deadline::DeadlineLayer;
+use deadline::DeadlineRule;
 pub use deadline::patience;
-use limit::LimitLayer;
+use each::Each;
+pub use each::Keeping;
+use limit::LimitRule;
 use methods::Methods;
-use record::RecordLayer;
+use record::RecordRule;
 pub use roles::{Role, Roles};
 pub use trail::{Trail, TrailSettings};
 
@@ -50,15 +53,17 @@ impl Default for Limits {
     }
 }
 
-pub type Layers = Stack<DeadlineLayer, Stack<LimitLayer, Stack<AccessLayer, RecordLayer>>>;
+pub type Layers =
+    Stack<Each<DeadlineRule>, Stack<Each<LimitRule>, Stack<Each<AccessRule>, Each<RecordRule>>>>;
 
 /// The layers of a server, for `Server::builder().layer(…)`: it is measured what callers see, refusals as well, and who may
 /// not call takes no place. Without `access` whoever can connect may do everything, and nothing is written down.
 pub fn layers(limits: Limits, access: Option<Access>) -> Layers {
     let methods = Arc::new(Methods::of_contract());
-    let record = RecordLayer::new(methods.clone());
-    let access = AccessLayer::new(methods.clone(), access);
-    let limit = LimitLayer::new(methods.clone(), limits.unary_max, limits.streams_max);
-    let deadline = DeadlineLayer::new(methods, limits.default_deadline);
-    Stack::new(deadline, Stack::new(limit, Stack::new(access, record)))
+    let record = RecordRule::new(methods.clone());
+    let access = AccessRule::new(methods.clone(), access);
+    let limit = LimitRule::new(methods.clone(), limits.unary_max, limits.streams_max);
+    let deadline = DeadlineRule::new(methods, limits.default_deadline);
+    let inner = Stack::new(Each(access), Each(record));
+    Stack::new(Each(deadline), Stack::new(Each(limit), inner))
 }

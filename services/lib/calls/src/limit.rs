@@ -1,28 +1,24 @@
 //! Refuses calls at once while too many are under way, before they cost anything, and says when to come again.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use berth_domain::{Failure, Reason};
 use berth_telemetry::{KeyValue, instruments::CALLS_SHED};
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::{Status, body::Body};
-use tower::{Layer, Service};
+use tokio::sync::Semaphore;
+use tonic::body::Body;
+use tower::Service;
 
-use crate::methods::{Methods, Shape};
+use crate::{
+    each::{Answer, Keeping, Rule},
+    methods::{Methods, Shape},
+};
 
 /// Most calls take less.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
-pub struct LimitLayer {
+pub struct LimitRule {
     methods: Arc<Methods>,
     unary: Places,
     streams: Places,
@@ -41,7 +37,7 @@ impl Places {
     }
 }
 
-impl LimitLayer {
+impl LimitRule {
     pub(crate) fn new(methods: Arc<Methods>, unary: usize, streams: usize) -> Self {
         Self {
             methods,
@@ -51,44 +47,19 @@ impl LimitLayer {
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Limit<S> {
-    inner: S,
-    layer: LimitLayer,
-}
-
-impl<S> Layer<S> for LimitLayer {
-    type Service = Limit<S>;
-
-    fn layer(&self, inner: S) -> Limit<S> {
-        Limit {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-impl<S> Service<Request<Body>> for Limit<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let LimitLayer {
+impl Rule for LimitRule {
+    fn call<S>(&self, inner: &mut S, request: Request<Body>) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+    {
+        let LimitRule {
             methods,
             unary,
             streams,
-        } = &self.layer;
+        } = self;
         let Some((method, shape)) = methods.find(request.uri().path()) else {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(inner.call(request));
         };
         let (places, kind) = match shape {
             Shape::Unary => (unary, "calls"),
@@ -99,45 +70,15 @@ where
             let failure = too_many(kind, places.most);
             return Box::pin(async move { Ok(berth_api::status(failure).into_http()) });
         };
-        let answer = self.inner.call(request);
+        let answer = inner.call(request);
         Box::pin(async move {
             let response = answer.await?;
             Ok(match shape {
                 Shape::Unary => response,
-                Shape::Stream => response.map(|body| {
-                    Body::new(Placed {
-                        body,
-                        _place: place,
-                    })
-                }),
+                // Its place is taken until its last byte.
+                Shape::Stream => response.map(|body| Body::new(Keeping::new(body, place))),
             })
         })
-    }
-}
-
-/// What a stream tells; its place is taken until the end of it.
-struct Placed {
-    body: Body,
-    _place: OwnedSemaphorePermit,
-}
-
-impl http_body::Body for Placed {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 
@@ -152,14 +93,21 @@ fn too_many(kind: &str, most: usize) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{
+        convert::Infallible,
+        pin::Pin,
+        task::{Context, Poll},
+    };
 
+    use bytes::Bytes;
+    use http_body::Frame;
     use tokio::sync::watch;
-    use tonic::Code;
+    use tonic::{Code, Status};
     use tonic_types::StatusExt as _;
-    use tower::service_fn;
+    use tower::{Layer as _, service_fn};
 
     use super::*;
+    use crate::each::Each;
 
     fn request(path: &str) -> Request<Body> {
         let mut request = Request::new(Body::empty());
@@ -174,7 +122,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_too_much_is_refused_with_a_time_to_come_again_and_health_is_not() {
         let (free, held) = watch::channel(false);
-        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 1);
+        let layer = Each(LimitRule::new(Arc::new(Methods::of_contract()), 1, 1));
         let mut service = layer.layer(service_fn(move |_: Request<Body>| {
             let mut held = held.clone();
             async move {
@@ -219,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_has_its_place_until_its_last_byte_and_takes_none_from_other_calls() {
-        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 2);
+        let layer = Each(LimitRule::new(Arc::new(Methods::of_contract()), 1, 2));
         let mut service = layer.layer(service_fn(|_: Request<Body>| async {
             Ok::<_, Infallible>(Response::new(Body::new(Endless)))
         }));
@@ -242,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_goes_away_gives_its_place_back() {
-        let layer = LimitLayer::new(Arc::new(Methods::of_contract()), 1, 1);
+        let layer = Each(LimitRule::new(Arc::new(Methods::of_contract()), 1, 1));
         let mut service = layer.layer(service_fn(|it: Request<Body>| async move {
             if it.uri().path().ends_with("Delete") {
                 std::future::pending::<()>().await;

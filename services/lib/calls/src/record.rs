@@ -1,11 +1,6 @@
 //! Traces and measures calls, up to the last byte of what they are told.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use berth_telemetry::{
     KeyValue,
@@ -15,64 +10,40 @@ use berth_telemetry::{
 use http::{Request, Response};
 use tonic::{Code, Status, body::Body};
 use tonic_types::StatusExt as _;
-use tower::{Layer, Service};
+use tower::Service;
 use tracing::{Instrument as _, Span};
 
 use crate::{
+    each::{Answer, Rule},
     ending::{Listener, UnderWay, name},
     methods::{Methods, OTHER, Shape, is_about_the_server},
 };
 
 #[derive(Clone, Debug)]
-pub struct RecordLayer {
+pub struct RecordRule {
     methods: Arc<Methods>,
 }
 
-impl RecordLayer {
+impl RecordRule {
     pub(crate) fn new(methods: Arc<Methods>) -> Self {
         Self { methods }
     }
 }
 
-#[derive(Clone, Debug)]
-pub struct Record<S> {
-    inner: S,
-    methods: Arc<Methods>,
-}
-
-impl<S> Layer<S> for RecordLayer {
-    type Service = Record<S>;
-
-    fn layer(&self, inner: S) -> Record<S> {
-        Record {
-            inner,
-            methods: self.methods.clone(),
-        }
-    }
-}
-
-impl<S> Service<Request<Body>> for Record<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Rule for RecordRule {
+    fn call<S>(&self, inner: &mut S, request: Request<Body>) -> Answer<S::Error>
+    where
+        S: Service<Request<Body>, Response = Response<Body>>,
+        S::Future: Send + 'static,
+    {
         let path = request.uri().path();
         if is_about_the_server(path) {
-            return Box::pin(self.inner.call(request));
+            return Box::pin(inner.call(request));
         }
         let (method, shape) = self.methods.find(path).unwrap_or((OTHER, Shape::Unary));
         let call = Call::begin(method, shape, spans::call(method, request.headers()));
         let span = call.span.clone();
-        let answer = span.in_scope(|| self.inner.call(request)).instrument(span);
+        let answer = span.in_scope(|| inner.call(request)).instrument(span);
         Box::pin(async move {
             let call = UnderWay::new(call);
             Ok(call.told_by(answer.await?))

@@ -1,16 +1,8 @@
 //! Whether calls are under way on a connection, and since when none are.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 use tokio::{sync::watch, time::Instant};
-use tonic::{Status, body::Body};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Activity(Arc<watch::Sender<Now>>);
@@ -69,32 +61,6 @@ impl Drop for Call {
             it.calls -= 1;
             it.since = Instant::now();
         });
-    }
-}
-
-/// An answer, with the call that is under way until it is told.
-pub(crate) struct Answer {
-    pub(crate) body: Body,
-    pub(crate) _call: Call,
-}
-
-impl http_body::Body for Answer {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

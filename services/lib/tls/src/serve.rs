@@ -12,7 +12,7 @@ use std::{
 };
 
 use berth_api::{CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES};
-use berth_calls::{Caller, Certificate, Identity};
+use berth_calls::{Caller, Certificate, Identity, Keeping};
 use berth_telemetry::{
     KeyValue,
     instruments::{TLS_CONNECTIONS, TLS_REFUSED},
@@ -32,7 +32,7 @@ use tower::Service;
 
 use crate::{
     Held, Settings,
-    activity::{Activity, Answer},
+    activity::Activity,
     certificate::{Facts, facts},
     doors::{Admission, Doors, Id, Most},
     files::State,
@@ -313,7 +313,7 @@ where
         let answer = service.clone().call(request.map(Body::new));
         async move {
             let answer = answer.await?;
-            Ok::<_, Infallible>(answer.map(|body| Answer { body, _call: call }))
+            Ok::<_, Infallible>(answer.map(|body| Keeping::new(body, call)))
         }
     });
     let mut server = http2::Builder::new(TokioExecutor::new());
