@@ -2,6 +2,8 @@
 
 mod tls;
 
+use std::time::Duration;
+
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -13,6 +15,10 @@ pub use self::tls::TlsFiles;
 /// messages, stays far below it.
 pub const CALL_WINDOW_BYTES: u32 = 64 << 10;
 pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// A host that is gone without a word is noticed after both, while a call is under way.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 const FORMS: &str = "`unix:/path`, `/path`, `http://host:port` or `https://host:port`";
 const HTTPS: &str = "https://";
@@ -109,7 +115,11 @@ impl Target {
                     let peer = peer.clone();
                     async move { peer.connect().await.map(TokioIo::new) }
                 });
-                windows(endpoint).connect_with_connector(connector).await
+                // A host that is gone says nothing, and whoever only listens would wait for it for ever.
+                let endpoint = windows(endpoint)
+                    .http2_keep_alive_interval(PING_EVERY)
+                    .keep_alive_timeout(PING_TIMEOUT);
+                endpoint.connect_with_connector(connector).await
             }
         };
         connected.map_err(|source| ConnectError::Unreachable {

@@ -33,6 +33,16 @@ pub struct Access {
     pub trail: Trail,
 }
 
+impl Access {
+    /// On a Unix socket of a process that others than root may look at.
+    pub fn for_looking() -> Self {
+        Self {
+            sockets: Sockets::read_only(),
+            trail: Trail::without_file(),
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct AccessRule {
     methods: Arc<Methods>,

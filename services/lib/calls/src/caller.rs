@@ -63,6 +63,14 @@ impl Default for Sockets {
 }
 
 impl Sockets {
+    /// Root may do everything, and all others look.
+    pub(crate) fn read_only() -> Self {
+        Self {
+            rules: vec![],
+            rest: Roles::of(&[Role::ReadOnly]),
+        }
+    }
+
     /// Reads rules as `uid:990=metrics` and `gid:991=watchdog,read-only`; the roles of all others are `rest`, joined by commas
     /// too. The problem names the rule.
     pub fn parse(rules: &[String], rest: &str) -> Result<Self, String> {

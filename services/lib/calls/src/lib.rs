@@ -28,6 +28,7 @@ use each::Each;
 pub use each::Keeping;
 use limit::LimitRule;
 use methods::Methods;
+pub use methods::is_about_the_server;
 use record::RecordRule;
 pub use roles::{Role, Roles};
 pub use trail::{Trail, TrailSettings};

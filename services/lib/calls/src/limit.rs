@@ -1,21 +1,28 @@
 //! Refuses calls at once while too many are under way, before they cost anything, and says when to come again.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 
 use berth_domain::{Failure, Reason};
 use berth_telemetry::{KeyValue, instruments::CALLS_SHED};
 use http::{Request, Response};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tower::Service;
 
 use crate::{
+    caller::{Caller, Identity},
     each::{Answer, Keeping, Rule},
     methods::{Methods, Shape},
 };
 
 /// Most calls take less.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// One certificate has at most one part in so many.
+const SHARE: usize = 4;
 
 #[derive(Clone, Debug)]
 pub struct LimitRule {
@@ -28,12 +35,49 @@ pub struct LimitRule {
 struct Places {
     free: Arc<Semaphore>,
     most: usize,
+    /// Those that each certificate has left, for certificates with calls under way.
+    shares: Arc<Mutex<HashMap<Whose, Weak<Semaphore>>>>,
 }
+
+/// Subject and serial of a certificate.
+type Whose = (String, String);
+
+/// As long as it is kept, the call has its place.
+type Place = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
 
 impl Places {
     fn new(most: usize) -> Self {
-        let free = Arc::new(Semaphore::new(most));
-        Self { free, most }
+        Self {
+            free: Arc::new(Semaphore::new(most)),
+            most,
+            shares: Arc::default(),
+        }
+    }
+
+    /// No certificate has more than a quarter: the others, and whoever is on this host, go on. The number is that of which
+    /// there are no more.
+    fn take(&self, caller: Option<&Caller>) -> Result<Place, usize> {
+        let share = match caller.map(|it| &it.identity) {
+            Some(Identity::Certificate(it)) => {
+                let most = (self.most / SHARE).max(1);
+                let left = self.share((it.subject.clone(), it.serial.clone()), most);
+                Some(left.try_acquire_owned().map_err(|_| most)?)
+            }
+            Some(Identity::Process { .. } | Identity::Unknown) | None => None,
+        };
+        let place = self.free.clone().try_acquire_owned();
+        Ok((place.map_err(|_| self.most)?, share))
+    }
+
+    fn share(&self, whose: Whose, most: usize) -> Arc<Semaphore> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = shares.get(&whose).and_then(Weak::upgrade) {
+            return left;
+        }
+        shares.retain(|_, it| it.strong_count() > 0);
+        let left = Arc::new(Semaphore::new(most));
+        shares.insert(whose, Arc::downgrade(&left));
+        left
     }
 }
 
@@ -65,10 +109,13 @@ impl Rule for LimitRule {
             Shape::Unary => (unary, "calls"),
             Shape::Stream => (streams, "streams"),
         };
-        let Ok(place) = places.free.clone().try_acquire_owned() else {
-            CALLS_SHED.record(1.0, &[KeyValue::new("rpc.method", method.to_owned())]);
-            let failure = too_many(kind, places.most);
-            return Box::pin(async move { Ok(berth_api::status(failure).into_http()) });
+        let place = match places.take(request.extensions().get()) {
+            Ok(place) => place,
+            Err(most) => {
+                CALLS_SHED.record(1.0, &[KeyValue::new("rpc.method", method.to_owned())]);
+                let failure = too_many(kind, most);
+                return Box::pin(async move { Ok(berth_api::status(failure).into_http()) });
+            }
         };
         let answer = inner.call(request);
         Box::pin(async move {
@@ -107,7 +154,7 @@ mod tests {
     use tower::{Layer as _, service_fn};
 
     use super::*;
-    use crate::each::Each;
+    use crate::{caller::Certificate, each::Each, roles::Roles};
 
     fn request(path: &str) -> Request<Body> {
         let mut request = Request::new(Body::empty());
@@ -186,6 +233,31 @@ mod tests {
         drop(first);
         let after = service.call(request(WATCH)).await.unwrap();
         assert_eq!(status(&after).code(), Code::Ok, "its place is free again");
+    }
+
+    #[test]
+    fn no_certificate_takes_more_than_a_quarter_of_the_places() {
+        let caller = |serial: &str| Caller {
+            roles: Roles::ALL,
+            identity: Identity::Certificate(Arc::new(Certificate {
+                subject: "CN=somebody".into(),
+                serial: serial.into(),
+                address: "10.0.0.1:7".parse().unwrap(),
+            })),
+        };
+        let (greedy, other) = (caller("01"), caller("02"));
+        let places = Places::new(8);
+        let held = [(); 2].map(|()| places.take(Some(&greedy)).unwrap());
+        assert_eq!(places.take(Some(&greedy)).unwrap_err(), 2);
+        let theirs = [(); 2].map(|()| places.take(Some(&other)).unwrap());
+        let near: Vec<_> = (0..4).map(|_| places.take(None).unwrap()).collect();
+        assert_eq!(places.take(None).unwrap_err(), 8);
+        drop((held, theirs, near));
+        assert!(
+            places.take(Some(&greedy)).is_ok(),
+            "its places are free again"
+        );
+        assert!(Places::new(1).take(Some(&greedy)).is_ok());
     }
 
     #[tokio::test]

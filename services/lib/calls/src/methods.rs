@@ -49,7 +49,7 @@ impl Methods {
 }
 
 /// Whether a call is about the server itself: who asks for health must not be refused, nor fill traces.
-pub(crate) fn is_about_the_server(path: &str) -> bool {
+pub fn is_about_the_server(path: &str) -> bool {
     path.starts_with("/grpc.")
 }
 

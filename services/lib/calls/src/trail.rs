@@ -10,7 +10,6 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
-    thread::JoinHandle,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,6 +24,9 @@ use crate::caller::Identity;
 
 /// Records on their way to the file. A disk that hangs holds them up, and nobody else.
 const QUEUE_MAX: usize = 4096;
+/// What a disk gets for the last records.
+const LAST_RECORDS: Duration = Duration::from_secs(3);
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// Where the files are, and how much of them is kept.
 #[derive(Clone, Debug)]
@@ -107,7 +109,8 @@ pub struct Trail(Arc<Shared>);
 
 struct Shared {
     lines: Option<SyncSender<Message>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    /// Hears when the writer has ended.
+    end: Mutex<Option<Receiver<()>>>,
     denials: Mutex<Denials>,
     /// Records that are not in the file, and why the last of them is not; nothing since one could be written.
     lost: Mutex<(u64, Option<String>)>,
@@ -122,23 +125,35 @@ impl std::fmt::Debug for Trail {
 impl Trail {
     /// Fails where no thread can be started. A file that cannot be opened is tried again with each record.
     pub fn start(settings: TrailSettings) -> std::io::Result<Self> {
+        let Some(file) = settings.file else {
+            return Ok(Self::without_file());
+        };
         let (lines, queue) = sync_channel(QUEUE_MAX);
-        let file = settings.file.clone();
+        let (ended, end) = sync_channel(1);
         let shared = Arc::new(Shared {
-            lines: file.is_some().then_some(lines),
-            writer: Mutex::default(),
+            lines: Some(lines),
+            end: Mutex::new(Some(end)),
             denials: Mutex::default(),
             lost: Mutex::default(),
         });
-        if let Some(file) = file {
-            let files = Files::new(file, settings.max_bytes, settings.files);
-            let to = Arc::downgrade(&shared);
-            let write = move || write(&queue, files, &to);
-            let writer = std::thread::Builder::new().name("audit-log".into());
-            *shared.writer.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(writer.spawn(write)?);
-        }
+        let files = Files::new(file, settings.max_bytes, settings.files);
+        let to = Arc::downgrade(&shared);
+        let writer = std::thread::Builder::new().name("audit-log".into());
+        writer.spawn(move || {
+            write(&queue, files, &to);
+            let _ = ended.send(());
+        })?;
         Ok(Self(shared))
+    }
+
+    /// Without a file: calls are log records alone.
+    pub fn without_file() -> Self {
+        Self(Arc::new(Shared {
+            lines: None,
+            end: Mutex::default(),
+            denials: Mutex::default(),
+            lost: Mutex::default(),
+        }))
     }
 
     /// What keeps records from the file at the moment, for people.
@@ -188,22 +203,27 @@ impl Trail {
         }
     }
 
-    /// Returns when all that was taken so far is in the file.
+    /// Returns when all that was taken so far is in the file. A disk that hangs is not waited for.
     pub fn finish(&self) {
-        // A disk that hangs is not waited for.
-        if let Some(lines) = &self.0.lines
-            && lines.try_send(Message::Stop).is_err()
-        {
+        let end = self.0.end.lock();
+        let Some(end) = end.unwrap_or_else(PoisonError::into_inner).take() else {
             return;
+        };
+        let deadline = Instant::now() + LAST_RECORDS;
+        // A queue that is full has room as soon as one is written.
+        while let Some(lines) = &self.0.lines
+            && matches!(lines.try_send(Message::Stop), Err(TrySendError::Full(_)))
+            && Instant::now() < deadline
+        {
+            if end.recv_timeout(AGAIN).is_ok() {
+                return;
+            }
         }
-        let writer = self
-            .0
-            .writer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(writer) = writer {
-            let _ = writer.join();
+        let left = deadline.saturating_duration_since(Instant::now());
+        if end.recv_timeout(left).is_err() {
+            tracing::warn!(
+                "the disk of the audit log does not keep up; its last records are given up"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a process beside the manager answers on its socket: its own services, health and reflection.
 
-use berth_calls::{Limits, layers};
+use berth_calls::{Access, Limits, layers};
 use tokio::{net::UnixListener, sync::watch};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{service::Routes, transport::Server};
@@ -18,7 +18,8 @@ pub enum ServeError {
 }
 
 /// Answers until it is dropped. The process (the empty name) and the services that are `named` serve from the beginning;
-/// `manager` is NOT_SERVING while what is watched does not hear from it.
+/// `manager` is NOT_SERVING while what is watched does not hear from it. Who is not root may look, whatever the manager lets
+/// him do: what these processes have done is done in their own name.
 pub async fn serve<T>(
     listener: UnixListener,
     services: Routes,
@@ -56,7 +57,7 @@ pub async fn serve<T>(
         // Tools made with Python still ask for the older version.
         .add_service(reflection().build_v1alpha()?);
     let served = Server::builder()
-        .layer(layers(Limits::default(), None))
+        .layer(layers(Limits::default(), Some(Access::for_looking())))
         .add_routes(services)
         .serve_with_incoming(UnixListenerStream::new(listener));
     tokio::select! {

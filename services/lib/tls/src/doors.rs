@@ -47,15 +47,14 @@ impl Doors {
         if self.handshakes.len() <= self.most.handshakes {
             return None;
         }
-        let of = |peer| self.handshakes.iter().filter(|it| it.1 == peer).count();
-        let mut most = (0, 0);
-        for (at, (_, peer)) in self.handshakes.iter().enumerate() {
-            let number = of(*peer);
-            if number > most.0 {
-                most = (number, at);
-            }
+        let mut of = BTreeMap::new();
+        for (_, peer) in &self.handshakes {
+            *of.entry(*peer).or_insert(0) += 1;
         }
-        self.handshakes.remove(most.1).map(|(id, _)| id)
+        let most = of.values().copied().max();
+        let mut oldest_first = self.handshakes.iter();
+        let oldest = oldest_first.position(|(_, peer)| of.get(peer).copied() == most)?;
+        self.handshakes.remove(oldest).map(|(id, _)| id)
     }
 
     /// One whose certificate is known now. `idle_since` orders those that are without a call.

@@ -1,7 +1,7 @@
 //! The server's certificate, its key and whom it trusts: read again when they change. What cannot be used changes nothing.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -47,8 +47,8 @@ pub(crate) struct State {
     problem: Option<String>,
 }
 
-/// The files as they were read last.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The files as they were read last; without `Debug`, since one is a key.
+#[derive(Clone, PartialEq, Eq)]
 struct Texts {
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -86,12 +86,17 @@ impl Held {
 }
 
 /// Reads the files, and reads them again.
-#[derive(Debug)]
 pub struct Keeper {
     files: Files,
     state: watch::Sender<State>,
     seen: Option<Texts>,
     trusted: Vec<u8>,
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
+    }
 }
 
 impl Keeper {

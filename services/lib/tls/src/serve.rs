@@ -12,7 +12,7 @@ use std::{
 };
 
 use berth_api::{CALL_WINDOW_BYTES, CONNECTION_WINDOW_BYTES};
-use berth_calls::{Caller, Certificate, Identity, Keeping};
+use berth_calls::{Caller, Certificate, Identity, Keeping, is_about_the_server};
 use berth_telemetry::{
     KeyValue,
     instruments::{TLS_CONNECTIONS, TLS_REFUSED},
@@ -46,7 +46,7 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long calls may go on when their connection is told to end.
 const LAST_CALLS: Duration = Duration::from_secs(5);
-/// The same without calls: whoever does not listen must not stay beside the one that has its place.
+/// How long it may stay without calls: whoever does not listen must not stay beside the one that has its place.
 const LAST_WORD: Duration = Duration::from_millis(250);
 /// When there is no file left for a connection, some will be given back soon.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
@@ -308,7 +308,8 @@ where
     };
     let activity = place.activity.clone();
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-        let call = activity.begin();
+        // Who only asks for health is without a call.
+        let call = (!is_about_the_server(request.uri().path())).then(|| activity.begin());
         request.extensions_mut().insert(caller.clone());
         let answer = service.clone().call(request.map(Body::new));
         async move {
@@ -333,20 +334,17 @@ where
     if let Some(cause) = ended {
         refused(cause);
     }
-    let grace = match ended {
-        Some(Cause::Evicted | Cause::Idle) => LAST_WORD,
-        Some(
-            Cause::Handshake
-            | Cause::Timeout
-            | Cause::Full
-            | Cause::NoCertificate
-            | Cause::Expired
-            | Cause::TrustChanged,
-        )
-        | None => LAST_CALLS,
-    };
     serving.as_mut().graceful_shutdown();
-    let _ = tokio::time::timeout(grace, serving).await;
+    if ended.is_none() {
+        // Whoever stops the port waits for its calls as long as for those of the Unix socket.
+        let _ = serving.await;
+        return;
+    }
+    // One may have begun before its caller heard of the end.
+    let quiet = tokio::time::timeout(LAST_WORD, serving.as_mut()).await;
+    if quiet.is_err() && place.activity.idle_since().is_none() {
+        let _ = tokio::time::timeout(LAST_CALLS, serving).await;
+    }
 }
 
 /// Waits for a reason to end a connection; `None` where the whole port ends.

@@ -60,6 +60,9 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "The way of their requests", owner: "sandbox-manager", file: "services/lib/calls/src/access.rs", rows: &[
         n("ARRIVAL_MAX", "how long the request of a call that is no stream may be on its way", "DEADLINE_PASSED", CALLS, "a_request_from_another_host_that_never_ends_is_ended"),
     ] },
+    Group { title: "Calls by one of their certificates", owner: "sandbox-manager", file: "services/lib/calls/src/limit.rs", rows: &[
+        n("SHARE", "one part in so many of the calls under way, and of the streams", "CALLS_EXHAUSTED, with a time to come again", SHED, "no_certificate_takes_more_than_a_quarter_of_the_places"),
+    ] },
     Group { title: "Their messages", owner: "sandbox-manager", file: "services/lib/calls/src/arrival.rs", rows: &[
         b("MESSAGE_MAX", "a message", "OUT_OF_RANGE, by its head", CALLS, HOSTILE),
     ] },

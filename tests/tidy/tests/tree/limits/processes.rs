@@ -101,6 +101,7 @@ pub(super) const NONE_OF_OURS: &[(&str, &str, &str)] = &[
     ("services/lib/netns/src/named.rs", "TRIES_MAX", "how often a change is repeated"),
     ("services/lib/netns/src/nfnetlink.rs", "READS_MAX", "how often a look is repeated"),
     ("services/lib/plugin/src/heartbeat.rs", "LIMIT", "a manager that is silent is away"),
+    ("services/lib/plugin/src/leases.rs", "LIMIT", "a manager that is silent is away"),
     ("services/lib/plugin/src/socket.rs", "HOLDER_MAX", "what is longer names nobody"),
     ("services/lib/registry/src/authorize.rs", "TOKEN_MAX", "what is larger is no token"),
     ("services/lib/registry/src/trouble.rs", "SAID_MAX", "cuts what a registry says of a refusal"),
