@@ -42,7 +42,7 @@ image-gc.toml: |
   {{- $own := dict
     "manager_address" $manager
     "socket" (printf "%s/image-gc.sock" $run)
-    "data_path" .Values.paths.state
+    "data_path" .Values.containerd.rootDir
     "blob_dir" (printf "%s/registry/blobs" .Values.paths.state)
     "collect_blobs" false }}
   {{- include "berth.settings" (dict "root" . "own" $own "port" 9468 "given" .Values.imageGc.config) | nindent 2 }}

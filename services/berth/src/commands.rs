@@ -102,6 +102,8 @@ impl Session {
     ) -> Result<(String, Channel), Failure> {
         let addresses = match named {
             Some(address) => vec![address.clone()],
+            // Sockets of that node are not ours, and those of this one are not meant.
+            None if !self.is_near() => return Err(Failure::Elsewhere(name.to_owned())),
             None => {
                 let known = self
                     .known_beside(name)
@@ -121,6 +123,11 @@ impl Session {
             }
         }
         Err(last.unwrap_or(Failure::Incomplete("address")))
+    }
+
+    /// Whether the manager is one of this node.
+    fn is_near(&self) -> bool {
+        !self.address.starts_with("http")
     }
 
     async fn known_beside(&self, name: &str) -> Result<Vec<String>, Failure> {

@@ -73,6 +73,10 @@ pub(crate) enum Failure {
     NotACatalog { path: PathBuf, source: ReadError },
     #[error("{0} was never given out")]
     NoLease(String),
+    #[error(
+        "the manager is on another node, and {0} is asked on its own: run this there, or name an address of it"
+    )]
+    Elsewhere(String),
     #[error("the manager's answer lacks the field `{0}`")]
     Incomplete(&'static str),
     #[error("cannot write {}", shown(path))]
@@ -174,6 +178,7 @@ fn exit_code(failure: &Failure) -> u8 {
         | Failure::File { .. }
         | Failure::Unwritable { .. }
         | Failure::Incomplete(_)
+        | Failure::Elsewhere(_)
         | Failure::StreamEnded
         | Failure::Copy(_)
         | Failure::Listen { .. }
@@ -258,6 +263,7 @@ fn lines(failure: &Failure) -> Vec<String> {
         | Failure::File { .. }
         | Failure::Unwritable { .. }
         | Failure::Incomplete(_)
+        | Failure::Elsewhere(_)
         | Failure::StreamEnded
         | Failure::Sides
         | Failure::TwoContainers

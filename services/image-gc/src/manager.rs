@@ -58,11 +58,7 @@ impl Manager {
 
     /// Gives back what a worker held that is proven to be gone.
     pub(crate) async fn end_leases_of(&self, prefix: &str, former: &str) -> Result<(), Status> {
-        let ended = berth_plugin::end_leases_of(self.leases(), prefix, former);
-        match tokio::time::timeout(LIMIT, ended).await {
-            Ok(ended) => ended,
-            Err(_) => Err(Status::deadline_exceeded("the manager does not answer")),
-        }
+        berth_plugin::end_leases_of(self.leases(), prefix, former).await
     }
 
     pub(crate) fn collections(&self) -> CollectionServiceClient<Channel> {

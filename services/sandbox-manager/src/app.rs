@@ -22,7 +22,7 @@ use berth_api::{
 };
 use berth_calls::{Access, Trail};
 use berth_containerd::Containerd;
-use berth_daemon::give_to_group;
+use berth_daemon::{bound, give_to_group};
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _, Runtime as _};
@@ -554,6 +554,7 @@ async fn listen(config: &Config) -> anyhow::Result<UnixListener> {
         UnixListener::bind(socket).with_context(|| format!("binding {}", socket.display()))?;
     give_to_group(socket, &config.socket_group)
         .with_context(|| format!("giving {} to its group", socket.display()))?;
+    bound();
     Ok(listener)
 }
 

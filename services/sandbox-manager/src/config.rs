@@ -31,7 +31,7 @@ const PARALLEL_CREATES_MAX: usize = 1024;
 const SLOTS_MAX: usize = 256;
 /// Each holds three pipes, and up to 400 KiB of what is on its way.
 const EXECS_MAX: usize = 4096;
-/// More than the addresses of the largest subnet.
+/// More than a node can run, and few enough for a look at all of them.
 const SANDBOXES_MAX: u64 = 1 << 20;
 /// Each is a task and its request, which can have 4 MiB.
 const CALLS_MAX: usize = 65_536;
@@ -354,7 +354,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     }
     ensure!(
         config.parallel_creates <= PARALLEL_CREATES_MAX,
-        "parallel_creates: must be at most {PARALLEL_CREATES_MAX}, or 0 for two per CPU"
+        "parallel_creates: must be at most {PARALLEL_CREATES_MAX}, or 0 for four per CPU"
     );
     ensure!(
         (1..=SANDBOXES_MAX).contains(&config.sandboxes_max),

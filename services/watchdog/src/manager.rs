@@ -127,11 +127,7 @@ impl Manager {
 
     /// Gives back the lease of a watchdog that is proven to be gone.
     pub(crate) async fn end_leases_of(&self, former: &str) -> Result<(), Status> {
-        let ended = berth_plugin::end_leases_of(self.leases(), LEASE, former);
-        match tokio::time::timeout(LIMIT_OF_LEASES, ended).await {
-            Ok(ended) => ended,
-            Err(_) => Err(Status::deadline_exceeded("the manager does not answer")),
-        }
+        berth_plugin::end_leases_of(self.leases(), LEASE, former).await
     }
 
     fn leases(&self) -> LeaseServiceClient<Channel> {

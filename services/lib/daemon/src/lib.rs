@@ -13,3 +13,4 @@ pub use memory::{kib_figures, resident_bytes};
 pub use process::stop_signal;
 pub use program::{EX_CONFIG, observed, refuse};
 pub use socket::give_to_group;
+pub use supervised::bound;

@@ -14,6 +14,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
+    sync::Notify,
 };
 
 /// How often a process that begins is asked whether it serves.
@@ -22,6 +23,13 @@ const LOOK: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The beginning of HTTP/2, with settings that say nothing: a server answers it with its own.
 const HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+static BOUND: Notify = Notify::const_new();
+
+/// Says that the socket is this process's own.
+pub fn bound() {
+    BOUND.notify_one();
+}
 
 /// Who wants to know.
 #[derive(Clone, Debug)]
@@ -63,6 +71,8 @@ impl Supervisor {
 /// Tells systemd that this process serves, once its socket is answered, and then that it is still answered: not that it
 /// runs, since a process may run and serve nobody. Without systemd it does nothing, for ever.
 pub(crate) async fn keep_told(socket: &Path) -> Infallible {
+    // Until it has the socket, another process may answer there.
+    BOUND.notified().await;
     match Supervisor::of_this_process() {
         Some(supervisor) => keep(&supervisor, socket).await,
         None => std::future::pending().await,

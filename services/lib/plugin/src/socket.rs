@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use berth_daemon::give_to_group;
+use berth_daemon::{bound, give_to_group};
 use tokio::net::UnixListener;
 
 /// One that is told to stop has stopped within this time.
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(50);
 /// More than any name of a holder has.
 const HOLDER_MAX: u64 = 4096;
-/// Who may use the manager's socket may use this one.
+/// Who may look.
 const GROUP: &str = "berth";
 
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +76,7 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
     }
     let listener = UnixListener::bind(socket).map_err(failed("binding"))?;
     give_to_group(socket, GROUP).map_err(failed("giving away"))?;
+    bound();
     let seat = Seat {
         former,
         _lock: lock,

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 /// Of the kernel.
 const NET_BIND_SERVICE: u64 = 1 << 10;
+const NET_ADMIN: u64 = 1 << 12;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What `deploy/dev/chart render` makes of each file of values in `helm/berth/ci`.
@@ -153,7 +154,11 @@ async fn the_pod_of_a_node_serves_is_replaced_and_leaves_nothing() -> anyhow::Re
     pod.start().await?;
     for name in &all[1..] {
         let held = capability_bits(pod.pid(name)?, "CapEff")?;
-        let expected = if name == "dns" { NET_BIND_SERVICE } else { 0 };
+        let expected = if name == "dns" {
+            NET_ADMIN | NET_BIND_SERVICE
+        } else {
+            0
+        };
         assert_eq!(held, expected, "{name} has {held:x}");
     }
 
