@@ -544,9 +544,10 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
 
     /// Looks whether a sandbox that should run does, and whether it is reachable.
     async fn look(&mut self, record: &SandboxRecord, woken: Woken) -> Result<Next, Failure> {
+        let began = Instant::now();
         let fresh = self.looked_at.is_some_and(|it| it.elapsed() < RESYNC);
         if woken == Woken::ByTime && fresh {
-            return self.look_at_ports(record).await;
+            return self.look_at_ports(record, began).await;
         }
         let seen = self.shared.node.observe(&self.id).await?;
         match assess(&record.spec, &seen, self.is_of_another_boot(record)) {
@@ -554,7 +555,7 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
                 self.looked_at = Some(Instant::now());
                 let kills = oom_kills(&self.shared.node, &self.id).await?;
                 self.former_kills.note(SystemTime::now(), kills);
-                return self.look_at_ports(record).await;
+                return self.look_at_ports(record, began).await;
             }
             Health::Unprepared => {
                 tracing::warn!(sandbox = %self.id, "making its lease, cgroup and files again");
@@ -631,7 +632,11 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
     }
 
     /// RUNNING is a word about reachability: it is taken back while a port does not listen or a probe fails.
-    async fn look_at_ports(&mut self, record: &SandboxRecord) -> Result<Next, Failure> {
+    async fn look_at_ports(
+        &mut self,
+        record: &SandboxRecord,
+        began: Instant,
+    ) -> Result<Next, Failure> {
         let node = &self.shared.node;
         let mut seen = look_at_ports(node, record).await?;
         let probing = self.probing.get_or_insert_with(|| {
@@ -642,6 +647,12 @@ impl<R: Runtime + Images, N: Network> SandboxTask<R, N> {
         });
         let failing = probing.failing();
         let (status, reason, message) = standing(&seen, &failing);
+        let lost = (record.status, status) == (Status::Running, Status::NotReady);
+        if lost && self.looked_at.is_none_or(|it| it < began) {
+            // Its container may have ended, and then that is the news.
+            self.looked_at = None;
+            return Ok(Next::Again);
+        }
         self.lead_node_ports(record, &seen).await?;
         seen.retain(|it| !record.ports.iter().any(|was| was.says_the_same(it)));
         let said = (record.status, record.reason.as_str(), &record.message);
