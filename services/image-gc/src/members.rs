@@ -12,6 +12,7 @@ use berth_domain::{
     Reason,
     collection::{CollectionKind, Slice},
 };
+use futures::{StreamExt as _, TryStreamExt as _, future, stream};
 use tonic::Status;
 
 use crate::{
@@ -26,6 +27,8 @@ const LEASES: &str = "image-gc/";
 const WORKERS: &str = "image-gc/worker/";
 /// As many leases as the contract allows in a message.
 const BATCH: usize = 256;
+/// So many leases are asked for at the same time, by a worker that is to be at work soon.
+const ASKED_AT_ONCE: usize = 16;
 /// Workers that come and go are seen within this time, however long leases live.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -116,16 +119,8 @@ impl Member<'_> {
             let live = self.membership.live.get(&kind).cloned().unwrap_or_default();
             let own = share::slices_of(&self.config.name, &live);
             foreign.extend(self.give_up(kind, &own));
-            for slice in own {
-                if self.membership.slices.contains_key(&(kind, slice)) {
-                    continue;
-                }
-                let taken = self.acquire(manager, kind.lease(slice), BTreeMap::new());
-                // Where another one still has it, it is asked for again.
-                if let Ok(lease) = taken.await? {
-                    self.membership.slices.insert((kind, slice), lease);
-                }
-            }
+            let taken = self.take(manager, kind, &own).await?;
+            self.membership.slices.extend(taken);
         }
         for leases in foreign.chunks(BATCH) {
             let leases = leases.to_vec();
@@ -164,6 +159,23 @@ impl Member<'_> {
             membership.own = None;
         }
         Ok(())
+    }
+
+    /// Takes those of its slices that it has not. Where another one still has one, it is asked for again at the next look.
+    async fn take(
+        &self,
+        manager: &Manager,
+        kind: CollectionKind,
+        own: &BTreeSet<Slice>,
+    ) -> Result<BTreeMap<(CollectionKind, Slice), Lease>, Status> {
+        let held = &self.membership.slices;
+        let missing = own.iter().filter(|it| !held.contains_key(&(kind, **it)));
+        let asked = missing.map(async |slice| {
+            let lease = self.acquire(manager, kind.lease(*slice), BTreeMap::new());
+            Ok(lease.await?.ok().map(|it| ((kind, *slice), it)))
+        });
+        let answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        answers.try_filter_map(future::ok).try_collect().await
     }
 
     /// The inner error is that somebody else has it.

@@ -10,12 +10,15 @@ use berth_api::{
     Target,
     v1::{self, plugin_service_client::PluginServiceClient},
 };
+use tokio::time::Instant;
 use tonic::{Status, transport::Channel};
 
 use crate::follow::{Broken, chain};
 
 /// A manager that was started again knows all processes after this time.
 const EVERY: Duration = Duration::from_secs(2);
+/// That a process comes to be well, or no longer is, is told within this time.
+const LOOK: Duration = Duration::from_millis(200);
 /// Several heartbeats may be lost on a node that is busy.
 const TIME_TO_LIVE: Duration = Duration::from_secs(10);
 /// A manager that does not answer for so long is away.
@@ -65,6 +68,7 @@ pub async fn heartbeat(
     let (mut client, mut last) = (None, String::new());
     loop {
         let request = request(&plugin, *STARTED_AT, beat());
+        let state = request.state();
         let told = tokio::time::timeout(LIMIT, tell(manager, &mut client, request)).await;
         let error = match told {
             Ok(Ok(())) => String::new(),
@@ -80,7 +84,22 @@ pub async fn heartbeat(
             tracing::warn!(error, "the manager did not take a heartbeat");
         }
         last = error;
-        tokio::time::sleep(EVERY).await;
+        rest(state, &beat).await;
+    }
+}
+
+/// Waits until the next heartbeat is due.
+async fn rest(told: v1::PluginState, beat: impl Fn() -> Beat) {
+    let due = Instant::now() + EVERY;
+    while Instant::now() < due && state(&beat()) == told {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn state(beat: &Beat) -> v1::PluginState {
+    match beat.problem {
+        None => v1::PluginState::Serving,
+        Some(_) => v1::PluginState::NotServing,
     }
 }
 
@@ -117,10 +136,7 @@ async fn tell(
 }
 
 fn request(plugin: &Plugin, started_at: SystemTime, beat: Beat) -> v1::HeartbeatRequest {
-    let state = match beat.problem {
-        None => v1::PluginState::Serving,
-        Some(_) => v1::PluginState::NotServing,
-    };
+    let state = state(&beat);
     v1::HeartbeatRequest {
         name: plugin.name.to_owned(),
         instance: plugin.instance.clone(),
@@ -149,7 +165,23 @@ fn cut(mut text: String, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_comes_to_be_well_says_so_at_the_next_look() {
+        let looks = Cell::new(0);
+        let beat = || {
+            looks.set(looks.get() + 1);
+            Beat {
+                problem: (looks.get() < 3).then(|| "not yet".to_owned()),
+                last_run: None,
+            }
+        };
+        rest(v1::PluginState::NotServing, beat).await;
+        assert_eq!(looks.get(), 3);
+    }
 
     #[test]
     fn a_heartbeat_fits_into_the_contract_however_long_its_words_are() {

@@ -28,7 +28,7 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-const KILLS: usize = 5;
+const KILLS: usize = 20;
 /// From its start until a process is back at work: 5 s are promised, and a machine that is busy with other tests may need
 /// more.
 const BACK: Duration = Duration::from_secs(30);
