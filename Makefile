@@ -64,6 +64,7 @@ smoke-v2: tools ## run a sandbox's life on cgroup v2 and containerd 2.1, in a gu
 smoke-install: tools ## install Berth in a guest with systemd, use it, reboot, and remove it
 	cargo build --workspace --bins
 	tests/rig/installed
+	tests/rig/installed --driver systemd
 
 dist: ## build a release: static programs, checksums, what they are made of
 	deploy/release/dist

@@ -10,7 +10,10 @@ use std::{
 };
 
 use berth_cgroup::{CgroupError, Meter};
-use berth_domain::usage::{Traffic, Usage};
+use berth_domain::{
+    cgroups,
+    usage::{Traffic, Usage},
+};
 
 use crate::{
     figures::Figures,
@@ -127,7 +130,7 @@ impl Sampler {
         let traffic = links.get(&watched.interface).copied();
         let mut containers = vec![];
         for name in &watched.containers {
-            if let Some(usage) = read(format!("{}/{name}", watched.cgroup))? {
+            if let Some(usage) = read(cgroups::of_container(&watched.cgroup, name))? {
                 let traffic = None;
                 containers.push((name.clone(), Figures { usage, traffic }));
             }

@@ -23,7 +23,7 @@ use berth_api::{
 use berth_calls::{Access, Trail};
 use berth_containerd::Containerd;
 use berth_daemon::{bound, give_to_group};
-use berth_domain::{InstanceId, Names, SandboxRecord, Status, ipam};
+use berth_domain::{InstanceId, Names, SandboxRecord, Status, cgroups, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
 use berth_platform::{ArchiveLimits, ImageInfo, Images as _, Network as _, Runtime as _};
 use berth_store::Store;
@@ -34,7 +34,7 @@ use tonic::{service::Routes, transport::Server};
 use tower::Layer as _;
 
 use crate::{
-    claim::claim,
+    claim::{claim, claim_cgroups},
     config::{Config, PauseRootfs, STORE_FILE},
     crash, export, figures,
     lifecycle::LifecycleLog,
@@ -118,6 +118,10 @@ impl App {
         let _ = fs::remove_dir_all(&imports.spool_dir);
 
         let names = names(&config, instance.clone());
+        let parent = &names.cgroup_parent;
+        let leave = async |former: &str| Ok(berth_containerd::leave_cgroups(former).await?);
+        let claimed = claim_cgroups(&config.run_dir, parent, leave).await;
+        claimed.context("cgroup.driver, cgroup.parent")?;
         let network = NetnsNetwork::start(network_settings(&config, names.clone()));
         let network = crash::around("start/network", network)
             .await
@@ -392,8 +396,11 @@ fn network_settings(config: &Config, names: Names) -> berth_netns::Settings {
 
 fn names(config: &Config, instance: InstanceId) -> Names {
     Names {
-        // With the instance in it: what lies below is judged, and removed, by its name alone.
-        cgroup_parent: format!("{}/{instance}", config.cgroup.parent.trim_matches('/')),
+        cgroup_parent: cgroups::parent(
+            config.cgroup.driver.into(),
+            &config.cgroup.parent,
+            &instance,
+        ),
         run_dir: config.run_dir.clone(),
         log_dir: config.log_dir.clone(),
         instance,
@@ -417,6 +424,7 @@ fn containerd_settings(
     let it = &config.containerd;
     Ok(berth_containerd::Settings {
         names,
+        cgroup_driver: config.cgroup.driver.into(),
         address: it.address.clone(),
         namespace: it.namespace.clone(),
         handler: it.handler.clone(),

@@ -6,6 +6,8 @@ use anyhow::{Context as _, bail};
 use berth_domain::InstanceId;
 
 const MARK: &str = ".instance";
+/// Below which cgroup the sandboxes have theirs. It lies where a reboot takes it away together with them.
+const CGROUPS: &str = ".cgroups";
 
 /// Marks `dir` as this instance's. Fails where it is another one's.
 pub(crate) fn claim(dir: &Path, instance: &InstanceId) -> anyhow::Result<()> {
@@ -28,9 +30,62 @@ pub(crate) fn claim(dir: &Path, instance: &InstanceId) -> anyhow::Result<()> {
     }
 }
 
+/// Notes that the cgroups of this instance lie below `parent` now. Where they lay elsewhere, `leave` removes them, or says
+/// that they are in use.
+pub(crate) async fn claim_cgroups(
+    run_dir: &Path,
+    parent: &str,
+    leave: impl AsyncFnOnce(&str) -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let note = run_dir.join(CGROUPS);
+    let former = match fs::read_to_string(&note) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", note.display())),
+    };
+    if former == parent {
+        return Ok(());
+    }
+    // Empty is what a full disk leaves.
+    if !former.is_empty() && !leave(&former).await? {
+        bail!(
+            "sandboxes have their cgroups below {former}, not {parent}: set it back, or delete them first"
+        );
+    }
+    fs::write(&note, format!("{parent}\n")).with_context(|| format!("writing {}", note.display()))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn cgroups_lie_elsewhere_only_when_none_is_in_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let asked = RefCell::new(vec![]);
+        let claim = async |parent: &str, free: bool| {
+            claim_cgroups(dir.path(), parent, async |former| {
+                asked.borrow_mut().push(former.to_owned());
+                Ok(free)
+            })
+            .await
+        };
+        for _ in 0..2 {
+            claim("berth/a", false).await.unwrap();
+        }
+        assert!(asked.borrow().is_empty(), "there was nothing before");
+        for _ in 0..2 {
+            let refused = claim("berth.slice/berth-a.slice", false).await;
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("below berth/a,"), "{error}");
+        }
+        claim("berth.slice/berth-a.slice", true).await.unwrap();
+        claim("berth/a", true).await.unwrap();
+        let former = ["berth/a", "berth/a", "berth/a", "berth.slice/berth-a.slice"];
+        assert_eq!(*asked.borrow(), former);
+    }
 
     #[test]
     fn a_folder_belongs_to_the_instance_that_came_first() {

@@ -8,7 +8,7 @@ use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, tim
 use anyhow::{Context as _, anyhow, bail, ensure};
 use berth_daemon::{SOCKET_PATH_MAX, key_value};
 use berth_domain::{
-    InstanceId,
+    InstanceId, cgroups,
     ipam::{self, Subnets},
     names,
 };
@@ -184,8 +184,25 @@ pub enum PauseRootfs {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cgroup {
+    pub driver: CgroupDriver,
     /// The instance has a cgroup of its own below it.
     pub parent: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CgroupDriver {
+    Cgroupfs,
+    Systemd,
+}
+
+impl From<CgroupDriver> for cgroups::Driver {
+    fn from(it: CgroupDriver) -> Self {
+        match it {
+            CgroupDriver::Cgroupfs => Self::Cgroupfs,
+            CgroupDriver::Systemd => Self::Systemd,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -250,6 +267,7 @@ impl Default for Config {
                 call_timeout: Duration::from_secs(30),
             },
             cgroup: Cgroup {
+                driver: CgroupDriver::Cgroupfs,
                 parent: "/berth".to_owned(),
             },
             network: Network {
@@ -416,6 +434,12 @@ fn check(config: &Config) -> anyhow::Result<()> {
         "cgroup.parent: `{}` must be a path like `/berth`",
         config.cgroup.parent
     );
+    let of_units = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'/';
+    ensure!(
+        config.cgroup.driver == CgroupDriver::Cgroupfs || parent.bytes().all(of_units),
+        "cgroup.parent: `{}` must be letters, digits, `_` where systemd makes the slices: a dash begins a level",
+        config.cgroup.parent
+    );
     let bridge = &config.network.bridge;
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     ensure!(
@@ -553,6 +577,7 @@ mod tests {
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
+            ("cgroup.parent",                    |it| it.cgroup = Cgroup { driver: CgroupDriver::Systemd, parent: "/my-berth".into() }),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),
             ("import.max_bytes",                 |it| it.import.max_bytes = 0),

@@ -9,8 +9,8 @@ use std::{
     time::SystemTime,
 };
 
-use berth_cgroup::Hierarchy;
-use berth_domain::{ContainerName, Role, SandboxId, names};
+use berth_cgroup::{Hierarchy, Systemd};
+use berth_domain::{ContainerName, Role, SandboxId, cgroups::Driver, names};
 use berth_platform::{ArchiveLimits, RuntimeError};
 use berth_registry::Registries;
 use containerd_client::services::v1::{
@@ -41,6 +41,7 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     pub(crate) client: Client,
     pub(crate) cgroups: Hierarchy,
+    pub(crate) systemd: Systemd,
     pub(crate) host: Host,
     pub(crate) pause_root: PathBuf,
     pub(crate) known: Known,
@@ -67,6 +68,9 @@ impl Containerd {
             settings.call_timeout,
         )?;
         let cgroups = Hierarchy::detect()?;
+        if settings.cgroup_driver == Driver::Systemd && cgroups.version() != 2 {
+            return Err(SetUpError::CgroupDriver);
+        }
         let pause_root = files::pause_root(&settings.state_dir, settings.pause_program);
         let pause_root = pause_root.map_err(|source| SetUpError::PauseRootfs {
             path: settings.state_dir.clone(),
@@ -74,11 +78,13 @@ impl Containerd {
         })?;
         let host = Host {
             cgroup_version: cgroups.version(),
+            cgroup_driver: settings.cgroup_driver,
             negative_oom_score: may_lower_oom_score(),
         };
         Ok(Self(Arc::new(Inner {
             client,
             cgroups,
+            systemd: Systemd::default(),
             host,
             pause_root,
             known: Known::default(),

@@ -1,6 +1,6 @@
 //! Errors of the runtime, from what a verb met.
 
-use berth_cgroup::CgroupError;
+use berth_cgroup::{CgroupError, SystemdError};
 use berth_platform::{ImageError, RuntimeError};
 
 pub(crate) fn refused(operation: &'static str, message: impl ToString) -> RuntimeError {
@@ -27,6 +27,13 @@ pub(crate) fn node(operation: &'static str, source: std::io::Error) -> RuntimeEr
 pub(crate) fn of_cgroup(error: CgroupError) -> RuntimeError {
     RuntimeError::Node {
         operation: "changing a cgroup",
+        source: error.into(),
+    }
+}
+
+pub(crate) fn of_systemd(error: SystemdError) -> RuntimeError {
+    RuntimeError::Node {
+        operation: "having systemd change a cgroup",
         source: error.into(),
     }
 }

@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{ContainerName, Role};
+use berth_domain::{ContainerName, Role, cgroups};
 use berth_platform::SocketHolder;
 
 /// It is asked for people who want to know who listens: what is beyond this does not make their day.
 const PROCESSES_MAX: usize = 1024;
 const SOCKETS_MAX: usize = 16 << 10;
 
-/// The role of the container that a cgroup below a sandbox's is for.
-pub(crate) fn role_of(cgroup: &str) -> Option<Role> {
-    match cgroup {
+/// The role of the container whose cgroup below that of its sandbox has this name.
+pub(crate) fn role_of(sandbox: &str, name: &str) -> Option<Role> {
+    match cgroups::parse_container(sandbox, name)? {
         "pause" => Some(Role::Pause),
         text => ContainerName::parse(text).ok().map(Role::App),
     }
@@ -20,13 +20,13 @@ pub(crate) fn role_of(cgroup: &str) -> Option<Role> {
 
 /// Looks at the processes in the cgroups below `sandbox`, those that started first before their children.
 pub(crate) fn find(
-    cgroups: &Hierarchy,
+    hierarchy: &Hierarchy,
     sandbox: &str,
 ) -> Result<BTreeMap<u64, SocketHolder>, CgroupError> {
     let mut processes = vec![];
-    for name in cgroups.children(sandbox)? {
-        if let Some(role) = role_of(&name) {
-            let ids = cgroups.process_ids(&format!("{sandbox}/{name}"))?;
+    for name in hierarchy.children(sandbox)? {
+        if let Some(role) = role_of(sandbox, &name) {
+            let ids = hierarchy.process_ids(&format!("{sandbox}/{name}"))?;
             processes.extend(ids.into_iter().map(|id| (role.clone(), id)));
         }
     }
@@ -99,8 +99,8 @@ mod tests {
 
     #[test]
     fn a_cgroup_that_is_no_containers_has_no_role() {
-        assert_eq!(role_of("pause"), Some(Role::Pause));
-        assert_eq!(role_of("web").unwrap().to_string(), "web");
-        assert_eq!(role_of("web.slice"), None);
+        assert_eq!(role_of("berth/a/x", "pause"), Some(Role::Pause));
+        assert_eq!(role_of("berth/a/x", "web").unwrap().to_string(), "web");
+        assert_eq!(role_of("berth/a/x", "web.slice"), None);
     }
 }

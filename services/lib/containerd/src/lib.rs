@@ -37,4 +37,4 @@ mod walk;
 
 pub use connection::Containerd;
 pub use settings::{PauseRootfs, SetUpError, Settings};
-pub use uninstall::{UninstallError, uninstall};
+pub use uninstall::{UninstallError, leave_cgroups, uninstall};

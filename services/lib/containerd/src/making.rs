@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use berth_domain::{ContainerName, Role, Sandbox, SandboxId, names};
+use berth_domain::{ContainerName, Role, Sandbox, SandboxId, cgroups::Driver, names};
 use berth_platform::RuntimeError;
 use containerd_client::{
     services::v1::{
@@ -32,6 +32,8 @@ const RUNC_OPTIONS_TYPE: &str = "containerd.runc.v1.Options";
 struct RuncOptions {
     #[prost(string, tag = "6")]
     binary_name: String,
+    #[prost(bool, tag = "9")]
+    systemd_cgroup: bool,
 }
 
 impl Containerd {
@@ -83,17 +85,17 @@ impl Containerd {
 
     fn runtime_of(&self) -> container::Runtime {
         use prost::Message as _;
-        let options = self.0.settings.runtime_binary.as_ref().map(|binary| {
-            let options = RuncOptions {
-                binary_name: binary.clone(),
-            };
-            Any {
-                type_url: RUNC_OPTIONS_TYPE.to_owned(),
-                value: options.encode_to_vec(),
-            }
+        let settings = &self.0.settings;
+        let options = RuncOptions {
+            binary_name: settings.runtime_binary.clone().unwrap_or_default(),
+            systemd_cgroup: settings.cgroup_driver == Driver::Systemd,
+        };
+        let options = (options != RuncOptions::default()).then(|| Any {
+            type_url: RUNC_OPTIONS_TYPE.to_owned(),
+            value: options.encode_to_vec(),
         });
         container::Runtime {
-            name: self.0.settings.handler.clone(),
+            name: settings.handler.clone(),
             options,
         }
     }

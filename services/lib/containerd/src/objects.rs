@@ -9,7 +9,7 @@ use std::{
 };
 
 use berth_cgroup::CgroupError;
-use berth_domain::{Generation, Role, SandboxId, names};
+use berth_domain::{Generation, Resources, Role, SandboxId, cgroups, names};
 use berth_platform::{EndSignal, RuntimeError, RuntimeObject, RuntimeObjectKind};
 use containerd_client::{
     services::v1::{
@@ -25,7 +25,7 @@ use crate::{
     client::found,
     content::{LEASE_LIFE, delete_lease},
     ending::KILLED,
-    errors::{node, refused},
+    errors::{node, of_cgroup, of_systemd, refused},
     files::{self, Entry},
     images::blocking,
     mounts::{self, OwnMount},
@@ -36,6 +36,9 @@ use crate::{
 /// How long a cgroup may stay busy after its last task.
 const CGROUP_BUSY: Duration = Duration::from_secs(5);
 const CGROUP_RETRY: Duration = Duration::from_millis(20);
+/// systemd says that a slice starts, and not when it has.
+const SLICE_STARTS: Duration = Duration::from_secs(10);
+const SLICE_LOOK: Duration = Duration::from_millis(1);
 
 /// What is known of a container of ours.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +113,10 @@ impl Containerd {
         objects.extend(host.cgroups.into_iter().map(|(path, metadata)| {
             let made_at = metadata.as_ref().and_then(files::made_at);
             let serial = metadata.as_ref().map(files::inode);
-            let owner = path.rsplit('/').next().unwrap_or_default().to_owned();
-            by_name(RuntimeObjectKind::Cgroup, path, &owner, made_at, serial)
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let sandbox = self.names().parse_cgroup(name);
+            let it = by_name(RuntimeObjectKind::Cgroup, path, "", made_at, serial);
+            RuntimeObject { sandbox, ..it }
         }));
         let directories = host
             .directories
@@ -206,8 +211,35 @@ impl Containerd {
         }
     }
 
+    /// Makes the cgroup, or sets the limits of the one that is there.
+    pub(crate) async fn make_cgroup(
+        &self,
+        path: String,
+        limits: Resources,
+    ) -> Result<(), RuntimeError> {
+        let hierarchy = self.cgroups().clone();
+        let Some(unit) = cgroups::unit(&path) else {
+            return blocking(move || hierarchy.create(&path, &limits).map_err(of_cgroup)).await;
+        };
+        let started = self.0.systemd.start_slice(unit, &limits).await;
+        started.map_err(of_systemd)?;
+        let deadline = Instant::now() + SLICE_STARTS;
+        while !hierarchy.exists(&path) {
+            if Instant::now() >= deadline {
+                let what = format!("systemd has started {unit}, and {path} is not there");
+                return Err(refused("making a cgroup", what));
+            }
+            tokio::time::sleep(SLICE_LOOK).await;
+        }
+        Ok(())
+    }
+
     /// Removes the cgroup with all below it, and kills what still runs there.
     pub(crate) async fn remove_cgroup(&self, path: &str) -> Result<(), RuntimeError> {
+        if let Some(unit) = cgroups::unit(path) {
+            let stopped = self.0.systemd.stop_slice(unit).await;
+            stopped.map_err(of_systemd)?;
+        }
         let deadline = Instant::now() + CGROUP_BUSY;
         loop {
             let (cgroups, path) = (self.cgroups().clone(), path.to_owned());
@@ -217,7 +249,7 @@ impl Containerd {
                 Err(CgroupError::Busy { .. }) if Instant::now() < deadline => {
                     tokio::time::sleep(CGROUP_RETRY).await;
                 }
-                Err(error) => return Err(crate::errors::of_cgroup(error)),
+                Err(error) => return Err(of_cgroup(error)),
             }
         }
     }
@@ -452,7 +484,7 @@ impl Containerd {
         let (names, cgroups, shims) = (self.names().clone(), self.cgroups().clone(), self.shims());
         blocking(move || {
             let parent = &names.cgroup_parent;
-            let children = cgroups.children(parent).map_err(crate::errors::of_cgroup)?;
+            let children = cgroups.children(parent).map_err(of_cgroup)?;
             let listing = |it| node("listing what the kernel holds", it);
             let all = mounts::all().map_err(listing)?;
             let is_ours = |bundle: &Path| shims.bundles.is_ours(bundle);

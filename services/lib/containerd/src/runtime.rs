@@ -189,15 +189,15 @@ impl Runtime for Containerd {
     async fn prepare(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         self.greet().await?;
         let (inner, on_disk) = (self.0.clone(), sandbox.clone());
-        let local = blocking(move || {
-            let path = inner.settings.names.cgroup(&on_disk.id);
-            inner
-                .cgroups
-                .create(&path, &on_disk.spec.resources)
-                .map_err(of_cgroup)?;
-            files::write(&inner.settings, &on_disk)
-                .map_err(|it| node("writing the files of a sandbox", it))
-        });
+        let path = self.names().cgroup(&sandbox.id);
+        let local = async {
+            self.make_cgroup(path, sandbox.spec.resources).await?;
+            let written = blocking(move || {
+                files::write(&inner.settings, &on_disk)
+                    .map_err(|it| node("writing the files of a sandbox", it))
+            });
+            written.await
+        };
         let (lease, local) = tokio::join!(self.make_lease(sandbox), local);
         lease.and(local)
     }
@@ -462,13 +462,9 @@ impl Runtime for Containerd {
         let (inner, id) = (self.0.clone(), id.clone());
         blocking(move || {
             let names = &inner.settings.names;
-            let mut readings = vec![];
-            for name in inner
-                .cgroups
-                .children(&names.cgroup(&id))
-                .map_err(of_cgroup)?
-            {
-                let Some(role) = holders::role_of(&name) else {
+            let (mut readings, sandbox) = (vec![], names.cgroup(&id));
+            for name in inner.cgroups.children(&sandbox).map_err(of_cgroup)? {
+                let Some(role) = holders::role_of(&sandbox, &name) else {
                     continue;
                 };
                 let path = names.container_cgroup(&id, &role);

@@ -3,13 +3,15 @@
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use berth_cgroup::CgroupError;
-use berth_domain::Names;
+use berth_domain::{Names, cgroups::Driver};
 use berth_platform::ArchiveLimits;
 use berth_registry::Settings as RegistrySettings;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub names: Names,
+    /// Who makes what `names` calls the cgroups.
+    pub cgroup_driver: Driver,
     /// containerd's socket.
     pub address: PathBuf,
     pub namespace: String,
@@ -57,6 +59,10 @@ pub enum SetUpError {
     Namespace { namespace: String },
     #[error("finding the cgroups of this host")]
     Cgroups(#[from] CgroupError),
+    #[error(
+        "`cgroup.driver`: systemd makes cgroups of version 2 only, and this host has version 1"
+    )]
+    CgroupDriver,
     #[error("preparing to ask registries")]
     Registries(#[from] berth_registry::SetUpError),
     #[error("making the root file system of the pause in {}", path.display())]

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use berth_domain::{Container, Resources, Sandbox, SandboxId, files as names_of_files};
+use berth_domain::{
+    Container, Resources, Sandbox, SandboxId,
+    cgroups::{self, Driver},
+    files as names_of_files,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -60,6 +64,7 @@ const READ_ONLY: [&str; 5] = [
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Host {
     pub(crate) cgroup_version: u32,
+    pub(crate) cgroup_driver: Driver,
     /// Whether a process may be made less likely to be killed for memory.
     pub(crate) negative_oom_score: bool,
 }
@@ -224,7 +229,7 @@ fn specification(
         "root": root,
         "mounts": mounts,
         "linux": {
-            "cgroupsPath": format!("/{}", places.cgroup),
+            "cgroupsPath": cgroups::in_specification(&places.cgroup),
             "namespaces": namespaces,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
@@ -248,8 +253,11 @@ fn resources(host: Host, limits: &Resources) -> Value {
         (Some(bytes), _) => it["memory"]["reservation"] = bytes.into(),
         (None, _) => {}
     }
-    if let Some(pids) = limits.pids {
-        it["pids"] = json!({ "limit": pids });
+    match (limits.pids, host.cgroup_driver) {
+        (Some(pids), _) => it["pids"] = json!({ "limit": pids }),
+        // systemd would set one of its own.
+        (None, Driver::Systemd) => it["pids"] = json!({ "limit": -1 }),
+        (None, Driver::Cgroupfs) => {}
     }
     it
 }
@@ -367,6 +375,7 @@ mod tests {
 
     const HOST: Host = Host {
         cgroup_version: 2,
+        cgroup_driver: Driver::Cgroupfs,
         negative_oom_score: false,
     };
 
@@ -516,6 +525,12 @@ mod tests {
             1,
             "no limit is not a limit of 0: {none}"
         );
+        let host = Host {
+            cgroup_driver: Driver::Systemd,
+            ..HOST
+        };
+        let by_systemd = resources(host, &Resources::default());
+        assert_eq!(by_systemd["pids"]["limit"], -1, "not systemd's default");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use berth_cgroup::{CgroupError, Hierarchy};
-use berth_domain::{Names, names};
+use berth_cgroup::{CgroupError, Hierarchy, Systemd, SystemdError};
+use berth_domain::{Names, cgroups, names};
 use berth_platform::RuntimeError;
 use containerd_client::services::v1::{
     DeleteImageRequest, DeleteNamespaceRequest, GetNamespaceRequest, ListImagesRequest,
@@ -24,6 +24,8 @@ pub enum UninstallError {
     Runtime(#[from] RuntimeError),
     #[error("the cgroups")]
     Cgroups(#[from] CgroupError),
+    #[error("the cgroups")]
+    Systemd(#[from] SystemdError),
 }
 
 impl From<CallError> for UninstallError {
@@ -40,11 +42,7 @@ pub async fn uninstall(
     call_timeout: Duration,
     names: &Names,
 ) -> Result<(), UninstallError> {
-    let cgroups = Hierarchy::detect()?;
-    cgroups.remove(&names.cgroup_parent)?;
-    if let Some((parent, _)) = names.cgroup_parent.rsplit_once('/') {
-        cgroups.remove_empty(parent);
-    }
+    remove_cgroups(&names.cgroup_parent).await?;
     let client = Client::new(address, namespace, call_timeout)?;
     if is_own(&client, namespace, names).await? {
         empty(&client).await?;
@@ -54,6 +52,32 @@ pub async fn uninstall(
         let mut namespaces = client.namespaces();
         let deleted = client.call("removing the namespace", namespaces.delete(request));
         found(deleted.await)?;
+    }
+    Ok(())
+}
+
+/// Removes the cgroups that an instance had under other settings; `false` where sandboxes have theirs in them.
+pub async fn leave_cgroups(former: &str) -> Result<bool, UninstallError> {
+    let in_use = !Hierarchy::detect()?.children(former)?.is_empty();
+    if !in_use {
+        remove_cgroups(former).await?;
+    }
+    Ok(!in_use)
+}
+
+async fn remove_cgroups(of_instance: &str) -> Result<(), UninstallError> {
+    let (hierarchy, systemd) = (Hierarchy::detect()?, Systemd::default());
+    if let Some(unit) = cgroups::unit(of_instance) {
+        systemd.stop_slice(unit).await?;
+    }
+    hierarchy.remove(of_instance)?;
+    let Some((parent, _)) = of_instance.rsplit_once('/') else {
+        return Ok(());
+    };
+    match cgroups::unit(parent) {
+        Some(unit) if hierarchy.children(parent)?.is_empty() => systemd.stop_slice(unit).await?,
+        Some(_) => {}
+        None => hierarchy.remove_empty(parent),
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod admit;
 pub mod catalog;
+pub mod cgroups;
 pub mod claims;
 pub mod collection;
 pub mod decide;

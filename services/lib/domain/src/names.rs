@@ -11,6 +11,7 @@ use blake2::{
 };
 
 use crate::{
+    cgroups,
     id::{ContainerName, InstanceId, SandboxId},
     step::Role,
 };
@@ -107,7 +108,7 @@ fn plain_id(text: &str) -> Option<SandboxId> {
 #[derive(Clone, Debug)]
 pub struct Names {
     pub instance: InstanceId,
-    /// Parent cgroup of all sandboxes, as `berth/<instance>`, without slashes at its ends.
+    /// Parent cgroup of all sandboxes, as [`cgroups::parent`] names it.
     pub cgroup_parent: String,
     pub run_dir: PathBuf,
     pub log_dir: PathBuf,
@@ -218,12 +219,17 @@ impl Names {
 
     /// Cgroup of one sandbox, relative to the root of the hierarchy.
     pub fn cgroup(&self, id: &SandboxId) -> String {
-        format!("{}/{id}", self.cgroup_parent)
+        cgroups::of_sandbox(&self.cgroup_parent, id)
+    }
+
+    /// The sandbox whose cgroup below the parent has this name; `None` for a foreign one.
+    pub fn parse_cgroup(&self, name: &str) -> Option<SandboxId> {
+        plain_id(&cgroups::parse_sandbox(&self.cgroup_parent, name)?)
     }
 
     /// Cgroup of one container, relative to the root of the hierarchy.
     pub fn container_cgroup(&self, id: &SandboxId, role: &Role) -> String {
-        format!("{}/{role}", self.cgroup(id))
+        cgroups::of_container(&self.cgroup(id), &role.to_string())
     }
 }
 

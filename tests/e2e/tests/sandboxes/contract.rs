@@ -101,6 +101,7 @@ impl Neighbour {
     fn runtime(&self, pause_rootfs: PauseRootfs) -> anyhow::Result<Containerd> {
         Ok(Containerd::connect(berth_containerd::Settings {
             names: self.names()?,
+            cgroup_driver: berth_domain::cgroups::Driver::Cgroupfs,
             address: self.containerd.clone(),
             namespace: self.namespace(),
             handler: "io.containerd.runc.v2".into(),
