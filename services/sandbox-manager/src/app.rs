@@ -326,6 +326,7 @@ impl App {
             if let Some(tls) = tls {
                 tls.serve(far, stop.clone()).await;
             }
+            Ok(())
         };
         let near = Server::builder()
             .initial_stream_window_size(berth_api::CALL_WINDOW_BYTES)
@@ -333,7 +334,7 @@ impl App {
             .layer(layers)
             .add_routes(routes)
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled());
-        let served = async { tokio::join!(near, far).0 };
+        let served = async { tokio::try_join!(near, far) };
         let at_rest = async {
             stop.cancelled().await;
             registry.finish().await;
@@ -341,7 +342,7 @@ impl App {
             tokio::time::sleep(LAST_ANSWERS).await;
         };
         let served = tokio::select! {
-            served = served => served.context("serving"),
+            served = served => served.map(drop).context("serving"),
             () = at_rest => Ok(()),
         };
         let _ = fs::remove_file(&socket);

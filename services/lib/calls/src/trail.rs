@@ -279,7 +279,7 @@ pub(crate) fn now() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::symlink};
+    use std::{fs, os::unix::fs::symlink, process::Command};
 
     use super::*;
 
@@ -352,5 +352,42 @@ mod tests {
             .collect();
         assert_eq!((lines.len(), &lines[0]["lost"]), (2, &2.into()), "{text}");
         assert_eq!(lines[1]["object"], "c");
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_up_no_call_and_each_record_is_written_or_counted() {
+        const TAKEN: usize = 3 * QUEUE_MAX;
+        let dir = tempfile::tempdir().unwrap();
+        // Nobody reads it yet: it takes some lines, then it hangs.
+        let file = dir.path().join("audit.log");
+        let made = Command::new("mkfifo").arg(&file).status().unwrap();
+        assert!(made.success());
+        let trail = trail(&file);
+        let (taking, (done, taken)) = (trail.clone(), sync_channel(1));
+        std::thread::spawn(move || {
+            for number in 0..TAKEN {
+                taking.take(entry(&number.to_string()), false);
+            }
+            let _ = done.send(());
+        });
+        let waited = taken.recv_timeout(Duration::from_secs(60));
+        waited.expect("calls wait for the disk");
+        let problem = trail.problem().unwrap();
+        assert!(problem.contains("its disk does not keep up"), "{problem}");
+
+        let reader = std::thread::spawn(move || fs::read_to_string(&file).unwrap());
+        // The end of the queue tells of the gap with the next record.
+        trail.take(entry("last"), false);
+        trail.finish();
+        let lost = trail.0.lacks();
+        drop(trail);
+        let text = reader.join().unwrap();
+        let lines = text.lines().map(|it| serde_json::from_str(it).unwrap());
+        let lines: Vec<serde_json::Value> = lines.collect();
+        let told = lines.iter().filter_map(|it| it["lost"].as_u64());
+        let written = lines.iter().filter(|it| it.get("lost").is_none()).count();
+        assert!(lost + told.clone().sum::<u64>() > 0, "nothing was too much");
+        let all = written as u64 + lost + told.sum::<u64>();
+        assert_eq!(all, TAKEN as u64 + 1);
     }
 }
