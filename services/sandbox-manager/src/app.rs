@@ -21,7 +21,7 @@ use berth_api::{
     },
 };
 use berth_calls::{Access, Trail};
-use berth_containerd::Containerd;
+use berth_containerd::{Containerd, SetUpError};
 use berth_daemon::{bound, give_to_group};
 use berth_domain::{InstanceId, Names, SandboxRecord, Status, cgroups, ipam};
 use berth_netns::{NetnsError, NetnsNetwork};
@@ -34,7 +34,7 @@ use tonic::{service::Routes, transport::Server};
 use tower::Layer as _;
 
 use crate::{
-    claim::{claim, claim_cgroups},
+    claim::{Elsewhere, claim, claim_cgroups, noted_cgroups},
     config::{Config, PauseRootfs, STORE_FILE},
     crash, export, figures,
     lifecycle::LifecycleLog,
@@ -118,10 +118,6 @@ impl App {
         let _ = fs::remove_dir_all(&imports.spool_dir);
 
         let names = names(&config, instance.clone());
-        let parent = &names.cgroup_parent;
-        let leave = async |former: &str| Ok(berth_containerd::leave_cgroups(former).await?);
-        let claimed = claim_cgroups(&config.run_dir, parent, leave).await;
-        claimed.context("cgroup.driver, cgroup.parent")?;
         let network = NetnsNetwork::start(network_settings(&config, names.clone()));
         let network = crash::around("start/network", network)
             .await
@@ -131,6 +127,11 @@ impl App {
         }
         let runtime = Containerd::connect(containerd_settings(&config, names.clone())?)
             .context("preparing containerd")?;
+        let parent = &names.cgroup_parent;
+        let other = config.cgroup.driver.other();
+        let other = cgroups::parent(other.into(), &config.cgroup.parent, &instance);
+        let leave = async |former: &str| Ok(berth_containerd::leave_cgroups(former).await?);
+        claim_cgroups(&config.run_dir, parent, &other, leave).await?;
 
         let listener = crash::around("start/socket", listen(&config)).await?;
         let tls = TlsPort::bind(&config.tls).await?;
@@ -355,8 +356,11 @@ impl App {
 
 /// Whether a start failed because of its configuration, so that starting again will not help.
 pub fn is_misconfigured(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|it| it.downcast_ref());
-    causes.any(|it| matches!(it, NetnsError::Misconfigured { .. }))
+    error.chain().any(|it| {
+        matches!(it.downcast_ref(), Some(NetnsError::Misconfigured { .. }))
+            || matches!(it.downcast_ref(), Some(SetUpError::CgroupDriver))
+            || it.is::<Elsewhere>()
+    })
 }
 
 /// Removes what a manager makes on the node for all sandboxes.
@@ -376,6 +380,10 @@ pub async fn uninstall(config: &Config) -> anyhow::Result<()> {
         );
     }
     let names = names(config, config.instance()?);
+    if let Some(former) = noted_cgroups(&config.run_dir)? {
+        let left = berth_containerd::leave_cgroups(&former).await;
+        left.context("removing the cgroups")?;
+    }
     let removed = NetnsNetwork::uninstall(&network_settings(config, names.clone())).await;
     removed.context("removing the network")?;
     let it = &config.containerd;

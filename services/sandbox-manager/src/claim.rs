@@ -30,28 +30,45 @@ pub(crate) fn claim(dir: &Path, instance: &InstanceId) -> anyhow::Result<()> {
     }
 }
 
+/// Sandboxes have their cgroups elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cgroup.driver, cgroup.parent: sandboxes have their cgroups below {former}, not {parent}; set it back, or delete them first"
+)]
+pub(crate) struct Elsewhere {
+    former: String,
+    parent: String,
+}
+
+/// Below what the cgroups of this instance lay when it was last started; `None` where nothing says so.
+pub(crate) fn noted_cgroups(run_dir: &Path) -> anyhow::Result<Option<String>> {
+    let note = run_dir.join(CGROUPS);
+    match fs::read_to_string(&note) {
+        // Empty is what a full disk leaves.
+        Ok(text) => Ok(Some(text.trim().to_owned()).filter(|it| !it.is_empty())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", note.display())),
+    }
+}
+
 /// Notes that the cgroups of this instance lie below `parent` now. Where they lay elsewhere, `leave` removes them, or says
-/// that they are in use.
+/// that they are in use. Where nothing is noted they may lie where the `other` driver has them.
 pub(crate) async fn claim_cgroups(
     run_dir: &Path,
     parent: &str,
+    other: &str,
     leave: impl AsyncFnOnce(&str) -> anyhow::Result<bool>,
 ) -> anyhow::Result<()> {
-    let note = run_dir.join(CGROUPS);
-    let former = match fs::read_to_string(&note) {
-        Ok(text) => text.trim().to_owned(),
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(|| format!("reading {}", note.display())),
-    };
+    let noted = noted_cgroups(run_dir)?;
+    let former = noted.unwrap_or_else(|| other.to_owned());
     if former == parent {
         return Ok(());
     }
-    // Empty is what a full disk leaves.
-    if !former.is_empty() && !leave(&former).await? {
-        bail!(
-            "sandboxes have their cgroups below {former}, not {parent}: set it back, or delete them first"
-        );
+    if !leave(&former).await? {
+        let parent = parent.to_owned();
+        return Err(Elsewhere { former, parent }.into());
     }
+    let note = run_dir.join(CGROUPS);
     fs::write(&note, format!("{parent}\n")).with_context(|| format!("writing {}", note.display()))
 }
 
@@ -66,24 +83,33 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let asked = RefCell::new(vec![]);
         let claim = async |parent: &str, free: bool| {
-            claim_cgroups(dir.path(), parent, async |former| {
+            claim_cgroups(dir.path(), parent, "other", async |former| {
                 asked.borrow_mut().push(former.to_owned());
                 Ok(free)
             })
             .await
         };
-        for _ in 0..2 {
-            claim("berth/a", false).await.unwrap();
-        }
-        assert!(asked.borrow().is_empty(), "there was nothing before");
+        let refused = claim("berth/a", false).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("below other,"),
+            "nothing is noted: {refused}"
+        );
+        claim("berth/a", true).await.unwrap();
+        claim("berth/a", false).await.unwrap();
         for _ in 0..2 {
             let refused = claim("berth.slice/berth-a.slice", false).await;
-            let error = refused.unwrap_err().to_string();
-            assert!(error.contains("below berth/a,"), "{error}");
+            let error = refused.unwrap_err();
+            assert!(error.downcast_ref::<Elsewhere>().is_some(), "{error}");
+            assert!(error.to_string().contains("below berth/a,"), "{error}");
         }
         claim("berth.slice/berth-a.slice", true).await.unwrap();
         claim("berth/a", true).await.unwrap();
-        let former = ["berth/a", "berth/a", "berth/a", "berth.slice/berth-a.slice"];
+        fs::write(dir.path().join(CGROUPS), "").unwrap();
+        claim("berth/a", true).await.unwrap();
+        let slice = "berth.slice/berth-a.slice";
+        let former = [
+            "other", "other", "berth/a", "berth/a", "berth/a", slice, "other",
+        ];
         assert_eq!(*asked.borrow(), former);
     }
 

@@ -196,6 +196,15 @@ pub enum CgroupDriver {
     Systemd,
 }
 
+impl CgroupDriver {
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Cgroupfs => Self::Systemd,
+            Self::Systemd => Self::Cgroupfs,
+        }
+    }
+}
+
 impl From<CgroupDriver> for cgroups::Driver {
     fn from(it: CgroupDriver) -> Self {
         match it {
@@ -421,6 +430,11 @@ fn check(config: &Config) -> anyhow::Result<()> {
         is_identifier(handler) || is_program(handler),
         "containerd.handler: {handler:?} must be a name like `io.containerd.runc.v2`, or the path of a shim"
     );
+    let is_runc = handler.as_str() == "io.containerd.runc.v2" || is_program(handler);
+    ensure!(
+        config.cgroup.driver == CgroupDriver::Cgroupfs || is_runc,
+        "cgroup.driver: `systemd` needs the containerd.handler `io.containerd.runc.v2`, or the path of a shim that takes its options"
+    );
     let binary = &config.containerd.runtime_binary;
     ensure!(
         binary.is_empty() || is_identifier(binary) || is_program(binary),
@@ -577,6 +591,7 @@ mod tests {
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
+            ("cgroup.driver",                    |it| { it.cgroup.driver = CgroupDriver::Systemd; it.containerd.handler = "io.containerd.kata.v2".into() }),
             ("cgroup.parent",                    |it| it.cgroup = Cgroup { driver: CgroupDriver::Systemd, parent: "/my-berth".into() }),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),

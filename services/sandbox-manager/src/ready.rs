@@ -237,14 +237,8 @@ pub(crate) async fn exit_record<R: Runtime + Images, N: Network>(
     at: SystemTime,
     former: u64,
 ) -> Result<ExitRecord, Failure> {
-    let kills = oom_kills(node, &sandbox.id).await?;
-    let oom = match kills.get(&role) {
-        Some(kills) if *kills > former => {
-            let culprit = node.runtime.oom_cgroup(&sandbox.id, &role).await;
-            culprit.map_err(runtime_failure)?
-        }
-        Some(_) | None => None,
-    };
+    let oom = node.runtime.oom_cgroup(&sandbox.id, &role, former).await;
+    let oom = oom.map_err(runtime_failure)?;
     // A task that nobody waited for has no time.
     let at = (at != SystemTime::UNIX_EPOCH).then_some(at);
     let now = SystemTime::now();

@@ -1,5 +1,6 @@
-//! What it costs to sample many sandboxes every second: the real `metrics` process reads cgroups that nobody runs in, as a
-//! stand-in for a manager tells of them. Processes that keep files open between two rounds and that do not take turns.
+//! What it costs to sample many sandboxes every second: the real `metrics` process reads cgroups, as a stand-in for a manager
+//! tells of them. In some a process wakes up twice a second, in the others nobody runs. Processes that keep files open between
+//! two rounds and that do not, and so read all of them in full, take turns.
 
 use std::{
     convert::Infallible,
@@ -15,7 +16,7 @@ use berth_api::v1::{
     self, GetMetricsStatusRequest, metrics_service_client::MetricsServiceClient,
     watch_response::Event,
 };
-use berth_cgroup::Hierarchy;
+use berth_cgroup::{CgroupError, Hierarchy};
 use berth_domain::Resources;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use serde_json::json;
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
     /// Sandboxes, each with one container.
     #[arg(long, default_value_t = 1000)]
     sandboxes: usize,
+    /// Of these, such in which a process runs.
+    #[arg(long, default_value_t = 50)]
+    busy: usize,
     /// Files that the one kind of process keeps open.
     #[arg(long, default_value_t = 8192)]
     open_files: usize,
@@ -54,7 +58,11 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::detect()?;
     let parent = format!("berth-sampling-{}", std::process::id());
     let measured = measure_in(&arguments, &dir, &hierarchy, &parent).await;
-    hierarchy.remove(&parent)?;
+    while let Err(error) = hierarchy.remove(&parent) {
+        // Killed, and not gone yet.
+        ensure!(matches!(error, CgroupError::Busy { .. }), "{error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     fs::remove_dir_all(&dir)?;
     measured
 }
@@ -80,6 +88,21 @@ async fn measure_in(
             }],
             ..v1::Sandbox::default()
         });
+    }
+    let mut busy = vec![];
+    for number in 0..arguments.busy.min(arguments.sandboxes) {
+        let child = Command::new("sh")
+            .args(["-c", "while sleep 0.5; do :; done"])
+            .spawn();
+        let process = Process(child.context("starting what is busy")?);
+        for controller in ["", "cpu", "cpuacct", "memory", "pids", "blkio"] {
+            let root = Path::new("/sys/fs/cgroup").join(controller);
+            let members = root.join(format!("{parent}/s{number}/app/cgroup.procs"));
+            if members.exists() {
+                fs::write(members, process.0.id().to_string())?;
+            }
+        }
+        busy.push(process);
     }
     let manager = dir.join("manager.sock");
     let incoming = UnixListenerStream::new(UnixListener::bind(&manager)?);
@@ -196,6 +219,7 @@ fn report(arguments: &Arguments, open: &Sample, shut: &Sample, memory: u64) -> a
     let ratio = rounded(open.quantile(0.5) / shut.quantile(0.5));
     let figures = json!({
         "sandboxes": arguments.sandboxes,
+        "busy": arguments.busy,
         "per_second_with_open_files": open.to_json(),
         "per_second_without": shut.to_json(),
         "ratio": ratio,
@@ -207,7 +231,8 @@ fn report(arguments: &Arguments, open: &Sample, shut: &Sample, memory: u64) -> a
     {
         let (sandboxes, files) = (arguments.sandboxes, arguments.open_files);
         println!(
-            "CPU time per second for {sandboxes} sandboxes; n = {}; median (min-max)",
+            "CPU time per second for {sandboxes} sandboxes, {} of them busy; n = {}; median (min-max)",
+            arguments.busy,
             open.len()
         );
         println!("at most {files} files open   {}", open.in_words());

@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use berth_domain::usage::{Pressure, Stall, Usage};
@@ -14,7 +15,13 @@ use rustix::{
 
 use crate::hierarchy::{CgroupError, Hierarchy, Kind};
 
-/// A file, and what it says.
+/// A cgroup that has used no CPU since is read in full this often: only what others do to it can have changed, as the kernel
+/// that reclaims its memory.
+const QUIET: Duration = Duration::from_secs(10);
+/// Those that are read first are not all read in full in the same round again.
+const SPREAD: u64 = 10;
+
+/// A file, and what it says. The first of a version has the CPU time.
 #[derive(Debug)]
 struct Source {
     /// Whose hierarchy it is in. Empty on v2, which has one.
@@ -117,17 +124,30 @@ impl Raw {
 }
 
 /// Reads cgroups again and again. What it has opened stays open, up to a number of files: that saves four fifths of the time
-/// of most of them.
+/// of most of them. Who has used no CPU is not read any further.
 #[derive(Debug)]
 pub struct Meter {
     version: u32,
     sources: &'static [Source],
     /// Of each source; `None` where its controller is not mounted.
     roots: Vec<Option<PathBuf>>,
-    open: HashMap<String, Vec<Option<OwnedFd>>>,
+    known: HashMap<String, Known>,
     open_files: usize,
     open_max: usize,
+    quiet: Duration,
+    /// Cgroups that were read first so far.
+    met: u64,
     text: Vec<u8>,
+}
+
+/// What is kept of a cgroup between two readings.
+#[derive(Debug)]
+struct Known {
+    /// Of each source, where it is there; only the first one where there was no room for all.
+    files: Vec<Option<OwnedFd>>,
+    first_only: bool,
+    /// The last reading in full, and when it was.
+    last: (Usage, Instant),
 }
 
 impl Meter {
@@ -145,16 +165,23 @@ impl Meter {
             version: hierarchy.version(),
             sources,
             roots: sources.iter().map(root).collect(),
-            open: HashMap::new(),
+            known: HashMap::new(),
             open_files: 0,
             open_max,
+            quiet: QUIET,
+            met: 0,
             text: vec![0; 16 << 10],
         }
     }
 
     /// The figures of a cgroup; `None` where it is gone.
     pub fn read(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
-        if self.open.contains_key(path) {
+        if let Some(known) = self.known.get(path) {
+            let failed = |error: Errno| of_read(path, error);
+            let quiet = known.quiet(&self.sources[0], self.quiet, &mut self.text);
+            if let Some(usage) = quiet.map_err(failed)? {
+                return Ok(Some(usage));
+            }
             if let Some(reading) = self.read_once(path)? {
                 return Ok(Some(reading));
             }
@@ -166,8 +193,9 @@ impl Meter {
 
     /// Closes what is open of a cgroup.
     pub fn forget(&mut self, path: &str) {
-        let files = self.open.remove(path).unwrap_or_default();
-        self.open_files -= files.iter().flatten().count();
+        if let Some(known) = self.known.remove(path) {
+            self.open_files -= known.files.iter().flatten().count();
+        }
     }
 
     /// Files that are open between two readings.
@@ -176,40 +204,95 @@ impl Meter {
     }
 
     fn read_once(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
-        let mut known = self.open.remove(path);
-        let keeps = known.is_some() || self.open_files + self.sources.len() <= self.open_max;
-        let mut kept = vec![];
-        let (mut raw, mut found) = (Raw::default(), false);
-        for (number, source) in self.sources.iter().enumerate() {
-            let old = known.as_mut().and_then(|it| it[number].take());
-            let fresh = known.is_none();
-            let file = match (old, &self.roots[number]) {
-                (None, Some(root)) if fresh => open(&root.join(path).join(source.name))?,
+        let known = self.known.remove(path);
+        self.open_files -= known
+            .as_ref()
+            .map_or(0, |it| it.files.iter().flatten().count());
+        let old_only = known.as_ref().is_some_and(|it| !it.first_only);
+        let is_first = known.is_none();
+        let mut old = known.map(|it| it.files).unwrap_or_default().into_iter();
+        let (mut raw, mut found, mut files) = (Raw::default(), false, vec![]);
+        for (source, root) in self.sources.iter().zip(&self.roots) {
+            let file = match (old.next().flatten(), root) {
+                (None, Some(root)) if !old_only => open(&root.join(path).join(source.name))?,
                 (old, _) => old,
             };
             if let Some(file) = &file {
-                let failed =
-                    |error: Errno| CgroupError::failed("reading", Path::new(path), error.into());
-                if let Some(text) = read(file, &mut self.text).map_err(failed)? {
+                let text = read(file, &mut self.text).map_err(|it| of_read(path, it))?;
+                if let Some(text) = text {
                     (source.take)(&mut raw, text);
                     found = true;
                 }
             }
-            if keeps {
-                kept.push(file);
-            }
-        }
-        if keeps {
-            if known.is_none() {
-                self.open_files += kept.iter().flatten().count();
-            }
-            self.open.insert(path.to_owned(), kept);
+            files.push(file);
         }
         if !found {
-            self.forget(path);
+            return Ok(None);
         }
-        Ok(found.then(|| raw.finish(self.version)))
+        let usage = raw.finish(self.version);
+        let at = match is_first {
+            true => self.first_read(),
+            false => Instant::now(),
+        };
+        self.keep(path, files, (usage, at));
+        Ok(Some(usage))
     }
+
+    /// When a cgroup counts as read that is read for the first time: as if it had been before, by some more than by others.
+    fn first_read(&mut self) -> Instant {
+        self.met += 1;
+        let now = Instant::now();
+        let before = self.quiet * u32::try_from(self.met % SPREAD).unwrap_or_default();
+        let before = before / u32::try_from(SPREAD).unwrap_or(1);
+        now.checked_sub(before).unwrap_or(now)
+    }
+
+    /// Keeps all files open while half of the room is free, and the first, which is read each time, while there is any.
+    fn keep(&mut self, path: &str, mut files: Vec<Option<OwnedFd>>, last: (Usage, Instant)) {
+        let first_only = self.open_files + files.len() > self.open_max / 2;
+        if first_only {
+            files.truncate(1);
+        }
+        let more = files.iter().flatten().count();
+        if more == 0 || self.open_files + more > self.open_max {
+            return;
+        }
+        self.open_files += more;
+        let known = Known {
+            files,
+            first_only,
+            last,
+        };
+        self.known.insert(path.to_owned(), known);
+    }
+}
+
+impl Known {
+    /// The last reading, where it is not old and no CPU was used since.
+    fn quiet(
+        &self,
+        first: &Source,
+        limit: Duration,
+        text: &mut Vec<u8>,
+    ) -> Result<Option<Usage>, Errno> {
+        let (usage, at) = self.last;
+        let Some(Some(file)) = self.files.first() else {
+            return Ok(None);
+        };
+        if at.elapsed() >= limit {
+            return Ok(None);
+        }
+        let Some(text) = read(file, text)? else {
+            return Ok(None);
+        };
+        let mut raw = Raw::default();
+        (first.take)(&mut raw, text);
+        Ok((raw.usage.total_cpu_time == usage.total_cpu_time).then_some(usage))
+    }
+}
+
+fn of_read(path: &str, error: Errno) -> CgroupError {
+    CgroupError::failed("reading", Path::new(path), error.into())
 }
 
 impl Hierarchy {
@@ -487,8 +570,8 @@ mod tests {
                 &[("pids.current", "1\n"), ("memory.current", "5\n")],
             );
         }
-        // Room for those of one cgroup.
-        let mut meter = Meter::new(&hierarchy, V2.len());
+        // Room for those of one cgroup, and as much again.
+        let mut meter = Meter::new(&hierarchy, 2 * V2.len());
         let pids = |meter: &mut Meter, path: &str| meter.read(path).unwrap().map(|it| it.pids);
         assert_eq!(pids(&mut meter, "berth/web"), Some(1));
         assert_eq!(meter.open_files(), 2);
@@ -503,6 +586,36 @@ mod tests {
         assert_eq!(meter.open_files(), 0);
         assert_eq!(pids(&mut meter, "berth/none"), None);
         assert_eq!(meter.open_files(), 0);
+    }
+
+    #[test]
+    fn who_has_used_no_cpu_is_not_read_any_further_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let hierarchy = v2_like(dir.path());
+        let web = dir.path().join("berth/web");
+        let cpu = |usage: u64| fs::write(web.join("cpu.stat"), format!("usage_usec {usage}\n"));
+        let pids = |number: u64| fs::write(web.join("pids.current"), format!("{number}\n"));
+        cpu(7).unwrap();
+        pids(1).unwrap();
+        let of = |meter: &mut Meter| meter.read("berth/web").unwrap().map(|it| it.pids);
+        for room in [2 * V2.len(), 1] {
+            pids(1).unwrap();
+            let mut meter = Meter::new(&hierarchy, room);
+            assert_eq!(of(&mut meter), Some(1));
+            assert_eq!(meter.open_files(), if room == 1 { 1 } else { 2 });
+            pids(2).unwrap();
+            assert_eq!(of(&mut meter), Some(1), "it has not run");
+            cpu(8).unwrap();
+            assert_eq!(of(&mut meter), Some(2), "it has run");
+            pids(3).unwrap();
+            meter.quiet = Duration::ZERO;
+            assert_eq!(of(&mut meter), Some(3), "it was read long ago");
+            cpu(7).unwrap();
+        }
+        let mut meter = Meter::new(&hierarchy, 0);
+        assert_eq!(of(&mut meter), Some(3));
+        pids(4).unwrap();
+        assert_eq!(of(&mut meter), Some(4), "nothing is kept of it");
     }
 
     /// Needs the right to make cgroups.

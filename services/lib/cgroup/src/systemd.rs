@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use berth_domain::Resources;
 use serde::Serialize;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 use zbus::{Connection, DynamicType, Message, OwnedObjectPath, Variant, conn::Builder};
 
 /// Where systemd is asked.
@@ -15,6 +15,9 @@ const LIMIT: Duration = Duration::from_secs(30);
 const INFINITY: u64 = u64::MAX;
 /// As on cgroups that are made by hand, in microseconds.
 const CPU_PERIOD: u64 = 100_000;
+const CPU_STEP: u64 = 10_000;
+/// How often it is looked whether a unit has stopped.
+const LOOK: Duration = Duration::from_millis(2);
 /// A job that waits for this unit gives way.
 const REPLACE: &str = "replace";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
@@ -57,38 +60,84 @@ pub struct Systemd {
 }
 
 impl Systemd {
+    /// Makes a slice that has others below it; one that is there is as good.
+    pub async fn start_parent(&self, unit: &str) -> Result<(), SystemdError> {
+        match self
+            .start_transient(unit, "Sandboxes of Berth", vec![])
+            .await
+        {
+            Err(error) if error.is(UNIT_EXISTS) => Ok(()),
+            other => other,
+        }
+    }
+
     /// Makes a slice with these limits; one that is there gets them. Its cgroup is there soon after.
     pub async fn start_slice(&self, unit: &str, limits: &Resources) -> Result<(), SystemdError> {
-        let properties = properties(limits);
-        let auxiliary: [(&str, Properties); 0] = [];
-        let asked = (unit, REPLACE, &properties, &auxiliary[..]);
-        match self.ask("StartTransientUnit", unit, &asked).await {
+        let started = self.start_transient(unit, "A sandbox of Berth", properties(limits));
+        match started.await {
             Err(error) if error.is(UNIT_EXISTS) => {}
-            other => return other.map(drop),
+            other => return other,
         }
-        let at_runtime = (unit, true, &properties);
+        let at_runtime = (unit, true, properties(limits));
         self.ask("SetUnitProperties", unit, &at_runtime).await?;
         self.ask("StartUnit", unit, &(unit, REPLACE)).await?;
         Ok(())
     }
 
-    /// Stops a slice with all that is in it, which ends its processes. Its cgroup is gone soon after. Gone is a success.
+    /// Stops a slice with all that is in it, which ends its processes, and waits until it has. Gone is a success.
     pub async fn stop_slice(&self, unit: &str) -> Result<(), SystemdError> {
         match self.ask("StopUnit", unit, &(unit, REPLACE)).await {
             Err(error) if error.is(NO_SUCH_UNIT) => {}
             other => drop(other?),
         }
+        let deadline = Instant::now() + LIMIT;
+        while !self.has_stopped(unit).await? {
+            if Instant::now() >= deadline {
+                let (method, unit) = ("StopUnit", unit.to_owned());
+                return Err(SystemdError::Slow { method, unit });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
         self.forget_failed(unit).await
+    }
+
+    async fn start_transient(
+        &self,
+        unit: &str,
+        description: &'static str,
+        limits: Properties,
+    ) -> Result<(), SystemdError> {
+        let mut properties: Properties = vec![
+            ("Description", description.into()),
+            // When the host goes down, sandboxes go after everything that systemd stops, and not beside the manager: that
+            // would take them for ended.
+            ("DefaultDependencies", false.into()),
+        ];
+        properties.extend(limits);
+        let auxiliary: [(&str, Properties); 0] = [];
+        let asked = (unit, REPLACE, &properties, &auxiliary[..]);
+        self.ask("StartTransientUnit", unit, &asked).await.map(drop)
+    }
+
+    /// Whether nothing is to be done for a unit any more, and it is not there.
+    async fn has_stopped(&self, unit: &str) -> Result<bool, SystemdError> {
+        let names = [unit];
+        let asked = (names.as_slice(),);
+        let listed = self.list("ListUnitsByNames", unit, &asked).await?;
+        let stands = |it: &Listed| matches!(it.3.as_str(), "inactive" | "failed") && it.7 == 0;
+        Ok(listed.iter().all(stands))
     }
 
     /// A scope whose process was killed for memory is kept as failed, and with it the slice that it was in.
     async fn forget_failed(&self, slice: &str) -> Result<(), SystemdError> {
         let stem = slice.strip_suffix(".slice").unwrap_or(slice);
-        let patterns = [format!("{stem}.*"), format!("{stem}-*")];
+        let patterns = [
+            format!("{stem}.*.scope"),
+            format!("{stem}-*.scope"),
+            format!("{stem}-*.slice"),
+        ];
         let asked = (["failed"].as_slice(), patterns.as_slice());
-        let listed = self.ask("ListUnitsByPatterns", slice, &asked).await?;
-        let failed = listed.body().deserialize::<Vec<Listed>>();
-        let failed = failed.map_err(|it| failed_to("ListUnitsByPatterns", slice, it))?;
+        let failed = self.list("ListUnitsByPatterns", slice, &asked).await?;
         for (unit, ..) in failed {
             match self.ask("ResetFailedUnit", &unit, &(unit.as_str(),)).await {
                 Err(error) if error.is(NO_SUCH_UNIT) => {}
@@ -98,6 +147,18 @@ impl Systemd {
         Ok(())
     }
 
+    async fn list<B: Serialize + DynamicType>(
+        &self,
+        method: &'static str,
+        unit: &str,
+        body: &B,
+    ) -> Result<Vec<Listed>, SystemdError> {
+        let listed = self.ask(method, unit, body).await?;
+        let units = listed.body().deserialize();
+        units.map_err(|it| failed_to(method, unit, it))
+    }
+
+    /// A connection that was lost meanwhile is made again, once: each method may be called twice.
     async fn ask<B: Serialize + DynamicType>(
         &self,
         method: &'static str,
@@ -105,44 +166,52 @@ impl Systemd {
         body: &B,
     ) -> Result<Message, SystemdError> {
         let answer = async {
-            let connection = self.connect().await.map_err(SystemdError::Connect)?;
-            let called = connection.call_method(
-                Some("org.freedesktop.systemd1"),
-                "/org/freedesktop/systemd1",
-                Some("org.freedesktop.systemd1.Manager"),
-                method,
-                body,
-            );
-            called.await.map_err(|it| failed_to(method, unit, it))
+            let known = self.connection.lock().await.clone();
+            if let Some(connection) = known {
+                match call(&connection, method, body).await {
+                    Err(error) if !is_refusal(&error) => {}
+                    answer => return answer.map_err(|it| failed_to(method, unit, it)),
+                }
+            }
+            let connection = connect().await.map_err(SystemdError::Connect)?;
+            *self.connection.lock().await = Some(connection.clone());
+            let answer = call(&connection, method, body).await;
+            answer.map_err(|it| failed_to(method, unit, it))
         };
         let answer = tokio::time::timeout(LIMIT, answer).await;
-        let answer = answer.unwrap_or_else(|_| {
+        answer.unwrap_or_else(|_| {
             let unit = unit.to_owned();
             Err(SystemdError::Slow { method, unit })
-        });
-        if answer.as_ref().is_err_and(|it| !it.is_refusal()) {
-            *self.connection.lock().await = None;
-        }
-        answer
-    }
-
-    async fn connect(&self) -> zbus::Result<Connection> {
-        let mut connection = self.connection.lock().await;
-        if let Some(there) = &*connection {
-            return Ok(there.clone());
-        }
-        let address = format!("unix:path={BUS}");
-        let fresh = Builder::address(address.as_str()).build().await?;
-        Ok(connection.insert(fresh).clone())
+        })
     }
 }
 
-impl SystemdError {
-    /// Whether systemd itself said no, over a connection that is as it should be.
-    fn is_refusal(&self) -> bool {
-        matches!(self, Self::Failed { source, .. } if matches!(source, zbus::Error::MethodError(..)))
-    }
+async fn connect() -> zbus::Result<Connection> {
+    let address = format!("unix:path={BUS}");
+    Builder::address(address.as_str()).build().await
+}
 
+async fn call<B: Serialize + DynamicType>(
+    connection: &Connection,
+    method: &'static str,
+    body: &B,
+) -> zbus::Result<Message> {
+    let called = connection.call_method(
+        Some("org.freedesktop.systemd1"),
+        "/org/freedesktop/systemd1",
+        Some("org.freedesktop.systemd1.Manager"),
+        method,
+        body,
+    );
+    called.await
+}
+
+/// Whether systemd or the bus said no, over a connection that is as it should be.
+fn is_refusal(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::MethodError(..) | zbus::Error::FDO(_))
+}
+
+impl SystemdError {
     fn is(&self, name: &str) -> bool {
         matches!(self, Self::Failed { source: zbus::Error::MethodError(it, ..), .. } if it.as_str() == name)
     }
@@ -159,11 +228,11 @@ fn failed_to(method: &'static str, unit: &str, source: zbus::Error) -> SystemdEr
 
 /// A limit that is not set is told too: the slice that is there may have one.
 fn properties(limits: &Resources) -> Properties {
-    // Per second, in microseconds: a thousandth of a CPU is 1,000.
+    // Per second, in microseconds: a thousandth of a CPU is 1,000. systemd keeps whole hundredths, and the older ones cut.
     let cpu = limits.cpu_millis.map(|it| u64::from(it) * 1000);
+    let cpu = cpu.map(|it| it.next_multiple_of(CPU_STEP));
     let limit = |it: Option<u64>| Variant::from(it.unwrap_or(INFINITY));
     vec![
-        ("Description", "A sandbox of Berth".into()),
         ("CPUAccounting", true.into()),
         ("MemoryAccounting", true.into()),
         ("TasksAccounting", true.into()),
@@ -200,6 +269,17 @@ mod tests {
             ("TasksMax", 10),
         ];
         assert_eq!(told(&limits), expected);
+        for (millis, expected) in [(1, 10_000), (15, 20_000), (255, 260_000), (1000, 1_000_000)] {
+            let limits = Resources {
+                cpu_millis: Some(millis),
+                ..limits
+            };
+            assert_eq!(
+                told(&limits)[0].1,
+                expected,
+                "never less than was asked for"
+            );
+        }
         let unlimited = told(&Resources::default()).into_iter();
         let unlimited = unlimited.filter(|(name, _)| *name != "CPUQuotaPeriodUSec");
         assert!(

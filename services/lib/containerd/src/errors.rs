@@ -32,9 +32,15 @@ pub(crate) fn of_cgroup(error: CgroupError) -> RuntimeError {
 }
 
 pub(crate) fn of_systemd(error: SystemdError) -> RuntimeError {
-    RuntimeError::Node {
-        operation: "having systemd change a cgroup",
-        source: error.into(),
+    match error {
+        SystemdError::Connect(_) | SystemdError::Slow { .. } => RuntimeError::Unreachable {
+            operation: "having systemd change a cgroup",
+            source: error.into(),
+        },
+        SystemdError::Failed { .. } => RuntimeError::Node {
+            operation: "having systemd change a cgroup",
+            source: error.into(),
+        },
     }
 }
 

@@ -221,7 +221,14 @@ impl Containerd {
         let Some(unit) = cgroups::unit(&path) else {
             return blocking(move || hierarchy.create(&path, &limits).map_err(of_cgroup)).await;
         };
-        let started = self.0.systemd.start_slice(unit, &limits).await;
+        let systemd = &self.0.systemd;
+        let parents = self.names().cgroup_parent.as_str();
+        if !hierarchy.exists(parents) {
+            for unit in parents.split('/') {
+                systemd.start_parent(unit).await.map_err(of_systemd)?;
+            }
+        }
+        let started = systemd.start_slice(unit, &limits).await;
         started.map_err(of_systemd)?;
         let deadline = Instant::now() + SLICE_STARTS;
         while !hierarchy.exists(&path) {

@@ -498,13 +498,14 @@ impl Runtime for Containerd {
         &self,
         id: &SandboxId,
         role: &Role,
+        former: u64,
     ) -> Result<Option<String>, RuntimeError> {
         let inner = self.names().container_cgroup(id, role);
         let (shared, outer) = (self.0.clone(), self.names().cgroup(id));
         blocking(move || {
             shared
                 .cgroups
-                .oom_culprit(&inner, &outer)
+                .oom_culprit(&inner, &outer, former)
                 .map_err(of_cgroup)
         })
         .await

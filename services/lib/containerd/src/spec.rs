@@ -223,8 +223,16 @@ fn specification(
     if host.cgroup_version == 2 {
         namespaces.push(json!({ "type": "cgroup" }));
     }
+    let annotations = match host.cgroup_driver {
+        // A scope that fails is forgotten, or it would bar the next one of its name.
+        Driver::Systemd => {
+            json!({ "org.systemd.property.CollectMode": "'inactive-or-failed'" })
+        }
+        Driver::Cgroupfs => json!({}),
+    };
     json!({
         "ociVersion": "1.0.2",
+        "annotations": annotations,
         "process": process,
         "root": root,
         "mounts": mounts,

@@ -58,26 +58,31 @@ pub async fn uninstall(
 
 /// Removes the cgroups that an instance had under other settings; `false` where sandboxes have theirs in them.
 pub async fn leave_cgroups(former: &str) -> Result<bool, UninstallError> {
-    let in_use = !Hierarchy::detect()?.children(former)?.is_empty();
-    if !in_use {
+    let hierarchy = Hierarchy::detect()?;
+    let in_use = !hierarchy.children(former)?.is_empty();
+    if !in_use && hierarchy.exists(former) {
         remove_cgroups(former).await?;
     }
     Ok(!in_use)
 }
 
 async fn remove_cgroups(of_instance: &str) -> Result<(), UninstallError> {
-    let (hierarchy, systemd) = (Hierarchy::detect()?, Systemd::default());
-    if let Some(unit) = cgroups::unit(of_instance) {
-        systemd.stop_slice(unit).await?;
-    }
-    hierarchy.remove(of_instance)?;
+    let hierarchy = Hierarchy::detect()?;
     let Some((parent, _)) = of_instance.rsplit_once('/') else {
+        return Ok(hierarchy.remove(of_instance)?);
+    };
+    let Some(unit) = cgroups::unit(of_instance) else {
+        hierarchy.remove(of_instance)?;
+        hierarchy.remove_empty(parent);
         return Ok(());
     };
-    match cgroups::unit(parent) {
-        Some(unit) if hierarchy.children(parent)?.is_empty() => systemd.stop_slice(unit).await?,
-        Some(_) => {}
-        None => hierarchy.remove_empty(parent),
+    let systemd = Systemd::default();
+    systemd.stop_slice(unit).await?;
+    hierarchy.remove(of_instance)?;
+    if let Some(unit) = cgroups::unit(parent)
+        && hierarchy.children(parent)?.is_empty()
+    {
+        systemd.stop_slice(unit).await?;
     }
     Ok(())
 }

@@ -445,11 +445,12 @@ impl Runtime for FakeNode {
         &self,
         id: &SandboxId,
         role: &Role,
+        former: u64,
     ) -> Result<Option<String>, RuntimeError> {
         self.call("oom_cgroup", &format!("{id} {role}"), |state| {
             let held = state.sandboxes.get(id);
             let stored = held.and_then(|held| held.containers.get(role));
-            let killed = stored.is_some_and(|it| it.oom_kills > 0);
+            let killed = stored.is_some_and(|it| it.oom_kills > former);
             Ok(killed.then(|| format!("/{}", node_names().container_cgroup(id, role))))
         })
         .await

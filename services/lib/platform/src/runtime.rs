@@ -91,11 +91,13 @@ pub trait Runtime: Send + Sync + 'static {
     ) -> impl Future<Output = Result<BTreeMap<u64, SocketHolder>, RuntimeError>> + Send;
 
     /// The cgroup whose limit the kernel enforced when it killed the container for memory, empty where it was none of the
-    /// sandbox's; `None` where it did not. Asked before the task is removed: it takes the answer along.
+    /// sandbox's; `None` where it did not, beyond the `former` kills that did not end it. Asked before the task is removed: it
+    /// takes the answer along.
     fn oom_cgroup(
         &self,
         id: &SandboxId,
         role: &Role,
+        former: u64,
     ) -> impl Future<Output = Result<Option<String>, RuntimeError>> + Send;
 
     /// Everything that this instance holds, and nothing that another one does.
@@ -243,7 +245,7 @@ pub struct RuntimeFacts {
 #[derive(Debug, thiserror::Error)]
 pub enum RuntimeError {
     /// It may or may not have done what was asked.
-    #[error("containerd does not answer: {operation}")]
+    #[error("the runtime does not answer: {operation}")]
     Unreachable {
         operation: &'static str,
         source: Source,
