@@ -3878,7 +3878,7 @@ pub enum ErrorReason {
     /// FAILED_PRECONDITION. A container ended before the sandbox was RUNNING. The metadata has `container`, `exit_code`
     /// and, where a signal ended it, `signal`.
     ContainerExited = 19,
-    /// UNAVAILABLE with RetryInfo. containerd does not answer.
+    /// UNAVAILABLE with RetryInfo. containerd does not answer, or systemd, where it makes the cgroups.
     RuntimeUnreachable = 20,
     /// FAILED_PRECONDITION. containerd or its runtime refused the container; the message has its words.
     RuntimeRefused = 21,
@@ -6322,8 +6322,9 @@ pub struct Sandbox {
     /// How often it was made again under this generation, because the node had lost it: see RESTART_POLICY_ALWAYS.
     #[prost(uint32, tag = "19")]
     pub restarts: u32,
-    /// Its cgroup, relative to the root of each hierarchy, as `berth/web`. Each container has one below it of its own name, the pause
-    /// `pause`.
+    /// Its cgroup, relative to the root of each hierarchy, as `berth/a1/web`. Each container has one below it of its own name, the
+    /// pause `pause`. Where systemd makes them it is the path of a slice, as `berth.slice/berth-a1.slice/berth-a1-web.slice`, with a
+    /// scope per container, as `berth-a1-web.pause.scope`.
     #[prost(string, tag = "20")]
     pub cgroup: ::prost::alloc::string::String,
     /// The node's end of its link, as `bt6f5a0c91d2e4`. Empty where it has the node's network.
