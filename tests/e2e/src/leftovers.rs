@@ -93,7 +93,11 @@ impl Leftovers {
     fn cgroups(&self) -> Vec<String> {
         let mut left = vec![];
         for root in cgroup_roots() {
-            let own = [format!("berth/{}", self.instance)];
+            let instance = &self.instance;
+            let own = [
+                format!("berth/{instance}"),
+                format!("berth.slice/berth-{instance}.slice"),
+            ];
             for name in own.into_iter().chain(self.namespaces()) {
                 let path = root.join(name);
                 if path.is_dir() {

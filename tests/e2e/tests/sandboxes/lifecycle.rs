@@ -199,7 +199,11 @@ async fn who_is_killed_for_memory_is_told_whose_limit_it_was() -> anyhow::Result
     own.containers[0].resources = Some(limits(0, 16 << 20, 0));
     let mut shared = spec([shell("app", hungry, &[])]);
     shared.resources = Some(limits(0, 24 << 20, 0));
-    for (id, spec, cgroup) in [("own", own, "/own/app"), ("shared", shared, "/shared")] {
+    // Where systemd makes the cgroups they are units.
+    for (id, spec, cgroup, unit) in [
+        ("own", own, "/own/app", "-own.app.scope"),
+        ("shared", shared, "/shared", "-shared.slice"),
+    ] {
         node.create(id, spec).await?;
         inside(&node, &format!("sandbox.{id}.app"), "touch /tmp/go")?;
         let dead = until(&node, id, SandboxStatus::Dead).await?;
@@ -208,7 +212,11 @@ async fn who_is_killed_for_memory_is_told_whose_limit_it_was() -> anyhow::Result
             exit.cause() == ExitCause::Oom && exit.signal == 9,
             "{exit:?}"
         );
-        ensure!(exit.oom_cgroup.ends_with(cgroup), "{exit:?}");
+        let culprit = &exit.oom_cgroup;
+        ensure!(
+            culprit.ends_with(cgroup) || culprit.ends_with(unit),
+            "{exit:?}"
+        );
         ensure!(
             dead.message.contains("reached its limit"),
             "{}",
