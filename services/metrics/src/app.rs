@@ -1,9 +1,6 @@
 //! Wires the process: one thread reads, one task follows the manager, and a socket answers.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, RwLock},
-};
+use std::sync::{Arc, RwLock};
 
 use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
@@ -39,7 +36,6 @@ impl App {
             meter: Meter::new(&hierarchy, open_files(config.open_files_max)),
             book: book.clone(),
             pace: pace.clone(),
-            known: BTreeSet::new(),
             trouble: String::new(),
         };
         export::observe(&book, &pace);

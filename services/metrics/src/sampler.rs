@@ -1,7 +1,7 @@
 //! Reads every sandbox, round after round, on a thread of its own: files of cgroups are read faster than they are waited for.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     sync::{
         Arc, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -47,8 +47,6 @@ pub(crate) struct Sampler {
     pub(crate) meter: Meter,
     pub(crate) book: SharedBook,
     pub(crate) pace: Arc<Pace>,
-    /// The cgroups of the round before.
-    pub(crate) known: BTreeSet<String>,
     /// What went wrong last, which is told once.
     pub(crate) trouble: String,
 }
@@ -87,9 +85,9 @@ impl Sampler {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .watched();
-        let (mut seen, mut found) = (BTreeSet::new(), 0);
+        let mut found = 0;
         for (id, it) in watched {
-            match self.read(&it, &links, &mut seen) {
+            match self.read(&it, &links) {
                 Ok(Some(round)) => {
                     let mut book = book.write().unwrap_or_else(PoisonError::into_inner);
                     book.record(&id, it.generation, round);
@@ -104,10 +102,7 @@ impl Sampler {
         let now = u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or_default();
         self.pace.sampled.store(found, Relaxed);
         self.pace.ended_at_millis.store(now, Relaxed);
-        for gone in self.known.difference(&seen) {
-            self.meter.forget(gone);
-        }
-        self.known = seen;
+        self.meter.end_round();
         self.pace
             .open_files
             .store(self.meter.open_files() as u64, Relaxed);
@@ -117,20 +112,15 @@ impl Sampler {
         &mut self,
         watched: &Watched,
         links: &HashMap<String, Traffic>,
-        seen: &mut BTreeSet<String>,
     ) -> Result<Option<Round>, CgroupError> {
-        let mut read = |path: String| -> Result<Option<Usage>, CgroupError> {
-            let usage = self.meter.read(&path);
-            seen.insert(path);
-            usage
-        };
-        let Some(usage) = read(watched.cgroup.clone())? else {
+        let Some(usage) = self.meter.read(&watched.cgroup)? else {
             return Ok(None);
         };
         let traffic = links.get(&watched.interface).copied();
         let mut containers = vec![];
         for name in &watched.containers {
-            if let Some(usage) = read(cgroups::of_container(&watched.cgroup, name))? {
+            let path = cgroups::of_container(&watched.cgroup, name);
+            if let Some(usage) = self.meter.read_below(&watched.cgroup, &path)? {
                 let traffic = None;
                 containers.push((name.clone(), Figures { usage, traffic }));
             }

@@ -17,9 +17,9 @@ use crate::hierarchy::{CgroupError, Hierarchy, Kind};
 
 /// A cgroup that has used no CPU since is read in full this often: only what others do to it can have changed, as the kernel
 /// that reclaims its memory.
-const QUIET: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(20);
 /// Those that are read first are not all read in full in the same round again.
-const SPREAD: u64 = 10;
+const SPREAD: u64 = 20;
 
 /// A file, and what it says. The first of a version has the CPU time.
 #[derive(Debug)]
@@ -137,6 +137,7 @@ pub struct Meter {
     quiet: Duration,
     /// Cgroups that were read first so far.
     met: u64,
+    round: u64,
     text: Vec<u8>,
 }
 
@@ -148,6 +149,10 @@ struct Known {
     first_only: bool,
     /// The last reading in full, and when it was.
     last: (Usage, Instant),
+    /// Whether the last reading found that nothing has run.
+    rests: bool,
+    /// In which it was read last.
+    round: u64,
 }
 
 impl Meter {
@@ -170,16 +175,19 @@ impl Meter {
             open_max,
             quiet: QUIET,
             met: 0,
+            round: 0,
             text: vec![0; 16 << 10],
         }
     }
 
     /// The figures of a cgroup; `None` where it is gone.
     pub fn read(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
-        if let Some(known) = self.known.get(path) {
+        if let Some(known) = self.known.get_mut(path) {
             let failed = |error: Errno| of_read(path, error);
             let quiet = known.quiet(&self.sources[0], self.quiet, &mut self.text);
             if let Some(usage) = quiet.map_err(failed)? {
+                known.rests = true;
+                known.round = self.round;
                 return Ok(Some(usage));
             }
             if let Some(reading) = self.read_once(path)? {
@@ -189,6 +197,30 @@ impl Meter {
             self.forget(path);
         }
         self.read_once(path)
+    }
+
+    /// The figures of a cgroup in one that was read in this round: where nothing has run in that, those of before hold.
+    pub fn read_below(&mut self, above: &str, path: &str) -> Result<Option<Usage>, CgroupError> {
+        let rests = self.known.get(above).is_some_and(|it| it.rests);
+        if rests
+            && let Some(known) = self.known.get_mut(path)
+            && known.last.1.elapsed() < self.quiet
+        {
+            known.round = self.round;
+            return Ok(Some(known.last.0));
+        }
+        self.read(path)
+    }
+
+    /// Ends a round of readings: forgets the cgroups that were not in it.
+    pub fn end_round(&mut self) {
+        let round = self.round;
+        let gone = self.known.iter().filter(|(_, it)| it.round != round);
+        let gone: Vec<String> = gone.map(|(path, _)| path.clone()).collect();
+        for path in gone {
+            self.forget(&path);
+        }
+        self.round += 1;
     }
 
     /// Closes what is open of a cgroup.
@@ -262,6 +294,8 @@ impl Meter {
             files,
             first_only,
             last,
+            rests: false,
+            round: self.round,
         };
         self.known.insert(path.to_owned(), known);
     }
@@ -612,6 +646,29 @@ mod tests {
             assert_eq!(of(&mut meter), Some(3), "it was read long ago");
             cpu(7).unwrap();
         }
+        let app = web.join("app");
+        put(
+            &app,
+            &[("cpu.stat", "usage_usec 1\n"), ("pids.current", "1\n")],
+        );
+        let mut meter = Meter::new(&hierarchy, 100);
+        let below = |meter: &mut Meter| {
+            meter.read("berth/web").unwrap();
+            let usage = meter.read_below("berth/web", "berth/web/app").unwrap();
+            usage.map(|it| it.total_cpu_time)
+        };
+        assert_eq!(below(&mut meter), Some(1_000));
+        put(&app, &[("cpu.stat", "usage_usec 2\n")]);
+        assert_eq!(below(&mut meter), Some(1_000), "nothing has run above it");
+        cpu(8).unwrap();
+        assert_eq!(below(&mut meter), Some(2_000), "something has");
+        assert_eq!(meter.open_files(), 4);
+        meter.end_round();
+        assert_eq!(meter.open_files(), 4, "all were read in it");
+        of(&mut meter);
+        meter.end_round();
+        assert_eq!(meter.open_files(), 2, "what is no longer read is forgotten");
+
         let mut meter = Meter::new(&hierarchy, 0);
         assert_eq!(of(&mut meter), Some(3));
         pids(4).unwrap();
