@@ -12,7 +12,7 @@ use berth_domain::{
     Reason,
     collection::{CollectionKind, Slice},
 };
-use futures::{StreamExt as _, TryStreamExt as _, future, stream};
+use futures::{StreamExt as _, stream};
 use tonic::Status;
 
 use crate::{
@@ -119,8 +119,7 @@ impl Member<'_> {
             let live = self.membership.live.get(&kind).cloned().unwrap_or_default();
             let own = share::slices_of(&self.config.name, &live);
             foreign.extend(self.give_up(kind, &own));
-            let taken = self.take(manager, kind, &own).await?;
-            self.membership.slices.extend(taken);
+            self.take(manager, kind, &own).await?;
         }
         for leases in foreign.chunks(BATCH) {
             let leases = leases.to_vec();
@@ -163,19 +162,27 @@ impl Member<'_> {
 
     /// Takes those of its slices that it has not. Where another one still has one, it is asked for again at the next look.
     async fn take(
-        &self,
+        &mut self,
         manager: &Manager,
         kind: CollectionKind,
         own: &BTreeSet<Slice>,
-    ) -> Result<BTreeMap<(CollectionKind, Slice), Lease>, Status> {
+    ) -> Result<(), Status> {
         let held = &self.membership.slices;
         let missing = own.iter().filter(|it| !held.contains_key(&(kind, **it)));
         let asked = missing.map(async |slice| {
             let lease = self.acquire(manager, kind.lease(*slice), BTreeMap::new());
-            Ok(lease.await?.ok().map(|it| ((kind, *slice), it)))
+            lease.await.map(|it| it.ok().map(|it| ((kind, *slice), it)))
         });
         let answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
-        answers.try_filter_map(future::ok).try_collect().await
+        let answers: Vec<Result<_, Status>> = answers.collect().await;
+        let mut failed = Ok(());
+        for answer in answers {
+            match answer {
+                Ok(taken) => self.membership.slices.extend(taken),
+                Err(status) => failed = Err(status),
+            }
+        }
+        failed
     }
 
     /// The inner error is that somebody else has it.

@@ -120,7 +120,7 @@ impl Sampler {
         let mut containers = vec![];
         for name in &watched.containers {
             let path = cgroups::of_container(&watched.cgroup, name);
-            if let Some(usage) = self.meter.read_below(&watched.cgroup, &path)? {
+            if let Some(usage) = self.meter.read(&path)? {
                 let traffic = None;
                 containers.push((name.clone(), Figures { usage, traffic }));
             }

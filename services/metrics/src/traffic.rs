@@ -1,23 +1,14 @@
 //! What went over the links of the node, from the kernel's table of them.
 
-use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, Read as _},
-};
+use std::{collections::HashMap, fs, io};
 
 use berth_domain::usage::Traffic;
 
 const TABLE: &str = "/proc/net/dev";
-/// Of a thousand links.
-const ROOM: usize = 256 << 10;
 
 /// By the name of the node's end, as the other end sees it.
 pub(crate) fn read() -> io::Result<HashMap<String, Traffic>> {
-    // The kernel makes it up as it is read, and begins anew for each piece.
-    let mut table = String::with_capacity(ROOM);
-    File::open(TABLE)?.read_to_string(&mut table)?;
-    Ok(parse(&table))
+    Ok(parse(&fs::read_to_string(TABLE)?))
 }
 
 /// Lines of a name and sixteen figures; what one end receives, the other has sent.

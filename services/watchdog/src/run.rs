@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::{
     config::Config,
     decide::{batches, confirmed, in_words, note, note_failure},
-    manager::{Manager, is},
+    manager::{Manager, is, is_away, unreachable},
 };
 
 /// How often a lease is asked for that another watchdog has.
@@ -30,6 +30,11 @@ pub(crate) async fn run(
         ..v1::WatchdogRun::default()
     };
     let done = with_lease(config, holder, former, &mut run).await;
+    // Whoever asked for the run is told who is away, also when that was killed in the middle of it.
+    let done = done.map_err(|it| match is_away(&it) {
+        true => unreachable(&config.target().address),
+        false => it,
+    });
     run.ended_at = Some(SystemTime::now().into());
     if let Err(status) = &done {
         status.message().clone_into(&mut run.problem);

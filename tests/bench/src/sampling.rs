@@ -58,9 +58,11 @@ pub(crate) async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let hierarchy = Hierarchy::detect()?;
     let parent = format!("berth-sampling-{}", std::process::id());
     let measured = measure_in(&arguments, &dir, &hierarchy, &parent).await;
+    let deadline = Instant::now() + Duration::from_secs(10);
     while let Err(error) = hierarchy.remove(&parent) {
         // Killed, and not gone yet.
-        ensure!(matches!(error, CgroupError::Busy { .. }), "{error}");
+        let waits = matches!(error, CgroupError::Busy { .. }) && Instant::now() < deadline;
+        ensure!(waits, "{error}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     fs::remove_dir_all(&dir)?;

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use berth_domain::usage::{Pressure, Stall, Usage};
@@ -15,11 +14,9 @@ use rustix::{
 
 use crate::hierarchy::{CgroupError, Hierarchy, Kind};
 
-/// A cgroup that has used no CPU since is read in full this often: only what others do to it can have changed, as the kernel
-/// that reclaims its memory.
-const QUIET: Duration = Duration::from_secs(20);
-/// Those that are read first are not all read in full in the same round again.
-const SPREAD: u64 = 20;
+/// A cgroup that has used no CPU since is read in full in one of so many rounds: only what others do to it can have changed, as
+/// the kernel that reclaims its memory.
+const QUIET_ROUNDS: u64 = 20;
 
 /// A file, and what it says. The first of a version has the CPU time.
 #[derive(Debug)]
@@ -123,8 +120,8 @@ impl Raw {
     }
 }
 
-/// Reads cgroups again and again. What it has opened stays open, up to a number of files: that saves four fifths of the time
-/// of most of them. Who has used no CPU is not read any further.
+/// Reads cgroups again and again. The file with the CPU time stays open, up to a number of files, and who has used none is not
+/// read any further.
 #[derive(Debug)]
 pub struct Meter {
     version: u32,
@@ -132,10 +129,8 @@ pub struct Meter {
     /// Of each source; `None` where its controller is not mounted.
     roots: Vec<Option<PathBuf>>,
     known: HashMap<String, Known>,
-    open_files: usize,
     open_max: usize,
-    quiet: Duration,
-    /// Cgroups that were read first so far.
+    /// Cgroups that became known so far.
     met: u64,
     round: u64,
     text: Vec<u8>,
@@ -144,13 +139,13 @@ pub struct Meter {
 /// What is kept of a cgroup between two readings.
 #[derive(Debug)]
 struct Known {
-    /// Of each source, where it is there; only the first one where there was no room for all.
-    files: Vec<Option<OwnedFd>>,
-    first_only: bool,
-    /// The last reading in full, and when it was.
-    last: (Usage, Instant),
-    /// Whether the last reading found that nothing has run.
-    rests: bool,
+    /// That of the first source.
+    file: OwnedFd,
+    /// What the first source said.
+    cpu: Usage,
+    last: Usage,
+    /// Tells in which round it is read in full.
+    number: u64,
     /// In which it was read last.
     round: u64,
 }
@@ -171,9 +166,7 @@ impl Meter {
             sources,
             roots: sources.iter().map(root).collect(),
             known: HashMap::new(),
-            open_files: 0,
             open_max,
-            quiet: QUIET,
             met: 0,
             round: 0,
             text: vec![0; 16 << 10],
@@ -182,146 +175,83 @@ impl Meter {
 
     /// The figures of a cgroup; `None` where it is gone.
     pub fn read(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
-        if let Some(known) = self.known.get_mut(path) {
-            let failed = |error: Errno| of_read(path, error);
-            let quiet = known.quiet(&self.sources[0], self.quiet, &mut self.text);
-            if let Some(usage) = quiet.map_err(failed)? {
-                known.rests = true;
-                known.round = self.round;
-                return Ok(Some(usage));
-            }
-            if let Some(reading) = self.read_once(path)? {
-                return Ok(Some(reading));
-            }
-            // Another cgroup may stand in the place of the one whose files are open.
-            self.forget(path);
+        let Some(mut known) = self.known.remove(path) else {
+            return self.read_in_full(path, None);
+        };
+        let first = read(&known.file, &mut self.text).map_err(|it| of_read(path, it))?;
+        let Some(text) = first else {
+            // Another cgroup may stand in the place of the one whose file is open.
+            return self.read_in_full(path, None);
+        };
+        let mut raw = Raw::default();
+        (self.sources[0].take)(&mut raw, text);
+        if raw.usage != known.cpu || known.number % QUIET_ROUNDS == self.round % QUIET_ROUNDS {
+            return self.read_in_full(path, Some(known));
         }
-        self.read_once(path)
-    }
-
-    /// The figures of a cgroup in one that was read in this round: where nothing has run in that, those of before hold.
-    pub fn read_below(&mut self, above: &str, path: &str) -> Result<Option<Usage>, CgroupError> {
-        let rests = self.known.get(above).is_some_and(|it| it.rests);
-        if rests
-            && let Some(known) = self.known.get_mut(path)
-            && known.last.1.elapsed() < self.quiet
-        {
-            known.round = self.round;
-            return Ok(Some(known.last.0));
-        }
-        self.read(path)
+        known.round = self.round;
+        let usage = known.last;
+        self.known.insert(path.to_owned(), known);
+        Ok(Some(usage))
     }
 
     /// Ends a round of readings: forgets the cgroups that were not in it.
     pub fn end_round(&mut self) {
         let round = self.round;
-        let gone = self.known.iter().filter(|(_, it)| it.round != round);
-        let gone: Vec<String> = gone.map(|(path, _)| path.clone()).collect();
-        for path in gone {
-            self.forget(&path);
-        }
+        self.known.retain(|_, it| it.round == round);
         self.round += 1;
-    }
-
-    /// Closes what is open of a cgroup.
-    pub fn forget(&mut self, path: &str) {
-        if let Some(known) = self.known.remove(path) {
-            self.open_files -= known.files.iter().flatten().count();
-        }
     }
 
     /// Files that are open between two readings.
     pub fn open_files(&self) -> usize {
-        self.open_files
+        self.known.len()
     }
 
-    fn read_once(&mut self, path: &str) -> Result<Option<Usage>, CgroupError> {
-        let known = self.known.remove(path);
-        self.open_files -= known
-            .as_ref()
-            .map_or(0, |it| it.files.iter().flatten().count());
-        let old_only = known.as_ref().is_some_and(|it| !it.first_only);
-        let is_first = known.is_none();
-        let mut old = known.map(|it| it.files).unwrap_or_default().into_iter();
-        let (mut raw, mut found, mut files) = (Raw::default(), false, vec![]);
-        for (source, root) in self.sources.iter().zip(&self.roots) {
-            let file = match (old.next().flatten(), root) {
-                (None, Some(root)) if !old_only => open(&root.join(path).join(source.name))?,
-                (old, _) => old,
+    fn read_in_full(
+        &mut self,
+        path: &str,
+        known: Option<Known>,
+    ) -> Result<Option<Usage>, CgroupError> {
+        let (mut old, number) = match known {
+            Some(known) => (Some(known.file), Some(known.number)),
+            None => (None, None),
+        };
+        let (mut raw, mut first, mut found) = (Raw::default(), None, false);
+        for (at, (source, root)) in self.sources.iter().zip(&self.roots).enumerate() {
+            let file = match (old.take(), root) {
+                (Some(old), _) => Some(old),
+                (None, Some(root)) => open(&root.join(path).join(source.name))?,
+                (None, None) => None,
             };
-            if let Some(file) = &file {
-                let text = read(file, &mut self.text).map_err(|it| of_read(path, it))?;
-                if let Some(text) = text {
-                    (source.take)(&mut raw, text);
-                    found = true;
-                }
+            let Some(file) = file else { continue };
+            let text = read(&file, &mut self.text).map_err(|it| of_read(path, it))?;
+            let Some(text) = text else { continue };
+            (source.take)(&mut raw, text);
+            found = true;
+            if at == 0 {
+                first = Some((file, raw.usage));
             }
-            files.push(file);
         }
         if !found {
             return Ok(None);
         }
-        let usage = raw.finish(self.version);
-        let at = match is_first {
-            true => self.first_read(),
-            false => Instant::now(),
-        };
-        self.keep(path, files, (usage, at));
-        Ok(Some(usage))
-    }
-
-    /// When a cgroup counts as read that is read for the first time: as if it had been before, by some more than by others.
-    fn first_read(&mut self) -> Instant {
-        self.met += 1;
-        let now = Instant::now();
-        let before = self.quiet * u32::try_from(self.met % SPREAD).unwrap_or_default();
-        let before = before / u32::try_from(SPREAD).unwrap_or(1);
-        now.checked_sub(before).unwrap_or(now)
-    }
-
-    /// Keeps all files open while half of the room is free, and the first, which is read each time, while there is any.
-    fn keep(&mut self, path: &str, mut files: Vec<Option<OwnedFd>>, last: (Usage, Instant)) {
-        let first_only = self.open_files + files.len() > self.open_max / 2;
-        if first_only {
-            files.truncate(1);
+        let last = raw.finish(self.version);
+        if let Some((file, cpu)) = first
+            && self.known.len() < self.open_max
+        {
+            let number = number.unwrap_or_else(|| {
+                self.met += 1;
+                self.met
+            });
+            let known = Known {
+                file,
+                cpu,
+                last,
+                number,
+                round: self.round,
+            };
+            self.known.insert(path.to_owned(), known);
         }
-        let more = files.iter().flatten().count();
-        if more == 0 || self.open_files + more > self.open_max {
-            return;
-        }
-        self.open_files += more;
-        let known = Known {
-            files,
-            first_only,
-            last,
-            rests: false,
-            round: self.round,
-        };
-        self.known.insert(path.to_owned(), known);
-    }
-}
-
-impl Known {
-    /// The last reading, where it is not old and no CPU was used since.
-    fn quiet(
-        &self,
-        first: &Source,
-        limit: Duration,
-        text: &mut Vec<u8>,
-    ) -> Result<Option<Usage>, Errno> {
-        let (usage, at) = self.last;
-        let Some(Some(file)) = self.files.first() else {
-            return Ok(None);
-        };
-        if at.elapsed() >= limit {
-            return Ok(None);
-        }
-        let Some(text) = read(file, text)? else {
-            return Ok(None);
-        };
-        let mut raw = Raw::default();
-        (first.take)(&mut raw, text);
-        Ok((raw.usage.total_cpu_time == usage.total_cpu_time).then_some(usage))
+        Ok(Some(last))
     }
 }
 
@@ -594,85 +524,77 @@ mod tests {
     }
 
     #[test]
-    fn files_stay_open_up_to_the_number_that_may_and_what_is_read_is_the_same() {
+    fn so_many_files_stay_open_and_what_is_read_is_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let hierarchy = v2_like(dir.path());
-        let (web, api) = (dir.path().join("berth/web"), dir.path().join("berth/api"));
-        for cgroup in [&web, &api] {
-            put(
-                cgroup,
-                &[("pids.current", "1\n"), ("memory.current", "5\n")],
-            );
-        }
-        // Room for those of one cgroup, and as much again.
-        let mut meter = Meter::new(&hierarchy, 2 * V2.len());
-        let pids = |meter: &mut Meter, path: &str| meter.read(path).unwrap().map(|it| it.pids);
-        assert_eq!(pids(&mut meter, "berth/web"), Some(1));
-        assert_eq!(meter.open_files(), 2);
-        assert_eq!(pids(&mut meter, "berth/api"), Some(1));
-        assert_eq!(meter.open_files(), 2, "no room for another");
-        for cgroup in [&web, &api] {
-            fs::write(cgroup.join("pids.current"), "12\n").unwrap();
-        }
-        assert_eq!(pids(&mut meter, "berth/web"), Some(12));
-        assert_eq!(pids(&mut meter, "berth/api"), Some(12));
-        meter.forget("berth/web");
-        assert_eq!(meter.open_files(), 0);
-        assert_eq!(pids(&mut meter, "berth/none"), None);
-        assert_eq!(meter.open_files(), 0);
+        let paths = ["berth/web", "berth/api"];
+        let put = |cpu: u64, pids: u64| {
+            for path in paths {
+                let (cpu, pids) = (format!("usage_usec {cpu}\n"), format!("{pids}\n"));
+                put(
+                    &dir.path().join(path),
+                    &[("cpu.stat", cpu.as_str()), ("pids.current", pids.as_str())],
+                );
+            }
+        };
+        put(1, 1);
+        let mut meter = Meter::new(&hierarchy, 1);
+        let read = |meter: &mut Meter| {
+            let pids = paths.map(|it| meter.read(it).unwrap().map(|it| it.pids));
+            assert_eq!(meter.open_files(), 1, "no room for another");
+            pids
+        };
+        assert_eq!(read(&mut meter), [Some(1), Some(1)]);
+        put(2, 12);
+        assert_eq!(read(&mut meter), [Some(12), Some(12)]);
+        meter.end_round();
+        assert_eq!(meter.open_files(), 1);
+        assert_eq!(meter.read("berth/none").unwrap(), None);
+        meter.end_round();
+        assert_eq!(meter.open_files(), 0, "what is no longer read is forgotten");
     }
 
     #[test]
-    fn who_has_used_no_cpu_is_not_read_any_further_for_a_while() {
+    fn who_has_used_no_cpu_is_read_in_full_once_in_so_many_rounds() {
         let dir = tempfile::tempdir().unwrap();
         let hierarchy = v2_like(dir.path());
-        let web = dir.path().join("berth/web");
-        let cpu = |usage: u64| fs::write(web.join("cpu.stat"), format!("usage_usec {usage}\n"));
-        let pids = |number: u64| fs::write(web.join("pids.current"), format!("{number}\n"));
-        cpu(7).unwrap();
-        pids(1).unwrap();
-        let of = |meter: &mut Meter| meter.read("berth/web").unwrap().map(|it| it.pids);
-        for room in [2 * V2.len(), 1] {
-            pids(1).unwrap();
-            let mut meter = Meter::new(&hierarchy, room);
-            assert_eq!(of(&mut meter), Some(1));
-            assert_eq!(meter.open_files(), if room == 1 { 1 } else { 2 });
-            pids(2).unwrap();
-            assert_eq!(of(&mut meter), Some(1), "it has not run");
-            cpu(8).unwrap();
-            assert_eq!(of(&mut meter), Some(2), "it has run");
-            pids(3).unwrap();
-            meter.quiet = Duration::ZERO;
-            assert_eq!(of(&mut meter), Some(3), "it was read long ago");
-            cpu(7).unwrap();
+        let paths = ["berth/web", "berth/api", "berth/db"];
+        for path in paths {
+            put(
+                &dir.path().join(path),
+                &[("cpu.stat", "usage_usec 7\nnr_throttled 0\n")],
+            );
         }
-        let app = web.join("app");
-        put(
-            &app,
-            &[("cpu.stat", "usage_usec 1\n"), ("pids.current", "1\n")],
-        );
         let mut meter = Meter::new(&hierarchy, 100);
-        let below = |meter: &mut Meter| {
-            meter.read("berth/web").unwrap();
-            let usage = meter.read_below("berth/web", "berth/web/app").unwrap();
-            usage.map(|it| it.total_cpu_time)
-        };
-        assert_eq!(below(&mut meter), Some(1_000));
-        put(&app, &[("cpu.stat", "usage_usec 2\n")]);
-        assert_eq!(below(&mut meter), Some(1_000), "nothing has run above it");
-        cpu(8).unwrap();
-        assert_eq!(below(&mut meter), Some(2_000), "something has");
-        assert_eq!(meter.open_files(), 4);
-        meter.end_round();
-        assert_eq!(meter.open_files(), 4, "all were read in it");
-        of(&mut meter);
-        meter.end_round();
-        assert_eq!(meter.open_files(), 2, "what is no longer read is forgotten");
+        let mut fresh = vec![vec![]; paths.len()];
+        for round in 0..2 * QUIET_ROUNDS {
+            for (path, fresh) in paths.iter().zip(&mut fresh) {
+                let pids = format!("{round}\n");
+                put(&dir.path().join(path), &[("pids.current", pids.as_str())]);
+                if meter.read(path).unwrap().unwrap().pids == round {
+                    fresh.push(round);
+                }
+            }
+            meter.end_round();
+        }
+        // The first time, and then each in a round of its own.
+        let own = |number| vec![0, number, number + QUIET_ROUNDS];
+        assert_eq!(fresh, [own(1), own(2), own(3)]);
 
-        let mut meter = Meter::new(&hierarchy, 0);
-        assert_eq!(of(&mut meter), Some(3));
-        pids(4).unwrap();
-        assert_eq!(of(&mut meter), Some(4), "nothing is kept of it");
+        let read = |meter: &mut Meter| meter.read("berth/web").unwrap().unwrap().pids;
+        let web = dir.path().join("berth/web");
+        put(&web, &[("pids.current", "99\n")]);
+        assert_ne!(read(&mut meter), 99);
+        put(&web, &[("cpu.stat", "usage_usec 7\nnr_throttled 1\n")]);
+        assert_eq!(
+            read(&mut meter),
+            99,
+            "what is read anyway is never of before"
+        );
+        put(&web, &[("pids.current", "100\n")]);
+        assert_ne!(read(&mut meter), 100);
+        put(&web, &[("cpu.stat", "usage_usec 8\nnr_throttled 1\n")]);
+        assert_eq!(read(&mut meter), 100);
     }
 
     /// Needs the right to make cgroups.
@@ -680,7 +602,7 @@ mod tests {
     fn a_cgroup_that_is_made_anew_in_the_place_of_another_is_read_and_one_that_is_gone_is_not() {
         let hierarchy = Hierarchy::detect().unwrap();
         let path = format!("berth-meter-{}", std::process::id());
-        let mut meter = Meter::new(&hierarchy, 1000);
+        let mut meter = Meter::new(&hierarchy, 1);
         for _ in 0..2 {
             hierarchy
                 .create(&path, &berth_domain::Resources::default())

@@ -32,6 +32,7 @@ use crate::{
     shims::{self, Shim},
     unpack::remove_snapshot,
 };
+use rustix::process::Signal;
 
 /// How long a cgroup may stay busy after its last task.
 const CGROUP_BUSY: Duration = Duration::from_secs(5);
@@ -244,6 +245,9 @@ impl Containerd {
     /// Removes the cgroup with all below it, and kills what still runs there.
     pub(crate) async fn remove_cgroup(&self, path: &str) -> Result<(), RuntimeError> {
         if let Some(unit) = cgroups::unit(path) {
+            // A stop asks first, and waits for who does not listen.
+            let (cgroups, path) = (self.cgroups().clone(), path.to_owned());
+            blocking(move || cgroups.signal(&path, Signal::KILL).map_err(of_cgroup)).await?;
             let stopped = self.0.systemd.stop_slice(unit).await;
             stopped.map_err(of_systemd)?;
         }

@@ -165,7 +165,15 @@ async fn a_certificate_says_what_its_holder_may_and_what_it_changes_is_written_d
     ensure!(!tls.node.status().await?.draining);
     tls.node.delete("web").await?;
 
-    let text = fs::read_to_string(tls.node.home().join("state/audit/audit.log"))?;
+    let file = tls.node.home().join("state/audit/audit.log");
+    // A call does not wait for its record.
+    let written = || async {
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        text.lines()
+            .any(|it| it.contains("/Delete") && it.contains("\"uid\":0"))
+    };
+    eventually("the last call is written down", SOON, written).await?;
+    let text = fs::read_to_string(&file)?;
     let lines: Vec<Value> = text
         .lines()
         .map(serde_json::from_str)

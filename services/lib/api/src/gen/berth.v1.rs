@@ -8433,7 +8433,8 @@ pub struct NetworkUsage {
 /// What was used up to a moment.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UsageSample {
-    /// When it was read.
+    /// When it was read. Of a sandbox in which nothing has run since, other figures than CPU time and network may be of one of the
+    /// twenty rounds before.
     #[prost(message, optional, tag = "1")]
     pub measured_at: ::core::option::Option<::prost_types::Timestamp>,
     /// Of the whole sandbox: its own cgroup, with everything in it. Of one container: that container's.
