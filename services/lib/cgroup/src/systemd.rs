@@ -1,6 +1,9 @@
 //! Asks systemd for slices: on a host where it owns the cgroups, who wants one has it made there, with its limits.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use berth_domain::Resources;
 use serde::Serialize;
@@ -54,12 +57,28 @@ type Listed = (
 );
 
 /// The systemd of this host. Connects when it is first asked, and again after its connection was lost.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Systemd {
+    bus: PathBuf,
+    limit: Duration,
     connection: Mutex<Option<Connection>>,
 }
 
+impl Default for Systemd {
+    fn default() -> Self {
+        Self::at(Path::new(BUS), LIMIT)
+    }
+}
+
 impl Systemd {
+    fn at(bus: &Path, limit: Duration) -> Self {
+        Self {
+            bus: bus.to_owned(),
+            limit,
+            connection: Mutex::default(),
+        }
+    }
+
     /// Makes a slice that has others below it; one that is there is as good.
     pub async fn start_parent(&self, unit: &str) -> Result<(), SystemdError> {
         match self
@@ -90,7 +109,7 @@ impl Systemd {
             Err(error) if error.is(NO_SUCH_UNIT) => {}
             other => drop(other?),
         }
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + self.limit;
         while !self.has_stopped(unit).await? {
             if Instant::now() >= deadline {
                 let (method, unit) = ("StopUnit", unit.to_owned());
@@ -173,12 +192,12 @@ impl Systemd {
                     answer => return answer.map_err(|it| failed_to(method, unit, it)),
                 }
             }
-            let connection = connect().await.map_err(SystemdError::Connect)?;
+            let connection = connect(&self.bus).await.map_err(SystemdError::Connect)?;
             *self.connection.lock().await = Some(connection.clone());
             let answer = call(&connection, method, body).await;
             answer.map_err(|it| failed_to(method, unit, it))
         };
-        let answer = tokio::time::timeout(LIMIT, answer).await;
+        let answer = tokio::time::timeout(self.limit, answer).await;
         answer.unwrap_or_else(|_| {
             let unit = unit.to_owned();
             Err(SystemdError::Slow { method, unit })
@@ -186,8 +205,8 @@ impl Systemd {
     }
 }
 
-async fn connect() -> zbus::Result<Connection> {
-    let address = format!("unix:path={BUS}");
+async fn connect(bus: &Path) -> zbus::Result<Connection> {
+    let address = format!("unix:path={}", bus.display());
     Builder::address(address.as_str()).build().await
 }
 
@@ -247,6 +266,21 @@ fn properties(limits: &Resources) -> Properties {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_bus_that_is_not_there_or_never_answers_is_told_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let bus = dir.path().join("bus");
+        let ask = async || {
+            let systemd = Systemd::at(&bus, Duration::from_millis(100));
+            systemd.start_parent("berth.slice").await.unwrap_err()
+        };
+        let error = ask().await;
+        assert!(matches!(error, SystemdError::Connect(_)), "{error:?}");
+        let _silent = std::os::unix::net::UnixListener::bind(&bus).unwrap();
+        let error = ask().await;
+        assert!(matches!(error, SystemdError::Slow { .. }), "{error:?}");
+    }
 
     #[test]
     fn limits_are_told_in_the_words_of_systemd() {

@@ -159,6 +159,9 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "A full disk", owner: "sandbox-manager", file: "services/lib/store/src/reserve.rs", rows: &[
         b("RESERVE_BYTES", "disk that is held back for Delete", "Create is refused with STORE_FULL", "berth.store.size", "a_full_disk_refuses_what_begins_and_lets_everything_else_go_on"),
     ] },
+    Group { title: "Where systemd makes the cgroups", owner: "sandbox-manager", file: "services/lib/cgroup/src/systemd.rs", rows: &[
+        n("LIMIT", "how long systemd may take for a call, or for a slice to stop", "RUNTIME_UNREACHABLE, and tried again", "berth.sandbox.troubled", "a_bus_that_is_not_there_or_never_answers_is_told_and_not_waited_for"),
+    ] },
     Group { title: "A sandbox that hangs", owner: "sandbox-manager", file: "services/sandbox-manager/src/node.rs", rows: &[
         n("OBSERVE_LIMIT", "how long a look at one sandbox may take", "RUNTIME_UNREACHABLE of that sandbox, tried again", "berth.sandbox.troubled", "a_hanging_look_at_one_sandbox_holds_up_no_other"),
     ] },
