@@ -39,9 +39,6 @@ pub(crate) const COLLECTIONS: TableDefinition<u64, &[u8]> = TableDefinition::new
 /// What a collection has deleted, with its size.
 pub(crate) const COLLECTED: TableDefinition<(u64, &str), u64> = TableDefinition::new("collected");
 
-/// Of pages in memory. Left to itself redb would take a GiB, once a catalog of 100,000 entries has been read a few times.
-const CACHE_BYTES: usize = 32 << 20;
-
 pub(crate) const REVISION: &str = "revision";
 pub(crate) const SCHEMA: &str = "schema";
 
@@ -105,16 +102,8 @@ pub(crate) fn open(path: &Path) -> Result<Database, StoreError> {
 /// Opens a store that this process has verified before.
 pub(crate) fn again(path: &Path) -> Result<Database, StoreError> {
     contain(path, || {
-        builder()
-            .open(path)
-            .map_err(|error| not_opened(path, error))
+        Database::open(path).map_err(|error| not_opened(path, error))
     })
-}
-
-fn builder() -> Builder {
-    let mut builder = Builder::new();
-    builder.set_cache_size(CACHE_BYTES);
-    builder
 }
 
 /// Makes the file of an empty store, in which `schema` has the word.
@@ -126,7 +115,7 @@ pub(crate) fn make(path: &Path, schema: u64) -> Result<Database, StoreError> {
         .create_new(true)
         .mode(0o600)
         .open(path)?;
-    let database = builder().create_with_backend(FileBackend::new(file)?)?;
+    let database = Builder::new().create_with_backend(FileBackend::new(file)?)?;
     let txn = database.begin_write()?;
     make_tables(&txn, schema)?;
     txn.commit()?;
@@ -208,7 +197,7 @@ pub(crate) fn copied(path: &Path) -> Result<(Database, bool), StoreError> {
 /// before it was taken.
 fn verifying() -> (Builder, Arc<AtomicBool>) {
     let taken_back = Arc::new(AtomicBool::default());
-    let mut builder = builder();
+    let mut builder = Builder::new();
     builder.set_check_integrity_on_open(true);
     builder.set_repair_callback({
         let taken_back = taken_back.clone();
