@@ -6,14 +6,14 @@ use std::{collections::BTreeSet, time::Duration};
 use berth_api::v1;
 use berth_collect::{Action, Digest};
 use berth_domain::collection::{CollectionKind, Slice};
-use berth_plugin::chain;
+use berth_plugin::{chain, is_away};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
     config::Config,
     directory::BlobDir,
     facts::{blocking, gather},
-    manager::{Broken, Manager, is_away, within},
+    manager::{Broken, Manager, within},
     state::State,
 };
 

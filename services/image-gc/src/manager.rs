@@ -12,7 +12,7 @@ use berth_api::{
     },
 };
 use berth_domain::Reason;
-use tonic::{Code, Response, Status, transport::Channel};
+use tonic::{Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 /// A manager that does not answer for so long is away.
@@ -127,14 +127,4 @@ pub(crate) fn is(status: &Status, reason: Reason) -> bool {
     let details = status.get_error_details();
     let named = details.error_info().map(|it| it.reason.as_str());
     named == Some(reason.as_str())
-}
-
-/// Whether it is the manager that is away, and not something that it needs.
-pub(crate) fn is_away(status: &Status) -> bool {
-    let answered = status.get_error_details().error_info().is_some();
-    !answered
-        && matches!(
-            status.code(),
-            Code::Unavailable | Code::Unknown | Code::Cancelled
-        )
 }

@@ -5,7 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use berth_api::v1::{self, CollectionCause, image_gc_service_server::ImageGcService};
 use berth_collect::plan::{Goal, plan};
 use berth_domain::{Failure, Reason, collection::CollectionKind};
-use berth_plugin::chain;
+use berth_plugin::{chain, is_away};
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,7 +15,7 @@ use crate::{
     app::Shared,
     duties::usage,
     facts::{Incomplete, gather},
-    manager::{Manager, is_away, within},
+    manager::{Manager, within},
     state::Lease,
     wire,
 };

@@ -17,7 +17,7 @@ use berth_domain::{
     Reason,
     collection::{CollectionKind, Slice},
 };
-use berth_plugin::chain;
+use berth_plugin::{chain, is_away};
 use berth_telemetry::spans;
 use tonic::Status;
 use tracing::Instrument as _;
@@ -27,7 +27,7 @@ use crate::{
     directory::Links,
     facts::{Facts, Incomplete, gather},
     figures,
-    manager::{Broken, Manager, is, is_away, within, within_deletions},
+    manager::{Broken, Manager, is, within, within_deletions},
     state::{Lease, State},
     wire,
 };

@@ -45,7 +45,7 @@ pub struct Config {
     /// How long samples are kept.
     #[serde(with = "berth_daemon::duration")]
     pub history: Duration,
-    /// Files of cgroups that stay open between two samples, which saves most of the time of a reading.
+    /// Files of cgroups that stay open between two samples, one of each: by them those are known that have not run.
     pub open_files_max: usize,
     pub telemetry: berth_telemetry::Config,
 }

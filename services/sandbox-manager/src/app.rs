@@ -128,8 +128,8 @@ impl App {
         let runtime = Containerd::connect(containerd_settings(&config, names.clone())?)
             .context("preparing containerd")?;
         let parent = &names.cgroup_parent;
-        let other = config.cgroup.driver.other();
-        let other = cgroups::parent(other.into(), &config.cgroup.parent, &instance);
+        let other = cgroups::Driver::from(config.cgroup.driver).other();
+        let other = cgroups::parent(other, &config.cgroup.parent, &instance);
         let leave = async |former: &str| Ok(berth_containerd::leave_cgroups(former).await?);
         claim_cgroups(&config.run_dir, parent, &other, leave).await?;
 

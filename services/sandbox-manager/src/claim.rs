@@ -1,4 +1,5 @@
-//! Folders of one instance. What lies in them is judged, and removed, by its name alone, so two instances must never share one.
+//! Folders and cgroups of one instance. What lies in them is judged, and removed, by its name alone, so two instances must never
+//! share one, and an instance must not look for its own elsewhere.
 
 use std::{fs, io::ErrorKind, path::Path};
 

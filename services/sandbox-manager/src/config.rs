@@ -1,6 +1,7 @@
 //! What the manager can be told, with the defaults.
 
 mod access;
+mod cgroup;
 mod pull;
 
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
@@ -8,7 +9,7 @@ use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, tim
 use anyhow::{Context as _, anyhow, bail, ensure};
 use berth_daemon::{SOCKET_PATH_MAX, key_value};
 use berth_domain::{
-    InstanceId, cgroups,
+    InstanceId,
     ipam::{self, Subnets},
     names,
 };
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::access::Tls;
 use self::{
     access::{Access, AuditLog},
+    cgroup::Cgroup,
     pull::Pull,
 };
 use crate::{export, store_command::StoreCommand};
@@ -183,39 +185,6 @@ pub enum PauseRootfs {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cgroup {
-    pub driver: CgroupDriver,
-    /// The instance has a cgroup of its own below it.
-    pub parent: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CgroupDriver {
-    Cgroupfs,
-    Systemd,
-}
-
-impl CgroupDriver {
-    pub(crate) fn other(self) -> Self {
-        match self {
-            Self::Cgroupfs => Self::Systemd,
-            Self::Systemd => Self::Cgroupfs,
-        }
-    }
-}
-
-impl From<CgroupDriver> for cgroups::Driver {
-    fn from(it: CgroupDriver) -> Self {
-        match it {
-            CgroupDriver::Cgroupfs => Self::Cgroupfs,
-            CgroupDriver::Systemd => Self::Systemd,
-        }
-    }
-}
-
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
 pub struct Network {
     pub bridge: String,
     pub subnet: Ipv4Net,
@@ -275,10 +244,7 @@ impl Default for Config {
                 plain_http_registries: vec![],
                 call_timeout: Duration::from_secs(30),
             },
-            cgroup: Cgroup {
-                driver: CgroupDriver::Cgroupfs,
-                parent: "/berth".to_owned(),
-            },
+            cgroup: Cgroup::default(),
             network: Network {
                 bridge: "berth0".into(),
                 subnet: Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 87, 0, 0), 16),
@@ -430,29 +396,11 @@ fn check(config: &Config) -> anyhow::Result<()> {
         is_identifier(handler) || is_program(handler),
         "containerd.handler: {handler:?} must be a name like `io.containerd.runc.v2`, or the path of a shim"
     );
-    let is_runc = handler.as_str() == "io.containerd.runc.v2" || is_program(handler);
-    ensure!(
-        config.cgroup.driver == CgroupDriver::Cgroupfs || is_runc,
-        "cgroup.driver: `systemd` needs the containerd.handler `io.containerd.runc.v2`, or the path of a shim that takes its options"
-    );
+    config.cgroup.check(handler)?;
     let binary = &config.containerd.runtime_binary;
     ensure!(
         binary.is_empty() || is_identifier(binary) || is_program(binary),
         "containerd.runtime_binary: {binary:?} must be a name like `crun`, or the path of a program"
-    );
-    let parent = config.cgroup.parent.trim_matches('/');
-    ensure!(
-        parent
-            .split('/')
-            .all(|it| !it.is_empty() && it != "." && it != ".."),
-        "cgroup.parent: `{}` must be a path like `/berth`",
-        config.cgroup.parent
-    );
-    let of_units = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'/';
-    ensure!(
-        config.cgroup.driver == CgroupDriver::Cgroupfs || parent.bytes().all(of_units),
-        "cgroup.parent: `{}` must be letters, digits, `_` where systemd makes the slices: a dash begins a level",
-        config.cgroup.parent
     );
     let bridge = &config.network.bridge;
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -591,8 +539,8 @@ mod tests {
             ("network.subnet",                   |it| it.network.subnet = "10.0.0.0/7".parse().unwrap()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/a/../b".into()),
             ("cgroup.parent",                    |it| it.cgroup.parent = "/".into()),
-            ("cgroup.driver",                    |it| { it.cgroup.driver = CgroupDriver::Systemd; it.containerd.handler = "io.containerd.kata.v2".into() }),
-            ("cgroup.parent",                    |it| it.cgroup = Cgroup { driver: CgroupDriver::Systemd, parent: "/my-berth".into() }),
+            ("cgroup.driver",                    |it| { it.cgroup.driver = cgroup::Driver::Systemd; it.containerd.handler = "io.containerd.kata.v2".into() }),
+            ("cgroup.parent",                    |it| it.cgroup = Cgroup { driver: cgroup::Driver::Systemd, parent: "/my-berth".into() }),
             ("containerd.plain_http_registries", |it| it.containerd.plain_http_registries = vec!["host".into()]),
             ("dead_horizon",                     |it| it.dead_horizon = Duration::ZERO),
             ("import.max_bytes",                 |it| it.import.max_bytes = 0),

@@ -150,12 +150,6 @@ pub(crate) fn unreachable(address: &str) -> Status {
     berth_api::status(failure.with("manager", address))
 }
 
-/// Whether it is the connection that failed, and not something that the manager says.
-pub(crate) fn is_away(status: &Status) -> bool {
-    let away = [Code::Unavailable, Code::Unknown, Code::Cancelled];
-    away.contains(&status.code()) && status.get_error_details().error_info().is_none()
-}
-
 pub(crate) fn is(status: &Status, reason: Reason) -> bool {
     let details = status.get_error_details();
     let named = details.error_info().map(|it| it.reason.as_str());

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use berth_api::v1::{self, WatchdogCause};
 use berth_domain::Reason;
+use berth_plugin::is_away;
 use tonic::Status;
 
 use crate::{
     config::Config,
     decide::{batches, confirmed, in_words, note, note_failure},
-    manager::{Manager, is, is_away, unreachable},
+    manager::{Manager, is, unreachable},
 };
 
 /// How often a lease is asked for that another watchdog has.

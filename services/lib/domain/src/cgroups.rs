@@ -22,6 +22,15 @@ pub enum Driver {
     Systemd,
 }
 
+impl Driver {
+    pub fn other(self) -> Self {
+        match self {
+            Self::Cgroupfs => Self::Systemd,
+            Self::Systemd => Self::Cgroupfs,
+        }
+    }
+}
+
 /// Parent cgroup of the sandboxes of an instance, below a path like `/berth`; without slashes at its ends.
 ///
 /// The instance is in it: what lies below is judged, and removed, by its name alone.

@@ -1,9 +1,11 @@
-//! Where the manager is, as a configuration says it.
+//! Where the manager is, as a configuration says it, and whether it is there.
 
 use std::path::{Path, PathBuf};
 
 use berth_api::{Target, TlsFiles};
 use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
 
 /// What a process shows to a manager behind `https://`, and whom it trusts: files in PEM, read for each connection anew.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
@@ -14,6 +16,12 @@ pub struct ManagerTls {
     /// This process's own certificate.
     pub certificate: PathBuf,
     pub key: PathBuf,
+}
+
+/// Whether it is the manager that is away, and not something that it needs.
+pub fn is_away(status: &Status) -> bool {
+    let away = [Code::Unavailable, Code::Unknown, Code::Cancelled];
+    away.contains(&status.code()) && status.get_error_details().error_info().is_none()
 }
 
 /// Which key of a configuration is at fault, and why.

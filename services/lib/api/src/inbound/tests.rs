@@ -1,5 +1,7 @@
 //! What a request must be to become a value of the domain.
 
+use berth_domain::{Destination, NamePattern, NamedDestination};
+
 use super::*;
 
 fn request() -> v1::CreateRequest {
