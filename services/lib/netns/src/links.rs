@@ -4,9 +4,11 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, BorrowedFd},
+    sync::Arc,
+    time::Duration,
 };
 
-use futures::TryStreamExt as _;
+use futures::{TryStream, TryStreamExt as _};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::{
     Handle, IpVersion, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
@@ -17,12 +19,17 @@ use rtnetlink::{
     },
 };
 use rustix::io::Errno;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     error::NetnsError,
     others::{self, Claim, ClaimKind},
     rules::hardware_address,
 };
+
+/// The kernel tells the longest list in less time.
+const BUSY: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// The link inside every sandbox.
 pub(crate) const INSIDE: &str = "eth0";
@@ -42,7 +49,11 @@ pub(crate) struct Link {
 
 /// Netlink requests of one network namespace.
 #[derive(Clone, Debug)]
-pub(crate) struct Links(Handle);
+pub(crate) struct Links {
+    handle: Handle,
+    /// A socket lists one thing at a time: whoever asks meanwhile is refused by the kernel as busy.
+    listing: Arc<Mutex<()>>,
+}
 
 impl Links {
     /// Opens a socket in the namespace of the calling thread, which has to be inside of a runtime.
@@ -53,11 +64,14 @@ impl Links {
                 source,
             })?;
         tokio::spawn(connection);
-        Ok(Self(handle))
+        Ok(Self {
+            handle,
+            listing: Arc::default(),
+        })
     }
 
     pub(crate) async fn find(&self, name: &str) -> Result<Option<Link>, NetnsError> {
-        let mut found = self.0.link().get().match_name(name).execute();
+        let mut found = self.handle.link().get().match_name(name).execute();
         match found.try_next().await {
             Ok(message) => Ok(message.map(read)),
             Err(error) if is(&error, Errno::NODEV) => Ok(None),
@@ -66,15 +80,31 @@ impl Links {
     }
 
     pub(crate) async fn all(&self) -> Result<Vec<Link>, NetnsError> {
-        let all: Vec<_> = self
-            .0
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|it| failed("listing links", it))?;
+        let ask = || self.handle.link().get().execute();
+        let all = self.list("listing links", ask).await?;
         Ok(all.into_iter().map(read).collect())
+    }
+
+    /// Takes all that the kernel lists, in its turn. What somebody has asked for who is gone the kernel tells to its end all
+    /// the same, and is busy meanwhile.
+    async fn list<T, S>(
+        &self,
+        what: &'static str,
+        ask: impl Fn() -> S,
+    ) -> Result<Vec<T>, NetnsError>
+    where
+        S: TryStream<Ok = T, Error = rtnetlink::Error>,
+    {
+        let _turn = self.listing.lock().await;
+        let deadline = Instant::now() + BUSY;
+        loop {
+            match ask().try_collect().await {
+                Err(error) if is(&error, Errno::BUSY) && Instant::now() < deadline => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                listed => return listed.map_err(|it| failed(what, it)),
+            }
+        }
     }
 
     pub(crate) async fn add_bridge(
@@ -92,7 +122,7 @@ impl Links {
                     .build();
                 self.request(
                     format!("adding bridge {name}"),
-                    self.0.link().add(bridge).execute(),
+                    self.handle.link().add(bridge).execute(),
                 )
                 .await?;
                 self.set_alias(name, alias).await?;
@@ -154,14 +184,8 @@ impl Links {
 
     /// The addresses of all links that others can reach, by the numbers of these.
     async fn addresses(&self) -> Result<Vec<(u32, IpNet)>, NetnsError> {
-        let all: Vec<_> = self
-            .0
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|it| failed("listing addresses", it))?;
+        let ask = || self.handle.address().get().execute();
+        let all = self.list("listing addresses", ask).await?;
         Ok(all.iter().filter_map(read_address).collect())
     }
 
@@ -188,7 +212,7 @@ impl Links {
             .build();
         self.request(
             format!("adding link {name}"),
-            self.0.link().add(pair).execute(),
+            self.handle.link().add(pair).execute(),
         )
         .await
     }
@@ -201,7 +225,7 @@ impl Links {
         alias: &str,
     ) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_index(index).name(name).alias(alias);
-        let taken = self.0.link().set(message.up().build());
+        let taken = self.handle.link().set(message.up().build());
         self.request(format!("taking over link {name}"), taken.execute())
             .await
     }
@@ -210,20 +234,23 @@ impl Links {
         let message = LinkUnspec::new_with_name(name).alias(alias).build();
         self.request(
             format!("naming link {name}"),
-            self.0.link().set(message).execute(),
+            self.handle.link().set(message).execute(),
         )
         .await
     }
 
     pub(crate) async fn set_up(&self, index: u32) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_index(index).up().build();
-        self.request("setting a link up", self.0.link().set(message).execute())
-            .await
+        self.request(
+            "setting a link up",
+            self.handle.link().set(message).execute(),
+        )
+        .await
     }
 
     pub(crate) async fn add_address(&self, index: u32, net: &IpNet) -> Result<(), NetnsError> {
         let add = self
-            .0
+            .handle
             .address()
             .add(index, net.addr(), net.prefix_len())
             .replace();
@@ -238,7 +265,7 @@ impl Links {
         address: IpAddr,
         hardware: [u8; 6],
     ) -> Result<(), NetnsError> {
-        let add = self.0.neighbours().add(index, address);
+        let add = self.handle.neighbours().add(index, address);
         let add = add.link_layer_address(&hardware).replace();
         self.request(format!("adding neighbour {address}"), add.execute())
             .await
@@ -253,7 +280,7 @@ impl Links {
             .destination_prefix(destination.network(), destination.prefix_len())
             .gateway(gateway)
             .build();
-        let add = self.0.route().add(route).replace();
+        let add = self.handle.route().add(route).replace();
         self.request(
             format!("adding the route to {destination} by {gateway}"),
             add.execute(),
@@ -264,7 +291,7 @@ impl Links {
     /// Adds an address that is ours alone, so that nobody is asked whether it is free: it can be used at once, also on a link
     /// that nothing is plugged into.
     pub(crate) async fn add_address6(&self, index: u32, net: Ipv6Net) -> Result<(), NetnsError> {
-        let addresses = self.0.address();
+        let addresses = self.handle.address();
         let mut add = addresses.add(index, net.addr().into(), net.prefix_len());
         let flags = AddressAttribute::Flags(AddressFlags::Nodad);
         add.message_mut().attributes.push(flags);
@@ -278,9 +305,11 @@ impl Links {
         index: u32,
         kept: Option<Ipv6Net>,
     ) -> Result<(), NetnsError> {
-        let listing = |it| failed("listing addresses", it);
-        let of_link = self.0.address().get().set_link_index_filter(index);
-        let all: Vec<_> = of_link.execute().try_collect().await.map_err(listing)?;
+        let ask = || {
+            let of_link = self.handle.address().get().set_link_index_filter(index);
+            of_link.execute()
+        };
+        let all = self.list("listing addresses", ask).await?;
         let mut has_it = false;
         for message in all {
             let length = message.header.prefix_len;
@@ -295,7 +324,7 @@ impl Links {
                 continue;
             };
             if message.header.scope == AddressScope::Universe {
-                let remove = self.0.address().del(message).execute();
+                let remove = self.handle.address().del(message).execute();
                 self.request(format!("removing address {address}"), remove)
                     .await?;
             }
@@ -316,7 +345,7 @@ impl Links {
             .gateway(next_hop)
             .output_interface(link)
             .build();
-        let add = self.0.route().add(route).replace();
+        let add = self.handle.route().add(route).replace();
         self.request("adding the IPv6 route to everywhere", add.execute())
             .await
     }
@@ -333,7 +362,7 @@ impl Links {
             .output_interface(link)
             .pref_source(from)
             .build();
-        let add = self.0.route().add(route).replace();
+        let add = self.handle.route().add(route).replace();
         self.request(format!("adding the route to {address}"), add.execute())
             .await
     }
@@ -352,7 +381,7 @@ impl Links {
         if let Some(from) = from {
             route = route.pref_source(from);
         }
-        let add = self.0.route().add(route.build()).replace();
+        let add = self.handle.route().add(route.build()).replace();
         self.request(format!("adding the route to {address}"), add.execute())
             .await
     }
@@ -372,12 +401,11 @@ impl Links {
         &self,
         address: Ipv6Addr,
     ) -> Result<BTreeSet<u32>, NetnsError> {
-        let all = self.0.address().get().set_address_filter(address.into());
-        let all: Vec<_> = all
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|it| failed("listing addresses", it))?;
+        let ask = || {
+            let of_address = self.handle.address().get();
+            of_address.set_address_filter(address.into()).execute()
+        };
+        let all = self.list("listing addresses", ask).await?;
         Ok(all.iter().map(|it| it.header.index).collect())
     }
 
@@ -387,21 +415,15 @@ impl Links {
             IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
             IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
         };
-        let all: Vec<_> = self
-            .0
-            .route()
-            .get(request)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|it| failed("listing routes", it))?;
+        let ask = || self.handle.route().get(request.clone()).execute();
+        let all = self.list("listing routes", ask).await?;
         Ok(all.iter().filter_map(read_route).collect())
     }
 
     /// Gone is a success.
     pub(crate) async fn remove(&self, name: &str) -> Result<(), NetnsError> {
         let message = LinkUnspec::new_with_name(name).build();
-        match self.0.link().del_with_message(message).execute().await {
+        match self.handle.link().del_with_message(message).execute().await {
             Err(error) if !is(&error, Errno::NODEV) => {
                 Err(failed(format!("removing link {name}"), error))
             }
@@ -411,7 +433,7 @@ impl Links {
 
     /// Removes the link with this number, whatever its name is. Gone is a success.
     pub(crate) async fn remove_index(&self, index: u32) -> Result<(), NetnsError> {
-        match self.0.link().del(index).execute().await {
+        match self.handle.link().del(index).execute().await {
             Err(error) if !is(&error, Errno::NODEV) => {
                 Err(failed(format!("removing link {index}"), error))
             }
@@ -508,4 +530,51 @@ fn read(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::future::join_all;
+
+    use super::*;
+    use crate::namespaces;
+
+    /// Needs the right to make namespaces and links.
+    #[tokio::test]
+    async fn who_lists_while_others_do_or_have_given_up_waits_for_his_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let links = namespaces::open(&dir.path().join("ns"), "test", || {
+            let _runtime = runtime.enter();
+            Links::here()
+        });
+        let links = links.unwrap();
+        // More than the kernel tells at once.
+        for number in 0..60 {
+            let net = Ipv4Net::new([10, 0, number, 1].into(), 24).unwrap();
+            links
+                .add_bridge(&format!("br{number}"), "test", net)
+                .await
+                .unwrap();
+        }
+        for _ in 0..20 {
+            let _ = tokio::time::timeout(Duration::from_micros(200), links.all()).await;
+            // One after the other, and none waits for the one before.
+            let listings = (0..8).map(|number| {
+                let links = links.clone();
+                tokio::spawn(async move {
+                    for _ in 0..number {
+                        tokio::task::yield_now().await;
+                    }
+                    (links.all().await, links.addresses().await)
+                })
+            });
+            for listed in join_all(listings).await {
+                let (all, addresses) = listed.unwrap();
+                assert!(all.unwrap().len() > 60);
+                assert_eq!(addresses.unwrap().len(), 60);
+            }
+        }
+        namespaces::close(&dir.path().join("ns")).unwrap();
+    }
 }
