@@ -79,6 +79,14 @@ impl Systemd {
         }
     }
 
+    /// Whether it answers within this time.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let asked = (["-.slice"].as_slice(),);
+        let listed = self.list("ListUnitsByNames", "-.slice", &asked);
+        let answer = tokio::time::timeout(within, listed).await;
+        answer.is_ok_and(|it| it.is_ok())
+    }
+
     /// Makes a slice that has others below it; one that is there is as good.
     pub async fn start_parent(&self, unit: &str) -> Result<(), SystemdError> {
         match self
@@ -273,6 +281,7 @@ mod tests {
         let bus = dir.path().join("bus");
         let ask = async || {
             let systemd = Systemd::at(&bus, Duration::from_millis(100));
+            assert!(!systemd.answers(Duration::from_millis(50)).await);
             systemd.start_parent("berth.slice").await.unwrap_err()
         };
         let error = ask().await;

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use berth_domain::{ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, names};
+use berth_domain::{
+    ContainerSeen, Extent, Role, Sandbox, SandboxId, TaskSeen, cgroups::Driver, names,
+};
 use berth_platform::{
     ContainerReading, ContainerRoot, EndSignal, ExecCommand, ExecError, ExecExit, ExecIo, Runtime,
     RuntimeError, RuntimeFacts, RuntimeObject, RuntimeSeen, SocketHolder,
@@ -562,7 +564,18 @@ impl Runtime for Containerd {
         let mut version = self.client().version();
         let version = within(FACTS_TIMEOUT, "asking for the version", version.version(()));
         let settings = &self.0.settings;
+        let makes_cgroups = async {
+            settings.cgroup_driver == Driver::Cgroupfs
+                || self.0.systemd.answers(FACTS_TIMEOUT).await
+        };
+        let (version, makes_cgroups) = tokio::join!(version, makes_cgroups);
         let mut degraded = vec![];
+        if !makes_cgroups {
+            degraded.push(
+                "cgroup.driver: systemd does not answer over the bus: no sandbox is created or removed until it does"
+                    .to_owned(),
+            );
+        }
         if !self.0.host.negative_oom_score {
             degraded.push(
                 "no CAP_SYS_RESOURCE: negative OOM scores are left at 0, also that of the pause"
@@ -575,7 +588,7 @@ impl Runtime for Containerd {
         RuntimeFacts {
             address: settings.address.display().to_string(),
             namespace: settings.namespace.clone(),
-            version: version.await.ok().map(|it| it.version),
+            version: version.ok().map(|it| it.version),
             handler: settings.handler.clone(),
             cgroup_version: self.0.host.cgroup_version,
             degraded,

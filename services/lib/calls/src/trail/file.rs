@@ -118,7 +118,28 @@ fn open(path: &Path) -> io::Result<Current> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
+
+    /// A disk of one page, which takes half of a line that is longer.
+    struct Page(tempfile::TempDir);
+
+    impl Page {
+        fn mounted() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let mut mount = Command::new("mount");
+            mount.args(["-t", "tmpfs", "-o", "size=4k", "page"]);
+            assert!(mount.arg(dir.path()).status().unwrap().success());
+            Self(dir)
+        }
+    }
+
+    impl Drop for Page {
+        fn drop(&mut self) {
+            let _ = Command::new("umount").arg(self.0.path()).status();
+        }
+    }
 
     fn read(path: &Path) -> String {
         fs::read_to_string(path).unwrap_or_default()
@@ -158,5 +179,19 @@ mod tests {
             (read(&path).as_str(), read(&away).lines().count()),
             ("new\n", 3)
         );
+    }
+
+    #[test]
+    fn half_a_line_that_a_full_disk_has_taken_is_cut_off() {
+        let page = Page::mounted();
+        let path = page.0.path().join("audit.log");
+        let mut files = Files::new(path.clone(), 1 << 20, 2);
+        files.append("first\n").unwrap();
+        let long = format!("{}\n", "x".repeat(8000));
+        let error = files.append(&long).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(&path), "first\n");
+        files.append("next\n").unwrap();
+        assert_eq!(read(&path), "first\nnext\n");
     }
 }
