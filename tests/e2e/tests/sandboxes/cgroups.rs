@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{self, SandboxStatus};
+use berth_domain::cgroups;
 use berth_e2e::{
     TestNode, images,
     node::eventually,
@@ -52,15 +53,15 @@ fn limits_in_files(version: u32, unit: u64) -> [(&'static str, &'static str, Str
     }
 }
 
-/// Every cgroup of the instance, in every hierarchy.
-fn cgroups(instance: &str) -> Vec<PathBuf> {
+/// Every cgroup below that of the instance, in every hierarchy.
+fn cgroups_below(parent: &str) -> Vec<PathBuf> {
     let below = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(below).into_iter().flatten().flatten();
     let mut places: Vec<_> = hierarchies.map(|it| it.path()).collect();
     places.push(below.to_owned());
     let found = places
         .iter()
-        .flat_map(|it| fs::read_dir(it.join("berth").join(instance)))
+        .flat_map(|it| fs::read_dir(it.join(parent)))
         .flatten()
         .flatten();
     found.map(|it| it.path()).filter(|it| it.is_dir()).collect()
@@ -69,8 +70,6 @@ fn cgroups(instance: &str) -> Vec<PathBuf> {
 #[tokio::test]
 async fn a_life_is_limited_and_measured_by_its_cgroups_and_leaves_none() -> anyhow::Result<()> {
     let node = TestNode::start().await?;
-    let instance = fs::read_to_string(node.home().join("instance"))?;
-    let instance = instance.trim();
     let status = node.node().get_status(v1::GetStatusRequest {}).await?;
     let version = status.into_inner().runtime.unwrap_or_default();
     let version = version.cgroup_version;
@@ -96,10 +95,14 @@ async fn a_life_is_limited_and_measured_by_its_cgroups_and_leaves_none() -> anyh
     let standing = node.get("life").await?;
     ensure!(standing.status() == SandboxStatus::Running, "{standing:?}");
 
-    for (cgroup, unit) in [("life", 2), ("life/app", 1)] {
+    let own = standing.cgroup;
+    let (parent, _) = own.rsplit_once('/').context("a parent")?;
+    ensure!(!cgroups_below(parent).is_empty(), "{own}");
+    let apps = cgroups::of_container(&own, "app");
+    for (cgroup, unit) in [(&own, 2), (&apps, 1)] {
         for (controller, file, expected) in limits_in_files(version, unit) {
             let path = Path::new("/sys/fs/cgroup").join(controller);
-            let path = path.join("berth").join(instance).join(cgroup).join(file);
+            let path = path.join(cgroup).join(file);
             let value = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             ensure!(value.trim() == expected, "{}: {value}", path.display());
         }
@@ -118,7 +121,11 @@ async fn a_life_is_limited_and_measured_by_its_cgroups_and_leaves_none() -> anyh
     let stopped = node.sandboxes().stop(request).await?.into_inner();
     let stopped = stopped.sandbox.context("the sandbox")?;
     ensure!(stopped.status() == SandboxStatus::Dead, "{stopped:?}");
-    ensure!(cgroups(instance).is_empty(), "{:?}", cgroups(instance));
+    ensure!(
+        cgroups_below(parent).is_empty(),
+        "{:?}",
+        cgroups_below(parent)
+    );
     ensure!(node.delete("life").await?, "its record was there");
 
     let hungry = "until test -e /tmp/go; do :; done; tail /dev/zero";
@@ -146,7 +153,11 @@ async fn a_life_is_limited_and_measured_by_its_cgroups_and_leaves_none() -> anyh
 
     let audit = node.audit().await?;
     ensure!(audit.clean && audit.objects.is_empty(), "{audit:#?}");
-    ensure!(cgroups(instance).is_empty(), "{:?}", cgroups(instance));
+    ensure!(
+        cgroups_below(parent).is_empty(),
+        "{:?}",
+        cgroups_below(parent)
+    );
     node.finish()
 }
 
