@@ -338,6 +338,24 @@ mod tests {
         assert_eq!(wanted.len(), 6, "each port of each address");
     }
 
+    #[test]
+    fn what_lived_as_long_as_it_may_is_over_and_the_next_question_opens_it_anew() {
+        let (egress, start) = (egress(), Instant::now());
+        let door = door(false, &[None]);
+        let wanted = egress.wanted(&door, &answer(&[("192.0.2.3", 86_400)]));
+        let mut openings = Openings::default();
+        let change = openings.plan(door.owner, &wanted, start).unwrap();
+        let lives: Vec<_> = change.place.iter().map(|(_, life)| *life).collect();
+        assert_eq!(lives, [egress.life_max], "then the kernel closes it");
+        openings.note(&change, start);
+        let left = |openings: &Openings, at| openings.missing(&BTreeMap::new(), at).len();
+        let end = start + egress.life_max;
+        assert_eq!(left(&openings, end - Duration::from_millis(1)), 1);
+        assert_eq!(left(&openings, end), 0, "it is not put back");
+        let anew = openings.plan(door.owner, &wanted, end).unwrap();
+        assert_eq!(anew, change);
+    }
+
     #[tokio::test]
     async fn what_cannot_be_opened_is_not_to_be_told_and_what_opens_nothing_is() {
         let egress = egress();

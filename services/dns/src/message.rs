@@ -286,11 +286,38 @@ mod tests {
         assert!(cut.metadata.truncation && cut.answers.is_empty());
         let long = Message::from_vec(&encode(&whole, None).unwrap()).unwrap();
         assert_eq!(long.answers.len(), 120);
-        let mut edns = Edns::new();
-        edns.set_max_payload(4096);
-        query.set_edns(edns);
-        assert_eq!(udp_limit(&query.to_vec().unwrap()), UDP_PAYLOAD_MAX);
+        for (asked, limit) in [(4096, UDP_PAYLOAD_MAX), (600, 600), (100, 512)] {
+            let mut edns = Edns::new();
+            edns.set_max_payload(asked);
+            query.set_edns(edns);
+            assert_eq!(udp_limit(&query.to_vec().unwrap()), limit);
+        }
         assert!(reply(&zone, &query).edns.is_some());
+    }
+
+    #[test]
+    fn a_reply_of_the_most_that_goes_over_udp_is_whole_and_one_more_byte_is_cut() {
+        let mut query = question("web.app.berth.", RecordType::TXT);
+        query.set_edns(Edns::new());
+        let of = |filling: usize| {
+            let mut texts = vec!["x".repeat(255); 4];
+            texts.push("x".repeat(filling));
+            let mut reply = reply_to(&query);
+            let owner = query.queries[0].name().clone();
+            reply.answers.extend(record(owner, Data::Txt(texts)));
+            reply
+        };
+        let most = usize::from(UDP_PAYLOAD_MAX);
+        let filling = most - of(0).to_vec().unwrap().len();
+        let whole = encode(&of(filling), Some(UDP_PAYLOAD_MAX)).unwrap();
+        assert_eq!(whole.len(), most);
+        let whole = Message::from_vec(&whole).unwrap();
+        assert!(!whole.metadata.truncation && whole.answers.len() == 1);
+        let longer = of(filling + 1);
+        let cut = encode(&longer, Some(UDP_PAYLOAD_MAX)).unwrap();
+        let cut = Message::from_vec(&cut).unwrap();
+        assert!(cut.metadata.truncation && cut.answers.is_empty());
+        assert_eq!(encode(&longer, None).unwrap().len(), most + 1);
     }
 
     #[test]

@@ -233,3 +233,93 @@ async fn converse(
         tokio::time::timeout(IDLE, written).await??;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_proto::{
+        op::{Query, ResponseCode},
+        rr::{Name, RecordType},
+    };
+    use tokio::net::TcpSocket;
+
+    use super::*;
+    use crate::{config::Config, known::Known};
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// Of a zone that none of its callers is in: all are refused.
+    fn answers() -> Answers {
+        let config = Config::default();
+        let subnet: ipnet::Ipv4Net = "10.9.0.0/24".parse().unwrap();
+        let zone = Zone::new(&Known::default(), "app.berth", subnet.into());
+        Answers {
+            zone: watch::Sender::new(Arc::new(zone)).subscribe(),
+            forwarder: Arc::new(Forwarder::new(&config, vec![])),
+            egress: Egress::new(&config),
+        }
+    }
+
+    /// Connects from an address of the loopback of its own.
+    async fn connect(from: u8, to: SocketAddr) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        let own = Ipv4Addr::new(127, 0, 9, from);
+        socket.bind((own, 0).into()).unwrap();
+        socket.connect(to).await.unwrap()
+    }
+
+    async fn say(stream: &mut TcpStream) -> std::io::Result<()> {
+        let mut query = Message::query();
+        let name = Name::from_ascii("web.app.berth.").unwrap();
+        query.add_query(Query::query(name, RecordType::A));
+        let mut packet = query.to_vec().unwrap();
+        let length = u16::try_from(packet.len()).unwrap();
+        packet.splice(..0, length.to_be_bytes());
+        stream.write_all(&packet).await
+    }
+
+    async fn hear(stream: &mut TcpStream) -> std::io::Result<ResponseCode> {
+        let hearing = async {
+            let mut reply = vec![0; stream.read_u16().await?.into()];
+            stream.read_exact(&mut reply).await?;
+            Ok(Message::from_vec(&reply).unwrap().metadata.response_code)
+        };
+        let heard = tokio::time::timeout(DEADLINE, hearing).await;
+        heard.expect("it is answered or hung up on")
+    }
+
+    async fn ask(stream: &mut TcpStream) -> std::io::Result<ResponseCode> {
+        say(stream).await?;
+        hear(stream).await
+    }
+
+    #[tokio::test]
+    async fn who_has_its_part_of_the_streams_is_hung_up_on_and_one_more_than_all_waits() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut serving = JoinSet::new();
+        serving.spawn(streams(listener, answers()));
+        let mut open = vec![];
+        for number in 0..STREAMS_MAX {
+            if number == STREAMS_MAX / 4 {
+                let mut more = connect(0, to).await;
+                ask(&mut more).await.unwrap_err();
+            }
+            let caller = u8::try_from(number / (STREAMS_MAX / 4)).unwrap();
+            let mut stream = connect(caller, to).await;
+            assert_eq!(ask(&mut stream).await.unwrap(), ResponseCode::Refused);
+            open.push(stream);
+        }
+        let mut one_more = connect(4, to).await;
+        say(&mut one_more).await.unwrap();
+        for stream in &mut open {
+            ask(stream).await.unwrap();
+        }
+        let said = one_more.try_read(&mut [0]).unwrap_err();
+        assert_eq!(said.kind(), std::io::ErrorKind::WouldBlock);
+        drop(open.pop());
+        let answered = hear(&mut one_more).await.unwrap();
+        assert_eq!(answered, ResponseCode::Refused);
+    }
+}

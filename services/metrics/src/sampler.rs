@@ -40,6 +40,16 @@ impl Pace {
         let ended_at = UNIX_EPOCH.checked_add(ended)?;
         (!ended.is_zero()).then(|| (ended_at, self.sampled.load(Relaxed)))
     }
+
+    /// When the round is due that follows the one of `due`, which ended at `now`. Those whose time has passed are left out.
+    fn next(&self, due: Instant, interval: Duration, now: Instant) -> Instant {
+        let mut next = due + interval;
+        while next <= now {
+            self.missed.fetch_add(1, Relaxed);
+            next += interval;
+        }
+        next
+    }
 }
 
 #[derive(Debug)]
@@ -62,11 +72,7 @@ impl Sampler {
             let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
             pace.round_micros.store(took, Relaxed);
             pace.rounds.fetch_add(1, Relaxed);
-            next += interval;
-            while next <= Instant::now() {
-                pace.missed.fetch_add(1, Relaxed);
-                next += interval;
-            }
+            next = pace.next(next, interval, Instant::now());
             #[expect(
                 clippy::disallowed_methods,
                 reason = "the time between two rounds is what is waited for"
@@ -144,6 +150,25 @@ impl Sampler {
         if self.trouble != trouble {
             tracing::warn!(error = trouble, "a reading failed");
             self.trouble = trouble;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_that_takes_too_long_leaves_out_those_whose_time_has_passed_and_they_are_counted() {
+        const INTERVAL: Duration = Duration::from_secs(1);
+        let due = Instant::now();
+        for (took_millis, follows, missed) in
+            [(999, 1, 0), (1000, 2, 1), (1999, 2, 1), (3500, 4, 3)]
+        {
+            let pace = Pace::default();
+            let next = pace.next(due, INTERVAL, due + Duration::from_millis(took_millis));
+            let told = (next - due, pace.missed.load(Relaxed));
+            assert_eq!(told, (INTERVAL * follows, missed), "{took_millis}ms");
         }
     }
 }

@@ -7,7 +7,7 @@ mod pull;
 use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
-use berth_daemon::{SOCKET_PATH_MAX, key_value};
+use berth_daemon::{check_socket, key_value};
 use berth_domain::{
     InstanceId,
     ipam::{self, Subnets},
@@ -322,8 +322,6 @@ fn check(config: &Config) -> anyhow::Result<()> {
         ("state_dir", &config.state_dir),
         ("run_dir", &config.run_dir),
         ("log_dir", &config.log_dir),
-        ("socket", &config.socket),
-        ("containerd.address", &config.containerd.address),
     ] {
         ensure!(
             path.is_absolute(),
@@ -331,16 +329,8 @@ fn check(config: &Config) -> anyhow::Result<()> {
             path.display()
         );
     }
-    for (key, path) in [
-        ("socket", &config.socket),
-        ("containerd.address", &config.containerd.address),
-    ] {
-        let length = path.as_os_str().len();
-        ensure!(
-            length <= SOCKET_PATH_MAX,
-            "{key}: the path has {length} bytes, a socket's can have {SOCKET_PATH_MAX}"
-        );
-    }
+    check_socket("socket", &config.socket)?;
+    check_socket("containerd.address", &config.containerd.address)?;
     if !config.instance_id.is_empty() {
         InstanceId::parse(&config.instance_id)
             .with_context(|| format!("instance_id: `{}`", config.instance_id))?;
@@ -656,8 +646,9 @@ mod tests {
             ("instance_id", size(berth_domain::id::INSTANCE_ID_MAX), |it, n| it.instance_id = "a".repeat(n.try_into().unwrap())),
             ("containerd.namespace", size(IDENTIFIER_MAX), |it, n| it.containerd.namespace = "a".repeat(n.try_into().unwrap())),
             ("containerd.snapshotter", size(IDENTIFIER_MAX), |it, n| it.containerd.snapshotter = "a".repeat(n.try_into().unwrap())),
-            ("socket", size(SOCKET_PATH_MAX), |it, n| it.socket = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
-            ("containerd.address", size(SOCKET_PATH_MAX), |it, n| it.containerd.address = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
+            ("tls.trust_domain", 253, |it, n| it.tls.trust_domain = "a".repeat(n.try_into().unwrap())),
+            ("socket", size(berth_daemon::SOCKET_PATH_MAX), |it, n| it.socket = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
+            ("containerd.address", size(berth_daemon::SOCKET_PATH_MAX), |it, n| it.containerd.address = format!("/{}", "a".repeat(usize::try_from(n).unwrap() - 1)).into()),
             ("search_domain", size(LABEL_MAX), |it, n| it.search_domain = "a".repeat(n.try_into().unwrap())),
             ("search_domain", size(DOMAIN_MAX), |it, n| it.search_domain = format!("{}{}", "a.".repeat(100), "b".repeat(26) + "." + &"c".repeat(usize::try_from(n).unwrap() - 227))),
             ("pull.at_once", 64, |it, n| it.pull.at_once = n.try_into().unwrap()),

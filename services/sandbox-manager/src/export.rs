@@ -57,6 +57,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(30);
 /// How often a batch is sent before it is looked for what is wrong in it.
 const TRIES: u32 = 3;
+/// Of lines that the receiver does not take, as the reason for which they are dropped.
+const REFUSED: &str = "refused";
 /// So many pieces are refused before one is taken: then it is the receiver, whatever it is sent.
 const REFUSED_PIECES: u32 = 32;
 
@@ -68,29 +70,12 @@ pub(crate) async fn run<R: Runtime + Images, N: Network>(
     node_id: Arc<str>,
     file: PathBuf,
 ) {
-    let kept = Kept::load(&file);
-    let http = settings.http.is_some();
-    let http = http
-        .then(|| HttpReceiver::new(settings.timeout))
-        .transpose();
-    let http = match http {
-        Ok(http) => http,
+    let mut exporter = match Exporter::new(registry, readers, settings, node_id, file) {
+        Ok(exporter) => exporter,
         Err(error) => {
             tracing::error!(%error, "log lines are not exported");
             return;
         }
-    };
-    let mut exporter = Exporter {
-        http,
-        client: LogsServiceClient::new(settings.channel()),
-        settings,
-        registry,
-        readers,
-        node_id,
-        kept,
-        file,
-        open: BTreeMap::new(),
-        unsaved: false,
     };
     while !exporter.registry.is_stopping() {
         let stopping = exporter.registry.stopping();
@@ -138,8 +123,12 @@ struct Later {
     wait: Duration,
 }
 
+#[derive(Debug, PartialEq, Eq)]
 enum Sent {
-    Taken,
+    /// Nothing of it is sent again. So many of its lines are dropped, the receiver has the others.
+    Answered {
+        dropped: u64,
+    },
     /// It is refused, and others may not be.
     Refused,
     Stopping,
@@ -156,12 +145,35 @@ struct Seen {
 struct Batch {
     records: Vec<LogRecord>,
     positions: BTreeMap<String, Position>,
-    /// Lines that the logs say are missing, by the reason.
-    missing: BTreeMap<&'static str, u64>,
+    /// Lines that the logs say are missing, or that are refused, by the reason.
+    dropped: BTreeMap<&'static str, u64>,
     at_end: bool,
 }
 
 impl<R: Runtime + Images, N: Network> Exporter<R, N> {
+    fn new(
+        registry: Registry<R, N>,
+        readers: Arc<LogReaders>,
+        settings: Settings,
+        node_id: Arc<str>,
+        file: PathBuf,
+    ) -> anyhow::Result<Self> {
+        let http = settings.http.is_some();
+        let http = http.then(|| HttpReceiver::new(settings.timeout));
+        Ok(Self {
+            http: http.transpose().map_err(|it| anyhow::anyhow!(it))?,
+            client: LogsServiceClient::new(settings.channel()),
+            settings,
+            registry,
+            readers,
+            node_id,
+            kept: Kept::load(&file),
+            file,
+            open: BTreeMap::new(),
+            unsaved: false,
+        })
+    }
+
     /// Sends a batch of each sandbox that has something new. Returns whether one of them has more.
     async fn pass(&mut self) -> bool {
         let log_dir = self.readers.log_dir().to_owned();
@@ -223,7 +235,7 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
         let Ok((merged, batch, about)) = read.await else {
             return false;
         };
-        let batch = match batch {
+        let mut batch = match batch {
             Ok(batch) => batch,
             Err(Unreadable { log, source }) => {
                 tracing::warn!(%id, log, error = %source, "a log cannot be read, and is not exported");
@@ -232,9 +244,12 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             }
         };
         if !batch.records.is_empty() {
-            let lines = batch.records.len();
+            let lines = batch.records.len() as u64;
             match self.send(&id, &about, batch.records).await {
-                Sent::Taken => LINES_EXPORTED.record(lines as f64, &[]),
+                Sent::Answered { dropped } => {
+                    LINES_EXPORTED.record(lines.saturating_sub(dropped) as f64, &[]);
+                    batch.dropped.insert(REFUSED, dropped);
+                }
                 Sent::Refused => {
                     self.postpone(&id);
                     return false;
@@ -242,7 +257,7 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
                 Sent::Stopping => return false,
             }
         }
-        for (reason, lines) in batch.missing {
+        for (reason, lines) in batch.dropped {
             LINES_DROPPED.record(lines as f64, &[KeyValue::new("berth.gap.reason", reason)]);
         }
         self.unsaved |= self.kept.put(&id, batch.positions);
@@ -272,13 +287,15 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
     async fn send(&mut self, id: &SandboxId, about: &About, records: Vec<LogRecord>) -> Sent {
         let (mut wait, mut doubtful) = (FIRST_WAIT, 0);
         while !self.registry.is_stopping() {
-            let Err(status) = self.attempt(id, about, &records).await else {
-                return Sent::Taken;
+            let status = match self.attempt(id, about, &records).await {
+                Ok(dropped) => return Sent::Answered { dropped },
+                Err(status) => status,
             };
             match verdict(&status) {
                 Verdict::Batch => {
                     tracing::warn!(%id, error = %status, "the receiver refuses a batch of log lines for good");
-                    return Sent::Taken;
+                    let dropped = records.len() as u64;
+                    return Sent::Answered { dropped };
                 }
                 Verdict::Either => {
                     doubtful += 1;
@@ -303,14 +320,18 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
     /// is given up.
     async fn send_apart(&mut self, id: &SandboxId, about: &About, records: &[LogRecord]) -> Sent {
         let (mut pieces, mut refused, mut given_up) = (vec![records], 0, vec![]);
-        let mut taken = false;
+        let (mut taken, mut dropped) = (false, 0);
         while let Some(piece) = pieces.pop() {
             if self.registry.is_stopping() {
                 return Sent::Stopping;
             }
-            let Err(status) = self.attempt(id, about, piece).await else {
-                taken = true;
-                continue;
+            let status = match self.attempt(id, about, piece).await {
+                Ok(rejected) => {
+                    taken = true;
+                    dropped += rejected;
+                    continue;
+                }
+                Err(status) => status,
             };
             refused += 1;
             let hopeless = !taken && refused > REFUSED_PIECES;
@@ -331,15 +352,17 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             let lines = given_up.len();
             tracing::warn!(%id, lines, %error, "the receiver refuses log lines each time, and takes others");
         }
-        Sent::Taken
+        dropped += given_up.len() as u64;
+        Sent::Answered { dropped }
     }
 
+    /// Returns how many of the records the receiver rejects while it takes the others.
     async fn attempt(
         &mut self,
         id: &SandboxId,
         about: &About,
         records: &[LogRecord],
-    ) -> Result<(), Status> {
+    ) -> Result<u64, Status> {
         let request = about.request(&self.node_id, records.to_vec());
         if let (Some(http), Some(url)) = (&self.http, &self.settings.http) {
             let headers = self.settings.with_headers(&MetadataMap::new());
@@ -350,12 +373,7 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
         *attempt.metadata_mut() = self.settings.with_headers(attempt.metadata());
         let answer = self.client.export(attempt);
         match tokio::time::timeout(self.settings.timeout, answer).await {
-            Ok(answer) => {
-                if let Some(partial) = answer?.into_inner().partial_success {
-                    told(id, partial.rejected_log_records, &partial.error_message);
-                }
-                Ok(())
-            }
+            Ok(answer) => Ok(rejected(id, &answer?.into_inner())),
             Err(_) => Err(Status::deadline_exceeded("no answer in time")),
         }
     }
@@ -381,27 +399,31 @@ async fn posted(
     url: &str,
     headers: MetadataMap,
     request: &ExportLogsServiceRequest,
-) -> Result<(), Status> {
+) -> Result<u64, Status> {
     let answer = http
         .post(url, headers.into_headers(), request.encode_to_vec())
         .await;
     let (code, body) = answer.map_err(|it| Status::unavailable(it.to_string()))?;
     if (200..300).contains(&code) {
         let answer = ExportLogsServiceResponse::decode(body.as_slice()).unwrap_or_default();
-        if let Some(partial) = answer.partial_success {
-            told(id, partial.rejected_log_records, &partial.error_message);
-        }
-        return Ok(());
+        return Ok(rejected(id, &answer));
     }
     Err(verdict::of_http(code))
 }
 
-fn told(id: &SandboxId, rejected: i64, message: &str) {
+/// What the receiver says beside that it takes the others.
+fn rejected(id: &SandboxId, answer: &ExportLogsServiceResponse) -> u64 {
+    let Some(partial) = &answer.partial_success else {
+        return 0;
+    };
+    let message = &partial.error_message;
+    let rejected = u64::try_from(partial.rejected_log_records).unwrap_or_default();
     if rejected > 0 {
         tracing::warn!(%id, rejected, message, "the receiver refuses log lines");
     } else if !message.is_empty() {
         tracing::info!(%id, message, "the receiver of log lines says something");
     }
+    rejected
 }
 
 fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {
@@ -426,7 +448,7 @@ fn look(log_dir: &Path) -> io::Result<Vec<Seen>> {
 
 fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     let (mut records, mut bytes, mut at_end) = (vec![], 0, true);
-    let mut missing = BTreeMap::new();
+    let mut dropped = BTreeMap::new();
     merged.look_again();
     loop {
         let log = |name: &str, all: &Merged| {
@@ -440,7 +462,7 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
         let name = name.to_owned();
         let log = log(&name, merged);
         if let Content::Gap(gap) = &entry.content {
-            *missing.entry(message::reason(gap.reason)).or_default() += gap.lines;
+            *dropped.entry(message::reason(gap.reason)).or_default() += gap.lines;
         }
         let record = about.record(&name, log, entry);
         bytes += message::size(&record);
@@ -455,7 +477,7 @@ fn batch(merged: &mut Merged, about: &About) -> Result<Batch, Unreadable> {
     Ok(Batch {
         records,
         positions,
-        missing,
+        dropped,
         at_end,
     })
 }

@@ -282,3 +282,34 @@ fn log(error: &dyn Error) {
     }
     tracing::warn!(error = chain, "an operation failed");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[rustfmt::skip]
+    fn what_is_full_is_told_by_its_reason_and_its_limit() {
+        let full = || StoreError::from(std::io::Error::from(std::io::ErrorKind::StorageFull));
+        let cases = [
+            (pin_failure(PinError::Full { limit: 7 }),             "IMAGE_PINS_EXHAUSTED", Some("7")),
+            (catalog_failure(CatalogError::Full { limit: 7 }),     "CATALOG_FULL",         Some("7")),
+            (reserve_failure(ReserveError::TooMany { limit: 7 }),  "SUBNETS_EXHAUSTED",    Some("7")),
+            (admit_failure(AdmitError::TooMany { limit: 7 }),      "SANDBOXES_EXHAUSTED",  Some("7")),
+            (store_failure(full()),                                "STORE_FULL",           None),
+            (pin_failure(full().into()),                           "STORE_FULL",           None),
+            (catalog_failure(full().into()),                       "STORE_FULL",           None),
+            (reserve_failure(full().into()),                       "STORE_FULL",           None),
+            (unreserve_failure(full().into()),                     "STORE_FULL",           None),
+            (release_failure(full().into()),                       "STORE_FULL",           None),
+            (admit_failure(full().into()),                         "STORE_FULL",           None),
+        ];
+        for (failure, reason, limit) in cases {
+            assert_eq!(failure.reason.as_str(), reason);
+            let told = failure.metadata.get("limit").map(String::as_str);
+            assert_eq!(told, limit, "{reason}");
+            let code = berth_api::status(failure).code();
+            assert_eq!(code, tonic::Code::ResourceExhausted, "{reason}");
+        }
+    }
+}

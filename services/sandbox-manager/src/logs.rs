@@ -215,7 +215,10 @@ mod tests {
     #[test]
     fn readers_have_places_of_their_sandbox_and_of_the_node() {
         let readers = LogReaders::new("/nowhere".into());
-        let of = |failure: Failure| failure.metadata["of"].clone();
+        let of = |failure: Failure| {
+            assert_eq!(failure.reason, Reason::LogReadersExhausted);
+            failure.metadata["of"].clone()
+        };
         let enter = |id: &SandboxId| readers.enter(id).map_err(of);
         let mut places: Vec<_> = (0..READERS_PER_SANDBOX)
             .map(|_| enter(&id("a")).unwrap())

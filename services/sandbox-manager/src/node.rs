@@ -30,9 +30,13 @@ impl<R: Runtime + Images, N: Network> Node<R, N> {
     /// Asks both seams what they hold for `id`. It takes several calls, each with a limit of its own; this is the limit of
     /// all of them.
     pub(crate) async fn observe(&self, id: &SandboxId) -> Result<Observed, Failure> {
+        self.observe_within(id, OBSERVE_LIMIT).await
+    }
+
+    async fn observe_within(&self, id: &SandboxId, limit: Duration) -> Result<Observed, Failure> {
         let look = async { tokio::join!(self.runtime.observe(id), self.network.observe(id)) };
-        let Ok((runtime, network)) = tokio::time::timeout(OBSERVE_LIMIT, look).await else {
-            let message = format!("no answer about sandbox {id} within {OBSERVE_LIMIT:?}");
+        let Ok((runtime, network)) = tokio::time::timeout(limit, look).await else {
+            let message = format!("no answer about sandbox {id} within {limit:?}");
             return Err(
                 Failure::new(Reason::RuntimeUnreachable, message).retry_after(RETRY_RUNTIME)
             );
@@ -45,5 +49,34 @@ impl<R: Runtime + Images, N: Network> Node<R, N> {
             link: network.link,
             containers: runtime.containers,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use berth_platform::fake::FakeNode;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_takes_too_long_is_told_of_and_tried_again() {
+        let fake = FakeNode::default();
+        let seams = Arc::new(fake.clone());
+        let node = Node {
+            runtime: seams.clone(),
+            network: seams,
+        };
+        let id = SandboxId::parse("web").unwrap();
+        fake.hang("observe web");
+        let look = async |limit| {
+            let look = node.observe_within(&id, limit);
+            let look = tokio::time::timeout(Duration::from_secs(20), look).await;
+            look.expect("it has its limit")
+        };
+        let failure = look(Duration::from_millis(10)).await.unwrap_err();
+        assert_eq!(failure.reason, Reason::RuntimeUnreachable);
+        assert_eq!(failure.retry_after, Some(RETRY_RUNTIME));
+        fake.release_hang();
+        look(OBSERVE_LIMIT).await.unwrap();
     }
 }

@@ -57,3 +57,33 @@ impl PluginBook {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_more_process_than_there_can_be_is_refused_by_its_reason() {
+        let book = PluginBook::new();
+        let hear = |number: usize| {
+            book.hear(Heartbeat {
+                name: format!("p{number}"),
+                instance: String::new(),
+                version: String::new(),
+                address: String::new(),
+                started_at: SystemTime::UNIX_EPOCH,
+                time_to_live: Duration::from_secs(60),
+                serving: true,
+                reason: String::new(),
+                last_run: None,
+                leaving: false,
+            })
+        };
+        for number in 0..PLUGINS_MAX {
+            hear(number).unwrap();
+        }
+        let refused = hear(PLUGINS_MAX).unwrap_err();
+        assert_eq!(refused.reason, Reason::PluginsExhausted);
+        assert_eq!(refused.metadata["limit"], PLUGINS_MAX.to_string());
+    }
+}

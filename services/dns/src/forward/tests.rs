@@ -181,23 +181,38 @@ async fn an_answer_to_another_question_is_not_taken() {
 async fn so_many_are_asked_at_a_time_and_one_more_is_told_at_once() {
     let (upstream, port) = Scripted::serve([127, 0, 0, 1], 0, |_| vec![]).await;
     let forwarder = forwarder(&[[127, 0, 0, 1]], port, |it| {
-        it.forwards_max = 1;
+        it.forwards_max = 4;
         it.upstream_timeout = Duration::from_secs(60);
     });
     let (first, second) = (query("a."), query("b."));
-    let waiting = forwarder.answer(CALLER, &first, Transport::Udp);
-    let told = async {
-        while upstream.asked() == 0 {
+    let ask = |caller, query| forwarder.answer(caller, query, Transport::Udp);
+    let asked = async |number| {
+        while upstream.asked() < number {
             tokio::task::yield_now().await;
         }
-        forwarder.answer(CALLER, &second, Transport::Udp).await
+    };
+    let caller = |number| IpAddr::from([10, 9, 1, number]);
+    let of_one = ask(CALLER, &first);
+    let of_others = async {
+        asked(1).await;
+        let [a, b, c] = [1, 2, 3].map(|it| ask(caller(it), &first));
+        tokio::select! { _ = a => {}, _ = b => {}, _ = c => {} }
+    };
+    let told = async {
+        asked(1).await;
+        let of_one = ask(CALLER, &second).await;
+        asked(4).await;
+        [of_one, ask(caller(4), &second).await]
     };
     tokio::select! {
         biased;
-        told = told => assert_eq!(told.metadata.response_code, ResponseCode::ServFail),
-        _ = waiting => panic!("its upstream is silent"),
+        told = told => for (told, what) in told.iter().zip(["a quarter", "all"]) {
+            assert_eq!(told.metadata.response_code, ResponseCode::ServFail, "{what}");
+        },
+        _ = of_one => panic!("its upstream is silent"),
+        () = of_others => panic!("each has a part, and its upstream is silent"),
     }
-    assert_eq!(upstream.asked(), 1);
+    assert_eq!(upstream.asked(), 4);
 }
 
 #[tokio::test]

@@ -325,26 +325,33 @@ fn only_what_runs_is_published_and_a_former_generation_changes_nothing() {
 
 #[test]
 fn a_list_of_services_that_is_long_has_several_texts() {
-    let mut known = known();
-    for number in 0..40 {
-        let name = format!("service-{number:02}");
-        known.learn(Fact::Entry(service(&name, "b", &name)), 7);
+    // Sixteen names of 15 bytes, with what stands between them, are as long as a text can be.
+    const FIT: usize = 16;
+    assert_eq!(FIT * 15 + FIT - 1, TEXT_MAX);
+    for (longer, in_first) in [("", FIT), ("x", FIT - 1)] {
+        let mut known = known();
+        for number in 1..=40 {
+            let longer = if number == FIT { longer } else { "" };
+            let name = format!("service-of-a-{number:02}{longer}");
+            known.learn(Fact::Entry(service(&name, "b", &name)), 7);
+        }
+        let zone = zone(&known);
+        let question = Question {
+            name: DOMAIN,
+            kind: Kind::Txt,
+        };
+        let Answer::Own { records, .. } = zone.answer([10, 9, 0, 5].into(), question) else {
+            panic!("it is our own");
+        };
+        let [Data::Txt(texts)] = records.as_slice() else {
+            panic!("{records:?}");
+        };
+        assert_eq!(texts[0].split(' ').count(), in_first);
+        assert!(texts.iter().all(|it| it.len() <= TEXT_MAX), "{texts:?}");
+        let names: Vec<_> = texts.iter().flat_map(|it| it.split(' ')).collect();
+        assert_eq!(names.len(), 41);
+        assert!(names.is_sorted(), "{names:?}");
     }
-    let zone = zone(&known);
-    let question = Question {
-        name: DOMAIN,
-        kind: Kind::Txt,
-    };
-    let Answer::Own { records, .. } = zone.answer([10, 9, 0, 5].into(), question) else {
-        panic!("it is our own");
-    };
-    let [Data::Txt(texts)] = records.as_slice() else {
-        panic!("{records:?}");
-    };
-    assert!(texts.len() > 1 && texts.iter().all(|it| it.len() <= TEXT_MAX));
-    let names: Vec<_> = texts.iter().flat_map(|it| it.split(' ')).collect();
-    assert_eq!(names.len(), 41);
-    assert!(names.is_sorted(), "{names:?}");
 }
 
 #[test]

@@ -621,24 +621,25 @@ mod tests {
         fn labelled_as(labels: impl IntoIterator<Item = (String, String)>) -> Wire {
             Wire::Service(v1::Service { labels: labels.into_iter().collect(), ..service() })
         }
-        let edges: [(usize, Make); 12] = [
-            (NAME_MAX,        |n| Wire::App(v1::App { id: "a".repeat(n), name: String::new() })),
-            (NAME_MAX,        |n| Wire::App(v1::App { id: "a".into(), name: "a".repeat(n) })),
-            (NAME_MAX,        |n| Wire::Service(v1::Service { name: "a".repeat(n), ..service() })),
-            (VERSION_MAX,     |n| Wire::Version(self::version(&"a".repeat(n), "a"))),
-            (ARTIFACT_ID_MAX, |n| Wire::Version(v1::Version { artifact: "a".repeat(n), ..self::version("1", "a") })),
-            (ARTIFACT_ID_MAX, |n| Wire::Artifact(v1::Artifact { id: "a".repeat(n), status: 0, blobs: vec![] })),
-            (BLOBS_MAX,       |n| Wire::Artifact(v1::Artifact { id: "a".into(), status: 0, blobs: (0..n).map(|it| format!("sha256:{it:064x}")).collect() })),
-            (LABELS_MAX,      |n| labelled_as((0..n).map(|it| (it.to_string(), String::new())))),
-            (LABEL_KEY_MAX,   |n| labelled_as([("a".repeat(n), String::new())])),
-            (LABEL_VALUE_MAX, |n| labelled_as([("a".into(), "b".repeat(n))])),
-            (PORTS_MAX,       |n| Wire::Service(v1::Service { ports: (1..=n).map(|it| port(&format!("p{it}"), it.try_into().unwrap(), 0)).collect(), ..service() })),
-            (ADDRESSES_MAX,   |n| Wire::Host(v1::Host { id: "a".into(), app: String::new(), name: "a".into(), addresses: (0..n).map(|it| format!("10.0.0.{it}")).collect() })),
+        let edges: [(&str, usize, Make); 12] = [
+            ("entry.app.id",             NAME_MAX,        |n| Wire::App(v1::App { id: "a".repeat(n), name: String::new() })),
+            ("entry.app.name",           NAME_MAX,        |n| Wire::App(v1::App { id: "a".into(), name: "a".repeat(n) })),
+            ("entry.service.name",       NAME_MAX,        |n| Wire::Service(v1::Service { name: "a".repeat(n), ..service() })),
+            ("entry.version.id",         VERSION_MAX,     |n| Wire::Version(self::version(&"a".repeat(n), "a"))),
+            ("entry.version.artifact",   ARTIFACT_ID_MAX, |n| Wire::Version(v1::Version { artifact: "a".repeat(n), ..self::version("1", "a") })),
+            ("entry.artifact.id",        ARTIFACT_ID_MAX, |n| Wire::Artifact(v1::Artifact { id: "a".repeat(n), status: 0, blobs: vec![] })),
+            ("entry.artifact.blobs",     BLOBS_MAX,       |n| Wire::Artifact(v1::Artifact { id: "a".into(), status: 0, blobs: (0..n).map(|it| format!("sha256:{it:064x}")).collect() })),
+            ("entry.service.labels",     LABELS_MAX,      |n| labelled_as((0..n).map(|it| (it.to_string(), String::new())))),
+            ("entry.service.labels",     LABEL_KEY_MAX,   |n| labelled_as([("a".repeat(n), String::new())])),
+            ("entry.service.labels",     LABEL_VALUE_MAX, |n| labelled_as([("a".into(), "b".repeat(n))])),
+            ("entry.service.ports",      PORTS_MAX,       |n| Wire::Service(v1::Service { ports: (1..=n).map(|it| port(&format!("p{it}"), it.try_into().unwrap(), 0)).collect(), ..service() })),
+            ("entry.host.addresses",     ADDRESSES_MAX,   |n| Wire::Host(v1::Host { id: "a".into(), app: String::new(), name: "a".into(), addresses: (0..n).map(|it| format!("10.0.0.{it}")).collect() })),
         ];
-        for (place, (most, make)) in edges.into_iter().enumerate() {
+        for (field, most, make) in edges {
             let taken = object_from_proto(entry(make(most)));
-            assert!(taken.is_ok(), "edge {place}: {taken:?}");
-            assert!(object_from_proto(entry(make(most + 1))).is_err(), "edge {place}");
+            assert!(taken.is_ok(), "{field}: {taken:?}");
+            let failure = object_from_proto(entry(make(most + 1))).unwrap_err();
+            assert_eq!(failure.violations[0].field, field);
         }
         assert!(object_from_proto(None).is_err());
         assert!(kind_from_proto(9).is_err());

@@ -344,12 +344,13 @@ mod tests {
     #[rustfmt::skip]
     fn a_lease_that_cannot_be_asked_for_names_its_field() {
         type Change = fn(&mut v1::AcquireWorkLeaseRequest);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
             (|it| it.name = String::new(),                                    "name"),
             (|it| it.name = "a".repeat(129),                                  "name"),
             (|it| it.name = "A".into(),                                       "name"),
             (|it| it.holder = String::new(),                                  "holder"),
             (|it| it.holder = "a b".into(),                                   "holder"),
+            (|it| it.holder = "a".repeat(129),                                "holder"),
             (|it| it.time_to_live = seconds(0),                               "time_to_live"),
             (|it| it.time_to_live = seconds(601),                             "time_to_live"),
             (|it| it.attributes = (0..17).map(|n| (n.to_string(), String::new())).collect(), "attributes"),

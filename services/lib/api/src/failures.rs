@@ -9,9 +9,11 @@ use tonic_types::{
 };
 
 const DOMAIN: &str = "berth.v1";
-/// Details travel in a header, and peers limit those to 8 or 16 KiB.
 const VIOLATIONS_MAX: usize = 16;
 const TEXT_MAX: usize = 1024;
+/// Of all texts in the details. They travel in Base64 in a header, beside the message, and peers refuse headers of more than
+/// 8 KiB (gRPC's C core) or 16 KiB (hyper).
+const DETAILS_MAX: usize = 3 << 10;
 
 fn code(reason: Reason) -> Code {
     match reason {
@@ -88,10 +90,22 @@ fn code(reason: Reason) -> Code {
 
 /// Renders a failure. Long texts and lists are cut, so that the answer fits into headers.
 pub fn status(failure: Failure) -> Status {
+    let mut room = DETAILS_MAX;
+    let mut fits = |one: &str, other: &str| {
+        let left = room.checked_sub(one.len() + other.len());
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    let violations = failure.violations.iter().take(VIOLATIONS_MAX);
+    let violations: Vec<_> = violations
+        .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
+        .filter(|it| fits(&it.field, &it.description))
+        .collect();
     let metadata: HashMap<String, String> = failure
         .metadata
         .iter()
         .map(|(key, value)| (key.clone(), cut(value)))
+        .filter(|(key, value)| fits(key, value))
         .collect();
     let value = |key: &str| metadata.get(key).cloned().unwrap_or_default();
     let mut details = ErrorDetails::new();
@@ -115,10 +129,6 @@ pub fn status(failure: Failure) -> Status {
         let violation = PreconditionViolation::new("STILL_HELD", held, text);
         details.set_precondition_failure(vec![violation]);
     }
-    let violations = failure.violations.iter().take(VIOLATIONS_MAX);
-    let violations: Vec<_> = violations
-        .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
-        .collect();
     if !violations.is_empty() {
         details.set_bad_request(violations);
     }
@@ -183,19 +193,55 @@ mod tests {
         assert_eq!(delay, Some(Duration::from_secs(2)));
     }
 
+    fn of_violations(number: usize, field: &str, problem: &str) -> Failure {
+        let violations = (0..number).map(|_| berth_domain::Violation {
+            field: field.to_owned(),
+            problem: problem.to_owned(),
+        });
+        Failure::of_violations(Reason::InvalidField, violations.collect())
+    }
+
     #[test]
     fn an_answer_fits_into_a_header_however_much_was_wrong() {
-        let violations = (0..5000).map(|number| berth_domain::Violation {
-            field: format!("spec.containers[{number}].name"),
-            problem: "ä".repeat(2000),
-        });
-        let failure = Failure::of_violations(Reason::InvalidField, violations.collect());
-        let status = status(failure.with("key", "x".repeat(5000)));
-        assert!(status.message().len() <= TEXT_MAX + 3);
-        assert!(
-            status.details().len() < 48 << 10,
-            "{}",
-            status.details().len()
+        let long = "ä".repeat(2000);
+        for failure in [
+            of_violations(5000, &long, &long),
+            of_violations(5000, "a", &long),
+            of_violations(1, &long, &long),
+            Failure::new(Reason::Internal, &long)
+                .with("a", &long)
+                .with("b", &long)
+                .with("c", &long),
+        ] {
+            let wrong = failure.violations.len();
+            let status = status(failure);
+            let told = status.get_error_details();
+            let told = told.bad_request().map_or(0, |it| it.field_violations.len());
+            assert_eq!(told == 0, wrong == 0, "the first is told");
+            let response = status.into_http::<()>();
+            let headers = response.headers().iter();
+            // As HTTP/2 counts them.
+            let size: usize = headers
+                .map(|(name, it)| name.as_str().len() + it.len() + 32)
+                .sum();
+            assert!(size <= 8 << 10, "{size}");
+        }
+    }
+
+    #[test]
+    fn so_many_fields_are_named_and_so_much_of_each_text_is_told() {
+        let told = |failure: Failure| {
+            let details = status(failure).get_error_details();
+            let violations = details.bad_request().unwrap().field_violations.clone();
+            (violations.len(), violations[0].description.clone())
+        };
+        assert_eq!(told(of_violations(VIOLATIONS_MAX, "a", "b")).0, 16);
+        assert_eq!(told(of_violations(VIOLATIONS_MAX + 1, "a", "b")).0, 16);
+        let whole = "x".repeat(1024);
+        assert_eq!(told(of_violations(1, "a", &whole)).1, whole);
+        assert_eq!(
+            told(of_violations(1, "a", &format!("{whole}y"))).1,
+            format!("{whole}…")
         );
     }
 }

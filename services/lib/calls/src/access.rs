@@ -299,6 +299,8 @@ mod tests {
         let answer = answer.expect("it is ended").unwrap();
         let status = Status::from_header_map(answer.headers()).unwrap();
         assert_eq!(status.code(), Code::DeadlineExceeded);
+        let details = status.get_error_details();
+        assert_eq!(details.error_info().unwrap().reason, "DEADLINE_PASSED");
 
         // Whoever is on this host, and whoever streams, may take his time.
         let mut near = stalled("SandboxService/Delete", None);

@@ -117,14 +117,7 @@ impl Systemd {
             Err(error) if error.is(NO_SUCH_UNIT) => {}
             other => drop(other?),
         }
-        let deadline = Instant::now() + self.limit;
-        while !self.has_stopped(unit).await? {
-            if Instant::now() >= deadline {
-                let (method, unit) = ("StopUnit", unit.to_owned());
-                return Err(SystemdError::Slow { method, unit });
-            }
-            tokio::time::sleep(LOOK).await;
-        }
+        await_stop(unit, self.limit, || self.has_stopped(unit)).await?;
         self.forget_failed(unit).await
     }
 
@@ -213,6 +206,25 @@ impl Systemd {
     }
 }
 
+async fn await_stop<F>(
+    unit: &str,
+    limit: Duration,
+    has_stopped: impl Fn() -> F,
+) -> Result<(), SystemdError>
+where
+    F: Future<Output = Result<bool, SystemdError>>,
+{
+    let deadline = Instant::now() + limit;
+    while !has_stopped().await? {
+        if Instant::now() >= deadline {
+            let (method, unit) = ("StopUnit", unit.to_owned());
+            return Err(SystemdError::Slow { method, unit });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
 async fn connect(bus: &Path) -> zbus::Result<Connection> {
     let address = format!("unix:path={}", bus.display());
     Builder::address(address.as_str()).build().await
@@ -273,6 +285,8 @@ fn properties(limits: &Resources) -> Properties {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[tokio::test]
@@ -289,6 +303,26 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&bus).unwrap();
         let error = ask().await;
         assert!(matches!(error, SystemdError::Slow { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_slice_that_never_stops_is_told_and_not_waited_for() {
+        let wait = async |limit, answers: &[bool]| {
+            let looks = AtomicUsize::new(0);
+            let has_stopped = || {
+                let look = looks.fetch_add(1, Ordering::Relaxed);
+                let answer = answers.get(look).or(answers.last());
+                std::future::ready(Ok(*answer.unwrap()))
+            };
+            let waiting = await_stop("berth-a.slice", limit, has_stopped);
+            let waited = tokio::time::timeout(LIMIT, waiting).await;
+            waited.expect("it has its limit")
+        };
+        let error = wait(LOOK, &[false]).await.unwrap_err();
+        let told = matches!(&error, SystemdError::Slow { method: "StopUnit", unit } if unit == "berth-a.slice");
+        assert!(told, "{error:?}");
+        wait(LIMIT, &[false, false, true]).await.unwrap();
+        wait(Duration::ZERO, &[true]).await.unwrap();
     }
 
     #[test]

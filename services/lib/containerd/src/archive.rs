@@ -455,6 +455,12 @@ mod tests {
         Archive::open(&path, LIMITS)
     }
 
+    fn assert_invalid<T: std::fmt::Debug>(result: Result<T, ImageError>, why: &str) {
+        let error = result.unwrap_err();
+        let is = matches!(&error, ImageError::ArchiveInvalid { what } if what.contains(why));
+        assert!(is, "{error}");
+    }
+
     fn gzip(bytes: &[u8]) -> Vec<u8> {
         let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
         io::Write::write_all(&mut gzip, bytes).unwrap();
@@ -546,14 +552,30 @@ mod tests {
             tar::EntryType::XHeader,
             tar::EntryType::XGlobalHeader,
         ] {
-            let mut tar = tar::Builder::new(vec![]);
-            let mut header = tar::Header::new_gnu();
-            header.set_entry_type(kind);
-            let name = vec![b'x'; EXTENSION_MAX as usize + 1];
-            header.set_size(name.len() as u64);
-            tar.append_data(&mut header, "long", &name[..]).unwrap();
-            let error = open(&tar.into_inner().unwrap()).unwrap_err();
-            assert!(error.to_string().contains("attributes"), "{error}");
+            let of = |length: u64| {
+                let mut tar = tar::Builder::new(vec![]);
+                let mut header = tar::Header::new_gnu();
+                header.set_entry_type(kind);
+                let mut name = vec![b'x'; length as usize];
+                if matches!(
+                    kind,
+                    tar::EntryType::XHeader | tar::EntryType::XGlobalHeader
+                ) {
+                    name =
+                        format!("{length} comment={}\n", "x".repeat(length as usize - 15)).into();
+                }
+                assert_eq!(name.len() as u64, length);
+                header.set_size(length);
+                tar.append_data(&mut header, "long", &name[..]).unwrap();
+                // It is about the file behind it.
+                let mut header = tar::Header::new_gnu();
+                header.set_size(0);
+                tar.append_data(&mut header, "file", io::empty()).unwrap();
+                let tar = tar.into_inner().unwrap();
+                [&tar[..tar.len() - 1024], &saved()].concat()
+            };
+            open(&of(EXTENSION_MAX)).unwrap();
+            assert_invalid(open(&of(EXTENSION_MAX + 1)), "attributes");
         }
     }
 
@@ -563,33 +585,59 @@ mod tests {
         header.set_path("x").unwrap();
         header.set_size(0);
         header.set_cksum();
-        let tar = header.as_bytes().repeat(ENTRIES_MAX + 1);
-        let error = open(&tar).unwrap_err();
-        assert!(error.to_string().contains("files"), "{error}");
+        let image = saved();
+        let own = ENTRIES_MAX - 4;
+        let of = |others: usize| [&header.as_bytes().repeat(others), &image[..]].concat();
+        open(&of(own)).unwrap();
+        assert_invalid(open(&of(own + 1)), "files");
+    }
+
+    #[test]
+    fn a_docker_archive_has_as_many_layers_as_a_node_can_carry() {
+        let of = |layers: usize| {
+            let layers = vec![r#""l""#; layers].join(",");
+            let manifest = format!(r#"[{{"Config":"c","Layers":[{layers}]}}]"#);
+            open(&tar(
+                &[
+                    ("manifest.json", manifest.as_bytes()),
+                    ("c", b"{}"),
+                    ("l", b"l"),
+                ],
+                &[],
+            ))
+        };
+        assert_eq!(of(oci::LAYERS_MAX).unwrap().images.len(), 1);
+        assert_invalid(of(oci::LAYERS_MAX + 1), "layers");
     }
 
     #[test]
     fn a_document_that_is_too_large_is_refused_before_it_is_read() {
-        let bytes = vec![b' '; oci::DOCUMENT_MAX as usize + 1];
-        let digest = oci::digest(&bytes);
-        let index = format!(
-            r#"{{"manifests":[{{"mediaType":"{}","digest":"{digest}","size":1}}]}}"#,
-            oci::OCI_MANIFEST
-        );
-        let path = format!("blobs/{}", digest.replace(':', "/"));
-        let archive = tar(
-            &[("index.json", index.as_bytes()), (path.as_str(), &bytes)],
-            &[],
-        );
-        let mut archive = open(&archive).unwrap();
-        let target = archive.images[0].target.clone();
-        let error = archive.document(&target).unwrap_err();
-        assert!(
-            matches!(error, ImageError::ArchiveInvalid { .. }),
-            "{error}"
-        );
-        let huge = tar(&[("index.json", &bytes)], &[]);
-        assert!(open(&huge).unwrap_err().to_string().contains("too large"));
+        let index = |digest: &str| {
+            let manifest = oci::OCI_MANIFEST;
+            format!(
+                r#"{{"manifests":[{{"mediaType":"{manifest}","digest":"{digest}","size":1}}]}}"#
+            )
+        };
+        for excess in [0, 1] {
+            let length = oci::DOCUMENT_MAX as usize + excess;
+            let bytes = vec![b' '; length];
+            let digest = oci::digest(&bytes);
+            let path = format!("blobs/{}", digest.replace(':', "/"));
+            let named = index(&digest);
+            let files = [("index.json", named.as_bytes()), (path.as_str(), &bytes)];
+            let mut archive = open(&tar(&files, &[])).unwrap();
+            let target = archive.images[0].target.clone();
+            let document = archive.document(&target);
+            let padded = [named.as_bytes(), &bytes[named.len()..]].concat();
+            let own = open(&tar(&[("index.json", &padded)], &[]));
+            if excess == 0 {
+                assert_eq!(document.unwrap().len(), length);
+                own.unwrap();
+            } else {
+                assert_invalid(document, "too large");
+                assert_invalid(own, "too large");
+            }
+        }
     }
 
     #[test]

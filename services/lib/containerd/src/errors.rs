@@ -67,3 +67,21 @@ pub(crate) fn of_image(error: ImageError) -> RuntimeError {
         | ImageError::Node { .. }) => refused("looking for an image", other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_systemd_that_is_slow_is_unreachable_and_may_answer_later() {
+        let slow = SystemdError::Slow {
+            method: "StopUnit",
+            unit: "berth-a.slice".into(),
+        };
+        let error = of_systemd(slow);
+        assert!(
+            matches!(error, RuntimeError::Unreachable { .. }),
+            "{error:?}"
+        );
+    }
+}

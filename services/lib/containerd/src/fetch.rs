@@ -92,10 +92,7 @@ impl Fetch<'_> {
             };
             fetches.push(self.blob(layer, advance));
         }
-        let mut fetched = futures::stream::iter(fetches).buffer_unordered(self.layers_at_once);
-        while let Some(result) = fetched.next().await {
-            result?;
-        }
+        all(fetches, self.layers_at_once).await?;
         content::write_bytes(
             self.client,
             self.name,
@@ -137,6 +134,18 @@ impl Fetch<'_> {
     }
 }
 
+/// Waits for all, so many at a time, or for the first that fails.
+async fn all(
+    fetches: Vec<impl Future<Output = Result<(), ImageError>>>,
+    at_once: usize,
+) -> Result<(), ImageError> {
+    let mut fetched = futures::stream::iter(fetches).buffer_unordered(at_once);
+    while let Some(result) = fetched.next().await {
+        result?;
+    }
+    Ok(())
+}
+
 /// What a document says that it is; one that does not say is told by its fields.
 fn media_type(bytes: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
@@ -153,7 +162,42 @@ fn reference(image: &ImageRef) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::RefCell, pin::pin};
+
+    use futures::{channel::oneshot, poll};
+
     use super::*;
+
+    #[tokio::test]
+    async fn so_many_layers_come_at_once_and_the_next_begins_when_one_is_here() {
+        let begun = RefCell::new(vec![]);
+        let (ends, fetches): (Vec<_>, Vec<_>) = (0..4)
+            .map(|layer| {
+                let (end, ended) = oneshot::channel();
+                let begun = &begun;
+                let fetch = async move {
+                    begun.borrow_mut().push(layer);
+                    ended.await.unwrap_or(Ok(()))
+                };
+                (end, fetch)
+            })
+            .unzip();
+        let mut ends: Vec<_> = ends.into_iter().map(Some).collect();
+        let mut fetching = pin!(all(fetches, 2));
+        for (ending, expected) in [
+            (None, &[0, 1][..]),
+            (Some(1), &[0, 1, 2]),
+            (Some(0), &[0, 1, 2, 3]),
+            (Some(2), &[0, 1, 2, 3]),
+        ] {
+            drop(ending.and_then(|it: usize| ends[it].take()));
+            assert!(poll!(&mut fetching).is_pending());
+            assert_eq!(*begun.borrow(), expected);
+        }
+        let failed = ends.pop().flatten().unwrap();
+        failed.send(Err(corrupt("app", "it is"))).unwrap();
+        assert!(matches!(fetching.await, Err(ImageError::Corrupt { .. })));
+    }
 
     #[test]
     fn a_document_that_does_not_name_its_type_is_told_by_its_fields() {

@@ -607,3 +607,6 @@ pub(crate) async fn blocking<T: Send + 'static, E: Send + 'static>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

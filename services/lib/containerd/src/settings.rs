@@ -71,3 +71,41 @@ pub enum SetUpError {
         source: std::io::Error,
     },
 }
+
+#[cfg(test)]
+impl Settings {
+    /// Of a containerd that is not there, with all its files in `dir`.
+    pub(crate) fn of_none(dir: &std::path::Path) -> Self {
+        Self {
+            names: Names {
+                instance: berth_domain::InstanceId::parse("berth").unwrap(),
+                cgroup_parent: "berth".into(),
+                run_dir: dir.to_owned(),
+                log_dir: dir.to_owned(),
+            },
+            cgroup_driver: Driver::Cgroupfs,
+            address: dir.join("containerd.sock"),
+            namespace: "berth".into(),
+            handler: "io.containerd.runc.v2".into(),
+            runtime_binary: None,
+            snapshotter: "overlayfs".into(),
+            log_writer: dir.join("log-writer"),
+            log_limit_bytes: 1 << 20,
+            state_dir: dir.to_owned(),
+            pause_image: "berth/pause".into(),
+            pause_program: b"",
+            pause_rootfs: PauseRootfs::Shared,
+            registries: RegistrySettings::default(),
+            pulls_at_once: 1,
+            layers_at_once: 1,
+            archive_limits: ArchiveLimits {
+                max_bytes: 0,
+                reserve_bytes: 0,
+            },
+            search_domain: String::new(),
+            name_servers: vec![],
+            warm_cgroup_lock: false,
+            call_timeout: Duration::from_secs(20),
+        }
+    }
+}

@@ -370,9 +370,18 @@ fn a_tree_is_as_deep_on_the_way_in_as_it_may_be_on_the_way_out() {
     let totals = put(&dir, "/", INTO, &of_depth(256)).unwrap();
     assert_eq!(totals.directories, 1);
     take(&dir, "n").unwrap();
+    let path: PathBuf = (0..257).map(|_| "n").collect();
+    fs::create_dir_all(dir.path().join(path)).unwrap();
+    let out = take(&dir, "n").unwrap_err();
     let dir = tempfile::tempdir().unwrap();
-    let error = put(&dir, "/", INTO, &of_depth(257)).unwrap_err();
-    let told = error.to_string();
-    assert!(told.ends_with("deeper than 256 directories"), "{told}");
+    let into = put(&dir, "/", INTO, &of_depth(257)).unwrap_err();
     assert!(listing(dir.path()).is_empty());
+    for (error, is_of_its_way) in [
+        (&out, matches!(out, CopyError::Refused { .. })),
+        (&into, matches!(into, CopyError::Archive { .. })),
+    ] {
+        let told = error.to_string();
+        assert!(is_of_its_way, "{error:?}");
+        assert!(told.ends_with("deeper than 256 directories"), "{told}");
+    }
 }

@@ -178,6 +178,17 @@ mod tests {
     }
 
     #[test]
+    fn a_path_of_a_socket_is_as_long_as_the_kernels_and_one_more_is_refused_by_its_key() {
+        let of = |path: &str| check_socket("socket", Path::new(path)).map_err(|it| it.to_string());
+        let longest = format!("/{}", "a".repeat(SOCKET_PATH_MAX - 1));
+        assert_eq!(of(&longest), Ok(()));
+        for refused in [&format!("{longest}a"), &longest[1..]] {
+            let error = of(refused).unwrap_err();
+            assert!(error.starts_with("socket: "), "{error}");
+        }
+    }
+
+    #[test]
     #[expect(clippy::result_large_err, reason = "the jail's own error type")]
     fn each_layer_wins_over_the_one_before() {
         Jail::expect_with(|jail| {

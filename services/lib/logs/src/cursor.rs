@@ -8,7 +8,7 @@ use crate::{format::crc32, reader::Position};
 /// Of the text's form.
 const VERSION: u8 = 1;
 /// Longer texts are not ours: a sandbox has some tens of logs at most.
-const TEXT_MAX: usize = 64 << 10;
+pub const TEXT_MAX: usize = 64 << 10;
 
 /// Positions by the name of the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -378,6 +378,29 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_is_an_eighth_of_its_log_within_bounds_and_the_oldest_goes() {
+        for (limit, size) in [
+            (4 * SEGMENT_LEAST, SEGMENT_LEAST),
+            (8 * SEGMENT_LEAST + 8, SEGMENT_LEAST + 1),
+            (8 * SEGMENT_MOST - 8, SEGMENT_MOST - 1),
+            (16 * SEGMENT_MOST, SEGMENT_MOST),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut segments, mut end, _) = Segments::open(dir.path(), limit, 1).unwrap();
+            let fits = record(0, b"").len() + 4000;
+            let first = (size as usize - SEGMENT_HEADER) / fits;
+            while end.next * 4000 < limit + size {
+                append(&mut segments, &mut end, &[b'x'; 4000]);
+                let in_first = end.next <= first as u64;
+                assert_eq!(end.segment == 0, in_first, "{} of {limit}", end.next);
+            }
+            let numbers = segments.numbers().unwrap();
+            assert_eq!(numbers.len() as u64, limit / size, "{numbers:?} of {limit}");
+            assert!(numbers[0] > 0, "{numbers:?} of {limit}");
+        }
+    }
+
+    #[test]
     fn a_log_that_is_cut_anywhere_loses_the_torn_record_only() {
         let dir = tempfile::tempdir().unwrap();
         let (mut segments, mut end, _) = Segments::open(dir.path(), LIMIT, 1).unwrap();

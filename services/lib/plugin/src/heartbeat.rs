@@ -90,10 +90,15 @@ pub async fn heartbeat(
 
 /// Waits until the next heartbeat is due.
 async fn rest(told: v1::PluginState, beat: impl Fn() -> Beat) {
-    let due = Instant::now() + EVERY;
-    while Instant::now() < due && state(&beat()) == told {
+    let told_at = Instant::now();
+    while !is_due(told_at, told, Instant::now(), state(&beat())) {
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Whether the next heartbeat is due: it is time for it, or the process is not as it told.
+fn is_due(told_at: Instant, told: v1::PluginState, now: Instant, is: v1::PluginState) -> bool {
+    now >= told_at + EVERY || is != told
 }
 
 fn state(beat: &Beat) -> v1::PluginState {
@@ -181,6 +186,19 @@ mod tests {
         };
         rest(v1::PluginState::NotServing, beat).await;
         assert_eq!(looks.get(), 3);
+    }
+
+    #[test]
+    fn a_process_that_is_as_it_told_tells_it_again_when_the_next_heartbeat_is_due() {
+        let (told_at, little) = (Instant::now(), Duration::from_nanos(1));
+        let told = v1::PluginState::Serving;
+        for (since, is, due) in [
+            (EVERY - little, told, false),
+            (EVERY, told, true),
+            (little, v1::PluginState::NotServing, true),
+        ] {
+            assert_eq!(is_due(told_at, told, told_at + since, is), due, "{since:?}");
+        }
     }
 
     #[test]

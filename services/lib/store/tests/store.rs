@@ -281,18 +281,31 @@ async fn a_watch_sees_every_change_once_and_in_order_and_can_be_resumed() {
 async fn a_watch_from_a_forgotten_revision_is_refused_and_a_slow_reader_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
+    // The bounds of `docs/limits.md`, which the store has for itself.
+    let (changes_kept, reader_lag) = (4096, 1024);
     let record = begin(&store, "web").await;
-    let mut slow = store.watch(1).await.unwrap().unwrap();
-    for number in 0..4200 {
+    let follow = async || store.watch(1).await.unwrap();
+    let (mut slow, mut slower) = (follow().await.unwrap(), follow().await.unwrap());
+    let change = async |number: u64| {
         let change = move |it: &mut SandboxRecord| it.message = number.to_string();
-        store
-            .update(&record.id, record.generation, SystemTime::now(), change)
-            .await
-            .unwrap();
+        let changed = store.update(&record.id, record.generation, SystemTime::now(), change);
+        assert_eq!(changed.await.unwrap().revision, number);
+    };
+    for number in 2..=1 + reader_lag {
+        change(number).await;
     }
-    assert!(store.watch(1).await.unwrap().is_none());
-    assert!(store.watch(4100).await.unwrap().is_some());
-    assert_eq!(slow.next().await, Err(WatchEnded::Lagged));
+    assert_eq!(slow.next().await.unwrap().0, 2, "as many as wait for it");
+    change(2 + reader_lag).await;
+    assert_eq!(slow.next().await.unwrap().0, 3);
+    assert_eq!(slower.next().await, Err(WatchEnded::Lagged));
+    for number in 3 + reader_lag..=1 + changes_kept {
+        change(number).await;
+    }
+    let mut resumed = follow().await.unwrap();
+    assert_eq!(resumed.next().await.unwrap().0, 2, "as many as are kept");
+    change(2 + changes_kept).await;
+    assert!(follow().await.is_none(), "one is forgotten");
+    assert!(store.watch(2).await.unwrap().is_some());
 }
 
 #[tokio::test]

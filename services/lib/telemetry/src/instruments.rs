@@ -133,8 +133,8 @@ instruments! {
     LINES_EXPORTED = Counter("berth.log.exported_lines", "{line}") MANAGER, 1, [];
         "Lines of sandboxes' logs that a receiver has taken, where logs are exported."
     LINES_DROPPED = Counter("berth.log.dropped_lines", "{line}") MANAGER, 5,
-        [attribute("berth.gap.reason", "`disk`, `writer`, `damage`, `dropped`")];
-        "Lines that a log says are missing, as far as logs are exported."
+        [attribute("berth.gap.reason", "`disk`, `writer`, `damage`, `dropped`; `refused` for what the receiver does not take")];
+        "Lines that a log says are missing or that the receiver does not take, as far as logs are exported."
 
     DNS_QUERIES = Counter("berth.dns.queries", "{query}") DNS, 400,
         [attribute("dns.question.type", "`A`, `AAAA`, `PTR`, `SRV`, `TXT`; `_OTHER` for all else"),

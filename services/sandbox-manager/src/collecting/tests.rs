@@ -652,6 +652,7 @@ async fn only_an_image_that_is_here_is_pinned() {
     assert_eq!((found, holders[0].kind), (digest, HolderKind::Pin));
 }
 
+mod full;
 mod random;
 
 #[tokio::test]

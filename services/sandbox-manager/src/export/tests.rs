@@ -7,6 +7,7 @@ use std::{
 };
 
 use berth_logs::format::Kind;
+use berth_platform::fake::FakeNode;
 use opentelemetry_proto::tonic::{
     collector::logs::v1::{
         ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
@@ -148,6 +149,12 @@ fn settings(address: SocketAddr) -> Settings {
         _ => None,
     });
     settings.unwrap().unwrap()
+}
+
+fn exporter(ground: &Ground, address: SocketAddr) -> Exporter<FakeNode, FakeNode> {
+    let file = ground.dir.path().join("log-export");
+    let (registry, readers) = (ground.registry.clone(), ground.readers.clone());
+    Exporter::new(registry, readers, settings(address), "node".into(), file).unwrap()
 }
 
 /// Runs the export of one start of a manager.
@@ -330,11 +337,12 @@ async fn a_line_at_which_the_receiver_breaks_each_time_is_given_up_and_holds_up_
 }
 
 #[tokio::test]
-async fn a_line_at_which_a_receiver_breaks_that_is_away_between_is_given_up_too() {
+async fn a_line_is_given_up_after_so_many_tries_that_find_the_receiver_and_counts_as_dropped_and_not_as_exported()
+ {
     local(async {
         let ground = Ground::new();
-        ground.admit(&id("web"), |_| {}).await;
-        ground.log(&id("web"), "app").lines(20);
+        let mut app = ground.log(&id("web"), "app");
+        app.lines(20);
         let receiver = Receiver::default();
         let broke = || Status::internal("it broke");
         receiver.state(|it| {
@@ -343,12 +351,29 @@ async fn a_line_at_which_a_receiver_breaks_that_is_away_between_is_given_up_too(
             it.poison = Some(("line 7", broke()));
         });
         let (address, _stop) = receiver.serve(None).await;
-        start(&ground, address);
-        receiver
-            .until("all but one", |it| of_app(&it.taken).len() == 19)
-            .await;
-        stop(&ground).await;
-        receiver.state(|it| assert!(!of_app(&it.taken).contains(&7)));
+        let mut exporter = exporter(&ground, address);
+        let about = About::new(&id("web"), None);
+        let mut merged = open(&ground.readers.folder(&id("web")), &["app".into()], None);
+        let mut next = || batch(&mut merged, &about).unwrap().records;
+        let sent = exporter.send(&id("web"), &about, next()).await;
+        assert_eq!(sent, Sent::Answered { dropped: 1 });
+        receiver.state(|it| {
+            // The search sends 20, 10, 5, 5, 2, 3, 1, 2, 10.
+            assert_eq!(it.calls, 1 + TRIES as usize + 9);
+            let others: Vec<_> = (0..20).filter(|it| *it != 7).collect();
+            assert_eq!(of_app(&it.taken), others);
+            it.partial = Some(ExportLogsPartialSuccess {
+                rejected_log_records: 2,
+                error_message: "two are bad".to_owned(),
+            });
+        });
+        app.lines(3);
+        let sent = exporter.send(&id("web"), &about, next()).await;
+        assert_eq!(sent, Sent::Answered { dropped: 2 });
+        receiver.state(|it| it.refusals = vec![Status::invalid_argument("never")]);
+        app.lines(4);
+        let sent = exporter.send(&id("web"), &about, next()).await;
+        assert_eq!(sent, Sent::Answered { dropped: 4 });
     })
     .await;
 }

@@ -253,19 +253,21 @@ async fn take_input(
     wrong: mpsc::Sender<Failure>,
 ) {
     loop {
-        // How a caller goes away is seen by what it is sent.
-        let action = match requests.message().await {
-            Ok(Some(message)) => message.action,
-            Ok(None) | Err(_) => return,
-        };
-        let word = match action {
-            Some(Action::Stdin(_)) if !stdin => continue,
-            Some(Action::Stdin(bytes)) => exec::bytes(bytes),
-            Some(Action::Resize(it)) => exec::size("resize", it).map(ExecInput::Resize),
-            Some(Action::Start(_)) => {
-                Err(Failure::invalid("start", "must be the first message only"))
-            }
-            None => Err(Failure::invalid("action", "must be given")),
+        let word = match requests.message().await {
+            Ok(Some(message)) => match message.action {
+                Some(Action::Stdin(_)) if !stdin => continue,
+                Some(Action::Stdin(bytes)) => exec::bytes(bytes),
+                Some(Action::Resize(it)) => exec::size("resize", it).map(ExecInput::Resize),
+                Some(Action::Start(_)) => {
+                    Err(Failure::invalid("start", "must be the first message only"))
+                }
+                None => Err(Failure::invalid("action", "must be given")),
+            },
+            Ok(None) => return,
+            Err(status) => match exec::unreadable(&status) {
+                Some(failure) => Err(failure),
+                None => return,
+            },
         };
         match word {
             Ok(word) => {

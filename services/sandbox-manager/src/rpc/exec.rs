@@ -10,7 +10,7 @@ use berth_platform::{
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tonic::{Response, Status, Streaming};
+use tonic::{Code, Response, Status, Streaming};
 
 use super::{
     SandboxRpc,
@@ -175,12 +175,15 @@ async fn take_input(
     wrong: mpsc::Sender<Failure>,
 ) {
     loop {
-        // How a caller goes away is seen by what it is sent.
-        let action = match requests.message().await {
-            Ok(Some(message)) => message.action,
-            Ok(None) | Err(_) => return,
+        let word = match requests.message().await {
+            Ok(Some(message)) => input_of(message.action),
+            Ok(None) => return,
+            Err(status) => match unreadable(&status) {
+                Some(failure) => Err(failure),
+                None => return,
+            },
         };
-        match input_of(action) {
+        match word {
             Ok(word) => {
                 if input.send(word).await.is_err() {
                     return;
@@ -188,7 +191,8 @@ async fn take_input(
             }
             Err(failure) => {
                 let _ = wrong.send(failure).await;
-                return;
+                // The program is ended; what it never got is not the end of its input.
+                return input.closed().await;
             }
         }
     }
@@ -206,6 +210,16 @@ fn input_of(action: Option<Action>) -> Result<ExecInput, Failure> {
         Some(Action::Start(_)) => Err(Failure::invalid("start", "must be the first message only")),
         None => Err(Failure::invalid("action", "must be given")),
     }
+}
+
+/// What is wrong with a message that cannot be taken in. How a caller goes away is seen by what it is sent.
+pub(super) fn unreadable(status: &Status) -> Option<Failure> {
+    let code = status.code();
+    if code == Code::OutOfRange {
+        let problem = format!("is too large, must have at most {STDIN_MAX} bytes");
+        return Some(Failure::invalid("stdin", problem));
+    }
+    (code == Code::Internal).then(|| Failure::invalid("action", "cannot be read"))
 }
 
 pub(super) fn bytes(bytes: Vec<u8>) -> Result<ExecInput, Failure> {

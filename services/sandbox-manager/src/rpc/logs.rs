@@ -27,7 +27,6 @@ use crate::{
 };
 
 const TAIL_MAX: u64 = 100_000;
-const CURSOR_MAX: usize = 64 << 10;
 /// Of one response.
 const ENTRIES_MAX: usize = 1000;
 const TEXT_BYTES: usize = 1 << 20;
@@ -128,10 +127,8 @@ impl Asked {
                 Begin::Tail(lines, since.unwrap_or(0))
             }
             (text, None, None) => {
-                let cursor =
-                    (text.len() <= CURSOR_MAX).then(|| Cursor::parse(text, record.id.as_str()));
+                let cursor = Cursor::parse(text, record.id.as_str());
                 let problem = "is no cursor of this sandbox's logs";
-                let cursor = cursor.flatten();
                 Begin::Cursor(cursor.ok_or_else(|| Failure::invalid("cursor", problem))?.0)
             }
             (_, Some(_), _) | (_, _, Some(_)) => {

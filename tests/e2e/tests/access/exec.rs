@@ -231,6 +231,34 @@ async fn small_pieces_of_input_that_nobody_reads_wait_and_arrive() -> anyhow::Re
 }
 
 #[tokio::test]
+async fn input_in_pieces_that_are_too_large_is_refused_and_never_taken_for_its_end()
+-> anyhow::Result<()> {
+    let node = node().await?;
+    // One that is more than a piece may have, and one that is more than any message.
+    for length in [(64 << 10) + 1, 5 << 20] {
+        let start = v1::ExecStart {
+            stdin: true,
+            ..shell("web", "busybox wc -c; echo over >>/tmp/over")
+        };
+        let mut exec = Exec::start(&node, start).await?;
+        exec.send(Action::Stdin(b"some".to_vec())).await?;
+        exec.send(Action::Stdin(vec![7; length])).await?;
+        let status = exec.finish().await.err().context("it ended well")?;
+        let status = status.downcast::<tonic::Status>()?;
+        ensure!(reason(&status) == "INVALID_FIELD", "{status:?}");
+        let details = status.get_error_details();
+        let violations = details.bad_request().context("violations")?;
+        ensure!(
+            violations.field_violations[0].field == "stdin",
+            "{status:?}"
+        );
+    }
+    let said = run(&node, shell("web", "busybox ls /tmp")).await?;
+    ensure!(!said.text().contains("over"), "it saw the end: {said:?}");
+    finish(node).await
+}
+
+#[tokio::test]
 async fn a_signal_does_not_wait_behind_input_that_nobody_reads() -> anyhow::Result<()> {
     let node = node().await?;
     let line = "trap 'echo caught' INT; echo ready; while :; do sleep 1; done";
@@ -475,18 +503,25 @@ async fn a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused() 
 {
     let node = TestNode::start_with("[exec]\nper_sandbox = 2\nper_node = 3\n", &[]).await?;
     node.create("web", specs::idle()).await?;
+    node.create("other", specs::idle()).await?;
+    let refused = async |id: &str, of: &str| {
+        let status = Exec::start(&node, shell(id, "true")).await.err();
+        let status = status.context("it ran")?;
+        let code = status.code();
+        ensure!(code == tonic::Code::ResourceExhausted, "{status:?}");
+        let details = status.get_error_details();
+        let info = details.error_info().context("details")?;
+        ensure!(info.reason == "EXEC_LIMIT", "{status:?}");
+        ensure!(info.metadata["scope"] == of, "{info:?}");
+        Ok(())
+    };
     let mut first = Exec::start(&node, shell("web", "sleep 1000; true")).await?;
     let second = Exec::start(&node, shell("web", "sleep 1000; true")).await?;
-    let status = Exec::start(&node, shell("web", "true"))
-        .await
-        .err()
-        .context("it ran")?;
-    ensure!(reason(&status) == "EXEC_LIMIT", "{status:?}");
-    ensure!(
-        status.code() == tonic::Code::ResourceExhausted,
-        "{status:?}"
-    );
+    refused("web", "sandbox").await?;
+    let third = Exec::start(&node, shell("other", "sleep 1000; true")).await?;
+    refused("other", "node").await?;
     drop(second);
+    drop(third);
     let again = async || run(&node, shell("web", "true")).await.is_ok();
     eventually("its place is free again", LIMIT, again).await?;
     node.signal_manager("-TERM", LIMIT)?;
@@ -498,6 +533,7 @@ async fn a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused() 
     );
     ensure!(pipes(&node).is_empty(), "{:?}", pipes(&node));
     node.up().await?;
+    node.delete("other").await?;
     finish(node).await
 }
 

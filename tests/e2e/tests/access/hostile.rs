@@ -132,6 +132,7 @@ async fn whoever_means_no_good_is_refused_in_bounded_memory_while_others_are_ser
         wrong_certificates(&tls).await?;
         let grown = large_request(&tls, &good).await? >> 10;
         println!("100 MiB request: {grown} KiB more at most");
+        requests_at_their_bounds(&good).await?;
         let grown = idle_connections(&tls).await? >> 10;
         println!("{IDLE} connections: {grown} KiB more at most");
         slow_ones(&tls).await?;
@@ -216,6 +217,42 @@ async fn large_request(tls: &TlsNode, good: &Target) -> anyhow::Result<u64> {
     let peak = memory(tls, "VmHWM")?;
     ensure!(peak < before + MEMORY_MAX, "{before} became {peak}");
     Ok(peak.saturating_sub(before))
+}
+
+/// What is at a bound is taken, and what is beyond it is refused.
+async fn requests_at_their_bounds(good: &Target) -> anyhow::Result<()> {
+    const MESSAGE_MAX: usize = 4 << 20;
+    /// Of the field in its message.
+    const HEAD: usize = 5;
+    let mut client = SandboxServiceClient::new(good.connect().await?);
+    for (length, code) in [
+        (MESSAGE_MAX, Code::InvalidArgument),
+        (MESSAGE_MAX + 1, Code::OutOfRange),
+    ] {
+        let id = "x".repeat(length - HEAD);
+        let status = client.get(v1::GetRequest { id }).await;
+        let status = status.err().context("it is refused")?;
+        ensure!(status.code() == code, "{length} bytes: {status:?}");
+    }
+    let mut client = NodeServiceClient::new(good.connect().await?);
+    // Beside what each call has in its head. What is far beyond costs the connection.
+    for (length, refused) in [
+        (15 << 10, None),
+        (16 << 10, Some("HTTP status code 431")),
+        (64 << 10, Some("h2 protocol error")),
+    ] {
+        let mut request = tonic::Request::new(v1::GetStatusRequest {});
+        let value = "x".repeat(length).parse()?;
+        request.metadata_mut().insert("x-long", value);
+        let status = client.get_status(request).await.err();
+        let as_told = match (&status, refused) {
+            (None, None) => true,
+            (Some(status), Some(words)) => status.message().contains(words),
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        ensure!(as_told, "{length} bytes: {status:?}");
+    }
+    Ok(())
 }
 
 async fn idle_connections(tls: &TlsNode) -> anyhow::Result<u64> {

@@ -40,6 +40,19 @@ async fn failure(server: &Server) -> ImageError {
 }
 
 #[tokio::test]
+async fn a_manifest_of_the_most_bytes_is_taken_and_one_more_byte_is_corrupt() {
+    let of = async |length: u64| {
+        let server = always(Answer::ok(vec![b' '; length as usize])).await;
+        let repository = repository(settings(), &server.address.to_string(), None).unwrap();
+        repository.document("1", None, DOCUMENT_MAX).await
+    };
+    let most = of(DOCUMENT_MAX).await.unwrap();
+    assert_eq!(most.bytes.len() as u64, DOCUMENT_MAX);
+    let error = of(DOCUMENT_MAX + 1).await.err().unwrap();
+    assert_eq!(kind(&error), "corrupt", "{error}");
+}
+
+#[tokio::test]
 async fn a_pull_that_is_cut_off_at_any_byte_goes_on_to_its_end() {
     let image = Image::small();
     let manifest = "/v2/team/app/manifests/1".to_owned();

@@ -207,7 +207,7 @@ impl Inner {
             {
                 let mut table = txn.open_table(CHANGES)?;
                 let last = table.last()?.map_or(0, |(at, _)| at.value());
-                let forgotten = ..last.saturating_sub(CHANGES_KEPT_WHEN_FULL);
+                let forgotten = ..=last.saturating_sub(CHANGES_KEPT_WHEN_FULL);
                 table.retain_in(forgotten, |_, _| false)?;
             }
             Ok(txn.commit()?)
@@ -279,4 +279,35 @@ pub(super) fn addresses(txn: &ReadTransaction) -> Result<Addresses, StoreError> 
         tracing::warn!(%entry, "its addresses are kept for nobody");
     }
     Ok(Addresses::of(&leases, reserved))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use berth_domain::catalog::{App, Object};
+
+    use super::*;
+    use crate::Store;
+
+    #[tokio::test]
+    async fn on_a_full_disk_a_watch_is_resumed_over_a_few_changes_and_not_over_one_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let subnet = "10.9.0.0/28".parse().unwrap();
+        let store = Store::open(&dir.path().join("s"), subnet, Duration::ZERO).unwrap();
+        let last = CHANGES_KEPT_WHEN_FULL + 2;
+        for number in 1..=last {
+            let app = App {
+                id: "a".into(),
+                name: format!("a-{number}"),
+            };
+            store.put_entry(Object::App(app), None).await.unwrap();
+        }
+        let oldest = last - CHANGES_KEPT_WHEN_FULL;
+        assert!(store.watch(oldest - 1).await.unwrap().is_some());
+        assert!(store.0.make_room(Purpose::GoOn));
+        assert!(store.watch(oldest - 1).await.unwrap().is_none());
+        let mut resumed = store.watch(oldest).await.unwrap().unwrap();
+        assert_eq!(resumed.next().await.unwrap().0, oldest + 1);
+    }
 }

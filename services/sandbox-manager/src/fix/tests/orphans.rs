@@ -32,6 +32,16 @@ impl Bench {
         let own = found.filter(|it| it.object.sandbox == Some(id(sandbox)));
         own.map(|it| it.object.identity()).collect()
     }
+
+    /// Waits until the node holds nothing.
+    async fn is_emptied(&self) {
+        let gone = async {
+            while !self.node.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(DEADLINE, gone).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -126,6 +136,24 @@ async fn a_lease_that_is_lost_on_the_way_ends_the_removal_before_the_next_object
 }
 
 #[tokio::test]
+async fn a_sandbox_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end() {
+    let bench = bench();
+    bench.abandon("ghost").await;
+    let lease = bench.lease().await;
+    let tokens = bench.tokens("ghost").await;
+    bench.node.hang("detach_link ghost");
+    let short = Duration::from_millis(50);
+    let removing = remove_orphans(&bench.registry, &lease, &tokens, short);
+    let removed = tokio::time::timeout(DEADLINE, removing).await;
+    let removed = removed.expect("it has its limit").unwrap();
+    let failed = |it: &Answer| matches!(it, Answer::Failed(why) if why == "it is still there");
+    assert!(removed.iter().any(failed), "{removed:?}");
+    assert!(bench.registry.is_at_work(&id("ghost")), "the work goes on");
+    bench.node.release_hang();
+    bench.is_emptied().await;
+}
+
+#[tokio::test]
 async fn an_object_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end() {
     let bench = bench();
     for name in ["a", "b"] {
@@ -149,10 +177,5 @@ async fn an_object_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end(
         "it does not hold up the other one"
     );
     bench.node.release_hang();
-    let gone = async {
-        while !bench.node.is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(DEADLINE, gone).await.unwrap();
+    bench.is_emptied().await;
 }

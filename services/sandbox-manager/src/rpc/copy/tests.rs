@@ -5,6 +5,7 @@ use std::io::Read as _;
 
 use futures::StreamExt as _;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use super::*;
 use crate::rpc::access::ground::{Ground, app, reason, web, within};
@@ -227,5 +228,9 @@ async fn what_is_copied_out_ends_with_its_container_and_says_why_it_failed() {
 #[test]
 fn a_path_of_a_copy_is_as_long_as_the_kernels() {
     assert!(path_of("start.path", &"x".repeat(PATH_MAX)).is_ok());
-    assert!(path_of("start.path", &"x".repeat(PATH_MAX + 1)).is_err());
+    let refused = path_of("start.path", &"x".repeat(PATH_MAX + 1)).unwrap_err();
+    let details = refused.get_error_details();
+    let violations = &details.bad_request().unwrap().field_violations;
+    assert_eq!(violations[0].field, "start.path");
+    assert_eq!(details.error_info().unwrap().reason, "INVALID_FIELD");
 }

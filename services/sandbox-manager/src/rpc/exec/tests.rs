@@ -1,6 +1,7 @@
 //! What is refused before anything runs. What runs is asked of the contract and of the end-to-end tests.
 
 use berth_domain::ContainerName;
+use futures::poll;
 
 use super::*;
 
@@ -18,12 +19,18 @@ fn what_breaks_a_rule_is_refused_by_its_field() {
     let size = |columns, rows| Some(v1::TerminalSize { columns, rows });
     let mut wide = start();
     (wide.tty, wide.terminal_size) = (true, size(4097, 24));
-    let cases: [(&str, Change); 10] = [
+    let cases: [(&str, Change); 12] = [
         ("start.argv", |it| it.argv.clear()),
         ("start.argv", |it| it.argv = vec![String::new()]),
         ("start.argv", |it| it.argv = vec!["a\0b".into()]),
         ("start.argv", |it| it.argv = vec!["x".into(); 1025]),
-        ("start.argv", |it| it.argv.push("x".repeat(128 << 10))),
+        ("start.env", |it| it.env = vec!["A=1".into(); 1025]),
+        // With the zero byte behind each of them.
+        ("start.argv", |it| it.argv = vec!["x".repeat(128 << 10)]),
+        ("start.argv", |it| {
+            it.argv = vec!["x".repeat(64 << 10)];
+            it.env = vec![format!("A={}", "x".repeat((64 << 10) - 3))];
+        }),
         ("start.env[1]", |it| {
             it.env = vec!["A=1".into(), "=2".into()]
         }),
@@ -48,9 +55,14 @@ fn what_breaks_a_rule_is_refused_by_its_field() {
     }
     let failure = command(&wide).unwrap_err();
     assert_eq!(failure.violations[0].field, "start.terminal_size.columns");
-    let edges: [Change; 5] = [
+    let edges: [Change; 7] = [
         |it| it.argv = vec!["x".into(); WORDS_MAX],
+        |it| it.env = vec!["A=1".into(); WORDS_MAX],
         |it| it.argv = vec!["x".repeat(WORDS_BYTES_MAX - 1)],
+        |it| {
+            it.argv = vec!["x".repeat(64 << 10)];
+            it.env = vec![format!("A={}", "x".repeat((64 << 10) - 4))];
+        },
         |it| it.directory = format!("/{}", "x".repeat(PATH_MAX - 1)),
         |it| it.user = "x".repeat(USER_MAX),
         |it| {
@@ -165,4 +177,27 @@ fn who_may_run_no_more_programs_is_told_whose_limit_it_is() {
         assert_eq!(failure.metadata["limit"], "7");
         assert!(failure.message.starts_with(words), "{failure}");
     }
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_makes_the_program_wait() {
+    let (said, output) = mpsc::channel(WAITING);
+    let (answers, mut taken) = mpsc::channel(WAITING);
+    let ((begun, _begin), (_wrong, faults)) = (oneshot::channel(), mpsc::channel(1));
+    let forwarding = forward(output, &answers, begun, faults, std::future::pending());
+    let mut forwarding = std::pin::pin!(forwarding);
+    let mut say = async || {
+        let taken = said.try_send(ExecOutput::Stdout(vec![7])).is_ok();
+        assert!(poll!(&mut forwarding).is_pending());
+        taken
+    };
+    // Those of both halves, and the one in hand between them.
+    for number in 0..=2 * WAITING {
+        assert!(say().await, "{number}");
+    }
+    assert!(!say().await);
+    taken.recv().await.unwrap().unwrap();
+    assert!(!say().await, "the place is seen behind this");
+    assert!(say().await);
+    assert!(!say().await);
 }

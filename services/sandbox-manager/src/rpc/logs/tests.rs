@@ -1,6 +1,7 @@
 //! StreamLogs with a real store and logs that are written by hand.
 
 use berth_api::v1::{LogGapReason, StreamLogsRequest, StreamLogsResponse};
+use berth_logs::cursor::TEXT_MAX;
 use futures::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -163,7 +164,15 @@ async fn a_response_is_bounded_and_each_cursor_goes_on_behind_it() {
     assert_eq!(all.len(), 2508);
     for (place, response) in responses.iter().enumerate() {
         assert!(response.entries.len() <= ENTRIES_MAX);
-        assert!(prost::Message::encoded_len(response) < 3 << 20);
+        let texts = response.entries.iter().map(|it| match &it.content {
+            Some(log_entry::Content::Line(line)) => line.text.len(),
+            other => panic!("{other:?}"),
+        });
+        let texts: Vec<usize> = texts.collect();
+        let (all, last) = (texts.iter().sum::<usize>(), texts.last().copied());
+        assert!(all - last.unwrap_or(0) < TEXT_BYTES, "{all}");
+        let full = texts.len() == ENTRIES_MAX || all >= TEXT_BYTES;
+        assert!(full || place + 1 == responses.len(), "{all}");
         // Also by the next start of the manager.
         let cursor = response.cursor.clone();
         let rest = read(&ground.again(), |it| it.cursor = cursor).await;
@@ -325,7 +334,6 @@ async fn each_bad_request_is_refused_by_its_field() {
         ("since",      |it| it.since = Some(prost_types::Timestamp { seconds: -1, nanos: 0 })),
         ("since",      |it| it.since = Some(prost_types::Timestamp { seconds: i64::MAX, nanos: 0 })),
         ("cursor",     |it| it.cursor = "zz".into()),
-        ("cursor",     |it| it.cursor = "0".repeat(1 << 20)),
         ("cursor",     |it| { it.cursor = "00".into(); it.tail_lines = Some(1) }),
     ];
     let field = |status: Status| {
@@ -339,6 +347,15 @@ async fn each_bad_request_is_refused_by_its_field() {
     drop(ask(&ground, |it| it.tail_lines = Some(TAIL_MAX)).await.unwrap());
     let refused = ask(&ground, |it| it.cursor = foreign).await.err().unwrap();
     assert_eq!(field(refused), "cursor", "of another sandbox");
+    let cursor = |name: usize| {
+        let position = Position { log: 1, next: 1 };
+        Cursor([("x".repeat(name), position)].into()).to_text("web")
+    };
+    let longest = (TEXT_MAX - cursor(0).len()) / 2;
+    assert_eq!(cursor(longest).len(), TEXT_MAX);
+    drop(ask(&ground, |it| it.cursor = cursor(longest)).await.unwrap());
+    let refused = ask(&ground, |it| it.cursor = cursor(longest + 1)).await.err().unwrap();
+    assert_eq!(field(refused), "cursor", "of this sandbox, and too long");
     let reason = |status: Status| status.get_error_details().error_info().unwrap().reason.clone();
     let none = ask(&ground, |it| it.id = "none".into()).await.err().unwrap();
     assert_eq!(reason(none), "SANDBOX_NOT_FOUND");

@@ -68,11 +68,12 @@ pub(super) const ALL: &[Group] = &[
         n("PAGE_MAX", "entries of a page, whatever the caller says", "the page ends, with a token for the next", NONE, "a_page_has_as_many_as_asked_for_up_to_its_bound"),
     ] },
     Group { title: "Programs that are run in a container", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/exec.rs", rows: &[
-        n("WORDS_MAX", "words of the command, and variables", BAD, CALLS, EXEC),
+        n("WORDS_MAX", "words of the command, and as many variables", BAD, CALLS, EXEC),
         b("WORDS_BYTES_MAX", "all of them together", BAD, CALLS, EXEC),
         b("PATH_MAX", "the directory", BAD, CALLS, EXEC),
         b("USER_MAX", "the user", BAD, CALLS, EXEC),
         n("SIDE_MAX", "columns and rows of a terminal", BAD, CALLS, EXEC),
+        n("WAITING", "messages of output that its caller has not read, on each half of their way to its connection", "the program waits", NONE, "a_caller_that_does_not_read_makes_the_program_wait"),
         b("STDIN_MAX", "one message of input", BAD, CALLS, "input_that_breaks_a_rule_is_refused_by_its_field"),
     ] },
     Group { title: "Copies and connections", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/access.rs", rows: &[
@@ -83,12 +84,14 @@ pub(super) const ALL: &[Group] = &[
     ] },
     Group { title: "Logs that are asked for", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/logs.rs", rows: &[
         n("TAIL_MAX", "lines from the end", BAD, CALLS, "each_bad_request_is_refused_by_its_field"),
-        b("CURSOR_MAX", "a cursor", BAD, CALLS, "each_bad_request_is_refused_by_its_field"),
         n("ENTRIES_MAX", "entries of one message", "the next message goes on", NONE, "a_response_is_bounded_and_each_cursor_goes_on_behind_it"),
         b("TEXT_BYTES", "text of one message, before its last entry", "the next message goes on", NONE, "a_response_is_bounded_and_each_cursor_goes_on_behind_it"),
     ] },
+    Group { title: "Cursors of logs", owner: "sandbox-manager", file: "services/lib/logs/src/cursor.rs", rows: &[
+        b("TEXT_MAX", "a cursor", BAD, CALLS, "each_bad_request_is_refused_by_its_field"),
+    ] },
     Group { title: "Archives on their way in", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/images.rs", rows: &[
-        b("CHUNK_MAX", "one message of an archive", BAD, CALLS, "a_caller_that_falls_silent_or_sends_too_much_leaves_nothing"),
+        b("CHUNK_MAX", "one message of an archive", BAD, CALLS, "messages_that_are_no_next_bytes_are_refused_by_field"),
     ] },
     Group { title: "Credentials for registries", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/pulls.rs", rows: &[
         b("USERNAME_MAX", "a user", BAD, CALLS, SECRET),
@@ -122,7 +125,7 @@ pub(super) const ALL: &[Group] = &[
         b("ADDRESS_MAX", "where it answers", BAD, CALLS, BEAT),
         b("REASON_MAX", "why it does not serve", BAD, CALLS, BEAT),
         b("RESULT_MAX", "what came of its last run", BAD, CALLS, BEAT),
-        n("TIME_TO_LIVE", "how long it may be silent before it is AWAY, where it does not say", "AWAY", NONE, "a_heartbeat_needs_a_name_and_a_start_and_has_defaults_for_the_rest"),
+        n("TIME_TO_LIVE", "how long it may be silent before it is AWAY, where it does not say", "AWAY", NONE, "a_process_is_as_it_says_until_it_is_silent_and_is_forgotten_in_the_end"),
         n("TIME_TO_LIVE_MAX", "how long it may ask for", BAD, CALLS, BEAT),
     ] },
     Group { title: "Leases on work, and what is done under them", owner: "sandbox-manager", file: "services/lib/api/src/collection.rs", rows: &[
@@ -136,8 +139,9 @@ pub(super) const ALL: &[Group] = &[
         b("WORDS_MAX", "a name or a reason in a report", BAD, CALLS, REPORT),
     ] },
     Group { title: "Answers that are errors", owner: "every server", file: "services/lib/api/src/failures.rs", rows: &[
-        n("VIOLATIONS_MAX", "fields that one error names", "further ones are left out", NONE, "an_answer_fits_into_a_header_however_much_was_wrong"),
-        b("TEXT_MAX", "a text in an error", "cut, with `…`", NONE, "an_answer_fits_into_a_header_however_much_was_wrong"),
+        n("VIOLATIONS_MAX", "fields that one error names", "further ones are left out", NONE, "so_many_fields_are_named_and_so_much_of_each_text_is_told"),
+        b("TEXT_MAX", "a text in an error", "cut, with `…`", NONE, "so_many_fields_are_named_and_so_much_of_each_text_is_told"),
+        b("DETAILS_MAX", "all texts in the details of an error", "further ones are left out", NONE, "an_answer_fits_into_a_header_however_much_was_wrong"),
     ] },
     Group { title: "Figures that are asked for", owner: "metrics", file: "services/metrics/src/rpc.rs", rows: &[
         n("IDS_MAX", "sandboxes that one call names", BAD, CALLS, "what_is_asked_wrongly_is_refused_by_field"),

@@ -23,7 +23,7 @@ pub(super) const ALL: &[Group] = &[
         s("calls.streams_max", "CALLS_MAX", "streams under way, of all kinds", "CALLS_EXHAUSTED, with a time to come again", SHED,
             "a_stream_has_its_place_until_its_last_byte_and_takes_none_from_other_calls"),
         s("calls.default_deadline", "", "how long a call may take whose caller does not say", "DEADLINE_PASSED", CALLS, "what_takes_longer_is_told_as_deadline_exceeded"),
-        s("exec.per_sandbox", "EXECS_MAX", "programs run by Exec in one sandbox, and callers attached to it", "EXEC_LIMIT", CALLS, "who_may_run_no_more_programs_is_told_whose_limit_it_is"),
+        s("exec.per_sandbox", "EXECS_MAX", "programs run by Exec in one sandbox, and callers attached to it", "EXEC_LIMIT", CALLS, "a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused"),
         s("exec.per_node", "EXECS_MAX", "programs run by Exec, and callers attached, on the node", "EXEC_LIMIT", CALLS, "a_manager_that_stops_ends_what_runs_and_more_than_allowed_is_refused"),
         s("parallel_creates", "PARALLEL_CREATES_MAX", "tasks that are created at a time; 0 is four for each CPU", "further ones wait", "berth.sandbox.step.duration",
             "creates_beyond_the_limit_queue_and_go_on_in_turn"),
@@ -46,16 +46,16 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "Callers of other hosts, and the audit log", owner: "sandbox-manager", file: "services/sandbox-manager/src/config/access.rs", rows: &[
         s("tls.handshake_timeout", "", "how long a handshake may take", "the connection ends", ENDED, HOSTILE).from("Tls", "handshake_timeout"),
         s("tls.handshakes_max", "CONNECTIONS_MAX", "unfinished handshakes", "the oldest of the host that has most of them ends", ENDED,
-            "who_takes_long_to_show_a_certificate_makes_room_for_the_next").from("Tls", "handshakes_max"),
+            "a_host_that_opens_many_evicts_its_own_and_nobody_elses").from("Tls", "handshakes_max"),
         s("tls.connections_max", "CONNECTIONS_MAX", "connections", "the one that is without a call for longest ends, else the new one is refused", ENDED, DOORS).from("Tls", "connections_max"),
         s("tls.per_certificate_max", "CONNECTIONS_MAX", "connections by one certificate", "the same, among its own", ENDED, DOORS).from("Tls", "per_certificate_max"),
         s("tls.idle_timeout", "", "how long a connection may be without a call", "it is told to end, and ends", ENDED, "a_connection_is_idle_from_the_end_of_its_last_call").from("Tls", "idle_timeout"),
         s("audit_log.max_bytes", "", "one file of the audit log", "the next one begins", "berth.audit.records", "the_newest_lines_are_kept_in_so_many_files_of_such_a_size").from("AuditLog", "max_bytes").bytes(),
         s("audit_log.files", "FILES_MAX", "files of it that are kept", "the oldest goes", NONE, "the_newest_lines_are_kept_in_so_many_files_of_such_a_size").from("AuditLog", "files"),
-        n("LABEL_OF_DOMAIN_MAX", "the trust domain, in bytes", KEY, NONE, "each_bad_value_is_refused_by_its_key"),
+        n("LABEL_OF_DOMAIN_MAX", "the trust domain, in bytes", KEY, NONE, SETTINGS),
     ] },
     Group { title: "Requests of other hosts", owner: "sandbox-manager", file: "services/lib/tls/src/serve.rs", rows: &[
-        b("HEADERS_MAX", "the head of a request", "the call is refused", NONE, HOSTILE),
+        b("HEADERS_MAX", "the head of a request", "HTTP status 431; far beyond it, the connection ends", NONE, HOSTILE),
     ] },
     Group { title: "The way of their requests", owner: "sandbox-manager", file: "services/lib/calls/src/access.rs", rows: &[
         n("ARRIVAL_MAX", "how long the request of a call that is no stream may be on its way", "DEADLINE_PASSED", CALLS, "a_request_from_another_host_that_never_ends_is_ended"),
@@ -70,7 +70,7 @@ pub(super) const ALL: &[Group] = &[
         n("MOST", "denied calls that are written down in a second", "counted, and told in the next record", LOST, "a_flood_is_thinned_and_the_next_one_says_by_how_much"),
     ] },
     Group { title: "Paths of sockets", owner: "every process", file: "services/lib/daemon/src/config.rs", rows: &[
-        b("SOCKET_PATH_MAX", "the path of a socket", KEY, NONE, SETTINGS),
+        b("SOCKET_PATH_MAX", "the path of a socket", KEY, NONE, "a_path_of_a_socket_is_as_long_as_the_kernels_and_one_more_is_refused_by_its_key"),
     ] },
     Group { title: "Calls to the processes beside the manager", owner: "dns, image-gc, metrics, watchdog", file: "services/lib/calls/src/lib.rs", rows: &[
         s("unary_max", "", "calls under way that are no streams", "CALLS_EXHAUSTED, with a time to come again", SHED,
@@ -92,8 +92,9 @@ pub(super) const ALL: &[Group] = &[
         n("EXPORTS_MAX", "exports at a time", "STREAMS_EXHAUSTED", CALLS, "so_many_images_are_exported_at_a_time"),
     ] },
     Group { title: "Pulls", owner: "sandbox-manager", file: "services/sandbox-manager/src/config/pull.rs", rows: &[
-        s("pull.at_once", "AT_ONCE_MAX", "images that are fetched at a time", "further ones wait", "berth.image.pull.duration", SETTINGS).from("Pull", "at_once"),
-        s("pull.layers_at_once", "AT_ONCE_MAX", "layers of one image at a time", "further ones wait", "berth.image.pull.duration", SETTINGS).from("Pull", "layers_at_once"),
+        s("pull.at_once", "AT_ONCE_MAX", "images that are fetched at a time", "further ones wait", "berth.image.pull.duration", "so_many_images_are_pulled_at_once_and_the_next_goes_when_one_has_ended").from("Pull", "at_once"),
+        s("pull.layers_at_once", "AT_ONCE_MAX", "layers of one image at a time", "further ones wait", "berth.image.pull.duration", "so_many_layers_come_at_once_and_the_next_begins_when_one_is_here").from("Pull", "layers_at_once"),
+        n("AT_ONCE_MAX", "either of them that can be configured", KEY, NONE, SETTINGS),
         n("TRIES_MAX", "`pull.tries` that can be configured", KEY, NONE, SETTINGS),
         n("HOST_MAX", "a host in `pull.registries`, in bytes", KEY, NONE, SETTINGS),
     ] },
@@ -116,8 +117,10 @@ pub(super) const ALL: &[Group] = &[
         b("EXTENSION_MAX", "a long name in an archive", "ARCHIVE_INVALID", CALLS, "a_name_as_large_as_an_archive_is_not_read"),
     ] },
     Group { title: "Documents of images", owner: "sandbox-manager", file: "services/lib/containerd/src/oci.rs", rows: &[
-        b("DOCUMENT_MAX", "a manifest, an index, a configuration", "IMAGE_CORRUPT, of an archive ARCHIVE_INVALID", CALLS, "a_document_that_is_too_large_is_refused_before_it_is_read"),
+        b("DOCUMENT_MAX", "a manifest, an index, a configuration", "IMAGE_CORRUPT", CALLS, "a_manifest_of_the_most_bytes_is_taken_and_one_more_byte_is_corrupt"),
+        b("DOCUMENT_MAX", "the same in an archive", "ARCHIVE_INVALID", CALLS, "a_document_that_is_too_large_is_refused_before_it_is_read"),
         n("LAYERS_MAX", "layers of an image", "IMAGE_CORRUPT", CALLS, "more_layers_than_a_node_can_carry_are_corrupt"),
+        n("LAYERS_MAX", "layers of an image in an archive of `docker save`", "ARCHIVE_INVALID", CALLS, "a_docker_archive_has_as_many_layers_as_a_node_can_carry"),
     ] },
     Group { title: "Indexes of images", owner: "sandbox-manager", file: "services/lib/containerd/src/walk.rs", rows: &[
         n("DEPTH_MAX", "indexes that lie in each other", "IMAGE_CORRUPT", CALLS, "a_chain_of_indexes_ends_at_the_limit"),
@@ -140,18 +143,19 @@ pub(super) const ALL: &[Group] = &[
         n("PLUGINS_MAX", "that are known", "the one that is AWAY longest makes room, else PLUGINS_EXHAUSTED", CALLS, "one_more_than_there_can_be_takes_the_place_of_the_one_that_is_away_longest"),
     ] },
     Group { title: "Leases on work", owner: "sandbox-manager", file: "services/lib/domain/src/work_leases.rs", rows: &[
-        n("LEASES_MAX", "that are held", "WORK_LEASES_EXHAUSTED", "berth.work_lease.count", "there_are_so_many_and_the_room_of_what_has_ended_is_used_again"),
+        n("LEASES_MAX", "that are held", "WORK_LEASES_EXHAUSTED", "berth.work_lease.count", "one_more_lease_than_there_can_be_is_refused_by_its_reason"),
     ] },
     Group { title: "Objects that are being deleted", owner: "sandbox-manager", file: "services/lib/domain/src/claims.rs", rows: &[
-        n("CLAIMS_MAX", "claims of one lease", "INVALID_FIELD with the field", CALLS, "a_lease_has_so_many_claims_and_they_end_with_it"),
+        n("CLAIMS_MAX", "claims of one lease", "INVALID_FIELD with the field", CALLS, "one_more_claim_than_a_lease_can_have_is_refused_by_its_field"),
     ] },
     Group { title: "Reports of collections", owner: "sandbox-manager", file: "services/lib/domain/src/collection.rs", rows: &[
         n("NAMED_MAX", "objects that a run names", "all are counted, so many named", NONE, "a_run_names_so_many_failures_counts_all_and_keeps_the_first_reason_to_abort"),
         n("LARGEST_MAX", "objects that a missed goal is explained by", "INVALID_FIELD with the field", CALLS, "a_report_that_is_too_long_names_its_field"),
-        n("RUNS_KEPT", "runs of each kind that are kept", "the oldest goes", NONE, "the_latest_run_of_a_schedule_stays_however_many_others_follow"),
+        n("RUNS_KEPT", "runs of each kind that are kept, and the latest scheduled one beside them", "the oldest goes", NONE, "the_latest_run_of_a_schedule_stays_however_many_others_follow"),
     ] },
     Group { title: "Changes that are kept", owner: "sandbox-manager", file: "services/lib/store/src/rows.rs", rows: &[
         n("CHANGES_KEPT", "changes from which a Watch is resumed", "REVISION_UNKNOWN: watch from the beginning", "berth.store.changes", "a_watch_from_a_forgotten_revision_is_refused_and_a_slow_reader_is_told"),
+        n("CHANGES_KEPT_WHEN_FULL", "of these, each time that the disk turns out to be full", "REVISION_UNKNOWN: watch from the beginning", "berth.store.changes", "on_a_full_disk_a_watch_is_resumed_over_a_few_changes_and_not_over_one_more"),
     ] },
     Group { title: "Watches that fall behind", owner: "sandbox-manager", file: "services/lib/store/src/store.rs", rows: &[
         n("READER_LAG", "changes that wait for one who watches", "the stream ends: resume it", CALLS, "a_watch_from_a_forgotten_revision_is_refused_and_a_slow_reader_is_told"),
@@ -160,9 +164,10 @@ pub(super) const ALL: &[Group] = &[
         b("RESERVE_BYTES", "disk that is held back for Delete", "Create is refused with STORE_FULL", "berth.store.size", "a_full_disk_refuses_what_begins_and_lets_everything_else_go_on"),
     ] },
     Group { title: "Where systemd makes the cgroups", owner: "sandbox-manager", file: "services/lib/cgroup/src/systemd.rs", rows: &[
-        n("LIMIT", "how long systemd may take for a call, or for a slice to stop", "RUNTIME_UNREACHABLE, and tried again", "berth.sandbox.troubled", "a_bus_that_is_not_there_or_never_answers_is_told_and_not_waited_for"),
+        n("LIMIT", "how long systemd may take for a call", "RUNTIME_UNREACHABLE, and tried again", "berth.sandbox.troubled", "a_bus_that_is_not_there_or_never_answers_is_told_and_not_waited_for"),
+        n("LIMIT", "how long a slice may take to stop", "RUNTIME_UNREACHABLE, and tried again", "berth.sandbox.troubled", "a_slice_that_never_stops_is_told_and_not_waited_for"),
     ] },
     Group { title: "A sandbox that hangs", owner: "sandbox-manager", file: "services/sandbox-manager/src/node.rs", rows: &[
-        n("OBSERVE_LIMIT", "how long a look at one sandbox may take", "RUNTIME_UNREACHABLE of that sandbox, tried again", "berth.sandbox.troubled", "a_hanging_look_at_one_sandbox_holds_up_no_other"),
+        n("OBSERVE_LIMIT", "how long a look at one sandbox may take", "RUNTIME_UNREACHABLE of that sandbox, tried again", "berth.sandbox.troubled", "a_look_that_takes_too_long_is_told_of_and_tried_again"),
     ] },
 ];

@@ -5,11 +5,12 @@ use super::{CALLS, Group, NONE, b, n};
 #[rustfmt::skip]
 pub(super) const ALL: &[Group] = &[
     Group { title: "Input and output of programs", owner: "sandbox-manager", file: "services/lib/platform/src/exec.rs", rows: &[
-        b("EXEC_WINDOW_BYTES", "output that its caller has not read", "the program waits", NONE, "a_slow_reader_makes_the_program_wait_and_grows_nothing"),
+        b("EXEC_WINDOW_BYTES", "input that the program has not read, before the last message of it", "the caller waits", NONE, "input_is_taken_in_up_to_its_window_and_what_follows_waits_for_the_program"),
     ] },
     Group { title: "Output behind the end of a program", owner: "sandbox-manager", file: "services/lib/containerd/src/drain.rs", rows: &[
-        b("DRAIN_BYTES", "what others still write into its pipes", "cut, and said to be incomplete", NONE, "what_is_written_for_ever_is_cut"),
-        n("DRAIN", "how long it is waited for", "the end is told without the rest", NONE, "a_pipe_that_is_held_open_is_waited_for_only_as_long_as_it_is_told"),
+        b("DRAIN_BYTES", "what others still write into its pipes", "cut, and said to be incomplete", NONE, "so_much_is_read_behind_the_end_and_one_byte_more_is_cut"),
+        n("QUIET", "silence in them that is waited for", "the end is told without the rest", NONE, "a_pipe_that_is_held_open_is_waited_for_only_as_long_as_it_is_told"),
+        n("DRAIN", "how long they are waited for in all", "the end is told without the rest", NONE, "a_pipe_that_trickles_is_read_only_as_long_as_it_is_waited_for"),
     ] },
     Group { title: "Callers that attach", owner: "sandbox-manager", file: "services/sandbox-manager/src/console.rs", rows: &[
         n("REPLAY_RECORDS", "lines from before that they are shown", "older ones are not shown", NONE, "a_replay_of_many_short_lines_has_the_last_of_them"),
@@ -25,7 +26,7 @@ pub(super) const ALL: &[Group] = &[
         b("TEXT_MAX", "a line", "cut, and marked as TRUNCATED", NONE, "a_long_line_is_handed_on_in_pieces_and_cut_at_its_greatest_length"),
     ] },
     Group { title: "Segments of logs", owner: "log-writer", file: "services/lib/logs/src/segments.rs", rows: &[
-        b("SEGMENT_MOST", "a segment, of which a log has eight", "the next one begins; the oldest goes where all are too large", "berth.log.dropped_lines", "all_segments_together_stay_below_the_limit_and_the_newest_stay"),
+        b("SEGMENT_MOST", "a segment, which is an eighth of its log where that is less, and at least 64 KiB", "the next one begins; the oldest goes where all are too large", "berth.log.dropped_lines", "a_segment_is_an_eighth_of_its_log_within_bounds_and_the_oldest_goes"),
     ] },
     Group { title: "Lines that wait for the disk", owner: "log-writer", file: "services/log-writer/program/shared.rs", rows: &[
         b("RING", "what is read of a container and not written yet", "while the disk hangs, lines are lost; a record of the log says how many", "berth.log.dropped_lines", "a_disk_that_hangs_stops_nobody_and_a_gap_counts_what_was_not_taken"),
@@ -35,7 +36,7 @@ pub(super) const ALL: &[Group] = &[
         b("LINE_MAX", "one line of it", "cut", NONE, "what_is_told_is_there_when_it_is_settled"),
     ] },
     Group { title: "Export of logs", owner: "sandbox-manager", file: "services/sandbox-manager/src/export.rs", rows: &[
-        n("TRIES", "tries of a line at which the receiver breaks", "given up, and counted", "berth.log.dropped_lines", "a_line_at_which_the_receiver_breaks_each_time_is_given_up_and_holds_up_no_other"),
+        n("TRIES", "tries of a batch at which the receiver breaks", "it is sent in pieces: a line that is refused alone, while others are taken, is dropped and counted", "berth.log.dropped_lines", "a_line_is_given_up_after_so_many_tries_that_find_the_receiver_and_counts_as_dropped_and_not_as_exported"),
     ] },
     Group { title: "Trees that are copied", owner: "sandbox-manager", file: "services/lib/copy/src/lib.rs", rows: &[
         n("DEPTH_MAX", "directories that lie in each other", "TAR_INVALID on the way in, PATH_REFUSED on the way out", CALLS, "a_tree_is_as_deep_on_the_way_in_as_it_may_be_on_the_way_out"),
@@ -47,6 +48,7 @@ pub(super) const ALL: &[Group] = &[
         n("TIME_LIMIT", "how long `iptables-legacy-save` may take", "killed; a later look tells", NONE, "a_program_that_takes_too_long_is_killed_and_what_another_says_is_whole"),
     ] },
     Group { title: "Sandboxes that an audit clears", owner: "sandbox-manager", file: "services/sandbox-manager/src/fix.rs", rows: &[
-        n("CLEAR_LIMIT", "how long one is waited for", "told as failed; the work goes on", NONE, "an_object_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end"),
+        n("CLEAR_LIMIT", "how long one is waited for", "told as failed; the work goes on", NONE, "a_sandbox_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end"),
+        n("CLEAR_LIMIT", "how long any other object is waited for", "told as failed; the work goes on", NONE, "an_object_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end"),
     ] },
 ];
