@@ -153,9 +153,12 @@ pub fn signal(pid: u32, name: &str) -> anyhow::Result<()> {
     succeed(Command::new("kill").args(["-s", name, &pid.to_string()])).map(drop)
 }
 
-/// Whether the process runs; a zombie does not.
+/// Whether the process runs, and may have open what it has opened. A zombie does not, once the last of its threads is gone.
 pub fn is_alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ")
-        .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    let Some((_, state)) = stat.rsplit_once(") ") else {
+        return false;
+    };
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    !state.starts_with(['Z', 'X']) || threads.is_ok_and(|it| it.count() > 1)
 }

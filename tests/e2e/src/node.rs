@@ -19,7 +19,7 @@ use berth_api::v1::{
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::{images, leftovers::Leftovers};
+use crate::{faults::is_alive, images, leftovers::Leftovers};
 
 /// Root of the repository.
 pub fn root() -> PathBuf {
@@ -303,9 +303,8 @@ impl TestNode {
 
     fn runs(&self, process: &str) -> bool {
         let pid = std::fs::read_to_string(self.home().join(format!("{process}.pid")));
-        let pid = pid.unwrap_or_default();
-        let command = std::fs::read(format!("/proc/{}/cmdline", pid.trim()));
-        command.is_ok_and(|it| !it.is_empty())
+        let pid = pid.ok().and_then(|it| it.trim().parse().ok());
+        pid.is_some_and(is_alive)
     }
 
     /// Starts again what does not run, and waits until the manager answers on the old channel.

@@ -407,8 +407,25 @@ mod tests {
     fn a_report_that_is_too_long_names_its_field() {
         type Change = fn(&mut v1::ReportSliceRequest);
         let long = || "a".repeat(1025);
-        let cases: [(Change, &str); 4] = [
+        fn held(object: usize, holder: usize) -> Vec<v1::HeldObject> {
+            vec![v1::HeldObject {
+                object: "a".repeat(object),
+                holders: vec![v1::Holder {
+                    kind: v1::HolderKind::Sandbox.into(),
+                    id: "a".repeat(holder),
+                    ..v1::Holder::default()
+                }],
+                ..v1::HeldObject::default()
+            }]
+        }
+        let cases: [(Change, &str); 7] = [
             (|it| it.aborted = "a".repeat(1025), "aborted"),
+            (
+                |it| it.failed = [("a".to_owned(), "a".repeat(1025))].into(),
+                "failed",
+            ),
+            (|it| it.largest_held = held(1025, 1), "largest_held[0].object"),
+            (|it| it.largest_held = held(1, 1025), "largest_held[0].holders[0].id"),
             (
                 |it| {
                     let failed = (0..1001).map(|n| (n.to_string(), String::new()));
@@ -439,15 +456,11 @@ mod tests {
         request.failed.insert(long(), String::new());
         assert_eq!(field(slice_report_from_proto(request)), "failed");
         let words = "a".repeat(WORDS_MAX);
-        let held = v1::HeldObject {
-            object: words.clone(),
-            ..v1::HeldObject::default()
-        };
         let failed = (1..NAMED_MAX).map(|n| (n.to_string(), String::new()));
         let at_every_bound = v1::ReportSliceRequest {
             aborted: words.clone(),
             failed: failed.chain([(words.clone(), words)]).collect(),
-            largest_held: vec![held; LARGEST_MAX],
+            largest_held: held(WORDS_MAX, WORDS_MAX).repeat(LARGEST_MAX),
             ..v1::ReportSliceRequest::default()
         };
         slice_report_from_proto(at_every_bound).unwrap();

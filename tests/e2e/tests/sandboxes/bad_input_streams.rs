@@ -191,6 +191,11 @@ async fn connections_that_begin_or_go_on_wrong_are_refused_by_field() -> anyhow:
             .context(format!("case {number} is not refused"))?;
         expect(&format!("case {number}"), &told, reason, field)?;
     }
+    let most = [good(), data(1 << 20), Some(Forwarded::End(v1::EndOfData {}))];
+    let most = most.map(|part| v1::PortForwardRequest { part });
+    let call = node.sandboxes().port_forward(tokio_stream::iter(most)).await?;
+    let mut answers = call.into_inner();
+    while answers.message().await?.is_some() {}
     node.assert_clean().await?;
     node.delete("echo").await?;
     node.finish()

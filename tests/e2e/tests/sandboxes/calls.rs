@@ -523,3 +523,17 @@ async fn a_caller_that_hangs_does_not_keep_the_manager_from_stopping() -> anyhow
     node.signal_manager("-TERM", Duration::from_secs(60))?;
     node.finish()
 }
+
+#[tokio::test]
+async fn a_node_has_as_many_sandboxes_as_it_is_told_and_one_more_is_refused() -> anyhow::Result<()> {
+    let node = TestNode::start_with("sandboxes_max = 1\n", &[]).await?;
+    node.create("web", idle()).await?;
+    let more = node.create("more", idle()).await.map(Response::new);
+    let told = refused(more, Code::ResourceExhausted, "SANDBOXES_EXHAUSTED")?;
+    ensure!(told["limit"] == "1", "{told:?}");
+    node.assert_clean().await?;
+    node.delete("web").await?;
+    node.create("more", idle()).await?;
+    node.delete("more").await?;
+    node.finish()
+}

@@ -96,6 +96,7 @@ fn what_is_at_a_bound_of_a_create_is_taken_and_one_more_is_refused_by_its_field(
         ("spec.resources.pids", PIDS_MAX as usize, |it, n| spec(it).resources.get_or_insert_default().pids = n.try_into().unwrap()),
         ("spec.network.egress_rules", EGRESS_RULES_MAX, |it, n| *policy(it) = allowed(vec![v1::EgressRule { cidr: "10.0.0.0/8".into(), ..v1::EgressRule::default() }; n])),
         ("spec.network.egress_rules[0].dns_name", HOST_NAME_MAX, |it, n| *policy(it) = allowed(vec![v1::EgressRule { dns_name: domain(n), port: 443, ..v1::EgressRule::default() }])),
+        ("spec.network.egress_rules[0].dns_name", 63, |it, n| *policy(it) = allowed(vec![v1::EgressRule { dns_name: "a".repeat(n), port: 443, ..v1::EgressRule::default() }])),
         ("spec.network.allow_from", SandboxSpec::ALLOW_FROM_MAX, |it, n| policy(it).allow_from = (0..n).map(|it| format!("a={it}")).collect()),
         ("spec.network.allow_from[0]", LABEL_KEY_MAX + 1 + LABEL_VALUE_MAX, |it, n| policy(it).allow_from = vec![format!("a={}", "b".repeat(n - 2))]),
         ("spec.network.subnet", subnets::IDENTIFIER_MAX, |it, n| policy(it).subnet = "a".repeat(n)),

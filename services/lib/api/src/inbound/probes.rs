@@ -168,7 +168,8 @@ mod tests {
         fn exec(command: Vec<String>) -> v1::Probe {
             v1::Probe { check: Some(Asked::Exec(v1::ExecProbe { command })), ..v1::Probe::default() }
         }
-        let cases: [(&str, usize, Make); 5] = [
+        let cases: [(&str, usize, Make); 6] = [
+            ("success_threshold", THRESHOLD_MAX as usize, |n| v1::Probe { success_threshold: n.try_into().unwrap(), period: Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 }), ..http(|_| {}) }),
             ("failure_threshold", THRESHOLD_MAX as usize, |n| v1::Probe { failure_threshold: n.try_into().unwrap(), ..http(|_| {}) }),
             ("http_get.path",     PATH_MAX,               |n| http(|it| it.path = "/".repeat(n))),
             ("http_get.host",     HOST_NAME_MAX,          |n| http(|it| it.host = "a".repeat(n))),

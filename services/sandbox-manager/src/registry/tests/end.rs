@@ -73,7 +73,7 @@ async fn a_delete_goes_on_past_failures() {
 }
 
 #[tokio::test]
-async fn a_delete_that_takes_too_long_says_what_is_held_and_goes_on() {
+async fn a_delete_or_stop_that_takes_too_long_says_what_is_held_and_goes_on() {
     let ground = Ground::new();
     let patience = Duration::from_secs(1);
     let manager = ground
@@ -90,6 +90,19 @@ async fn a_delete_that_takes_too_long_says_what_is_held_and_goes_on() {
     let gone = async || ground.record(web()).await.is_none();
     until("the record is gone", gone).await;
     ground.assert_gone(web(), "late").await;
+
+    manager.create(web()).await.unwrap();
+    ground.node.fail_next("detach_link web", 5);
+    let late = manager.stop_sandbox(web()).await.unwrap_err();
+    assert_eq!(late.reason, Reason::DeadlinePassed);
+    assert_eq!(late.metadata["held"], "detach-link");
+    let dead = async || {
+        let record = ground.record(web()).await;
+        record.is_some_and(|it| it.status == Status::Dead)
+    };
+    until("it is stopped", dead).await;
+    manager.delete(web()).await.unwrap();
+    ground.assert_gone(web(), "stopped late").await;
 }
 
 #[tokio::test]

@@ -149,6 +149,33 @@ fn app(id: &str) -> v1::entry::Object {
 }
 
 #[tokio::test]
+async fn a_page_is_as_large_as_asked_for_up_to_its_bound_and_the_next_goes_on() {
+    let ground = ground();
+    for number in 0..=crate::rpc::PAGE_MAX {
+        let id = format!("{number:04}");
+        let app = v1::App {
+            id,
+            ..v1::App::default()
+        };
+        ground.put(v1::entry::Object::App(app), 0).await.unwrap();
+    }
+    let page = async |page_size, page_token: &str| {
+        let request = v1::ListEntriesRequest {
+            page_size,
+            page_token: page_token.into(),
+            ..v1::ListEntriesRequest::default()
+        };
+        let answer = ground.catalog.list_entries(Request::new(request)).await;
+        let answer = answer.unwrap().into_inner();
+        (answer.entries.len(), answer.next_page_token)
+    };
+    assert_eq!(page(0, "").await.0, 100);
+    let (most, next) = page(u32::MAX, "").await;
+    assert_eq!(most, 1000);
+    assert_eq!(page(0, &next).await, (1, String::new()));
+}
+
+#[tokio::test]
 async fn entries_are_listed_in_pages_by_kind_and_id() {
     let ground = ground();
     for name in ["b", "a"] {

@@ -8,7 +8,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::rpc::access::ground::{Ground, app, reason, web, within};
+use crate::rpc::access::{
+    self,
+    ground::{Ground, app, reason, web, within},
+};
 
 fn start(id: &str, path: &str) -> v1::CopyToStart {
     v1::CopyToStart {
@@ -132,6 +135,11 @@ async fn what_is_no_copy_is_refused_by_reason_and_leaves_nothing() {
     let gone = vec![web(), chunk(&tar[..1000]), Err(Status::cancelled("gone"))];
     assert_eq!(send(&ground, gone).await.unwrap_err().code(), Code::Cancelled);
     assert_eq!(left(&ground), ["dir"]);
+    // A header before it and two empty blocks behind it.
+    let largest = archive("large", &vec![7; access::CHUNK_MAX - 3 * 512]);
+    assert_eq!(largest.len(), access::CHUNK_MAX);
+    send(&ground, vec![web(), chunk(&largest)]).await.unwrap();
+    assert_eq!(left(&ground), ["dir", "large"]);
 }
 
 /// A copy that has begun and whose caller says no more.

@@ -331,6 +331,15 @@ async fn an_import_is_bounded_in_size_in_room_and_in_time() -> anyhow::Result<()
         ensure!(Kept::of(&node)? == before, "{what}");
     }
 
+    let mut largest = parts("app").oci_archive(NAME);
+    largest.resize(8 << 20, 0);
+    node.import(&largest, "").await?;
+    node.berth(&["images", "rm", NAME])?;
+    ensure!(settled(&node).await? == before, "nothing is left of it");
+    largest.push(0);
+    let refused = node.import(&largest, "").await.map(drop);
+    ensure_refused("one byte more", refused, too_large)?;
+
     let part = |part| v1::ImportImageRequest { part: Some(part) };
     let header = part(Part::Header(v1::ImportImageHeader::default()));
     let send = async |parts: Vec<v1::ImportImageRequest>| {

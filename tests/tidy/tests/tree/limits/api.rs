@@ -47,8 +47,8 @@ pub(super) const ALL: &[Group] = &[
         n("ALLOW_FROM_MAX", "labels whose sandboxes may open connections to this one", BAD, CALLS, CREATE),
     ] },
     Group { title: "Names that a sandbox may ask for", owner: "sandbox-manager", file: "services/lib/domain/src/egress.rs", rows: &[
-        b("NAME_MAX", "a name in a rule of egress", BAD, CALLS, "a_pattern_is_a_name_or_all_below_one"),
-        b("LABEL_MAX", "one part of it", BAD, CALLS, "a_pattern_is_a_name_or_all_below_one"),
+        b("NAME_MAX", "a name in a rule of egress", BAD, CALLS, CREATE),
+        b("LABEL_MAX", "one part of it", BAD, CALLS, CREATE),
     ] },
     Group { title: "Readiness probes", owner: "sandbox-manager", file: "services/lib/api/src/inbound/probes.rs", rows: &[
         n("THRESHOLD_MAX", "successes or failures in a row", BAD, CALLS, PROBE),
@@ -64,8 +64,8 @@ pub(super) const ALL: &[Group] = &[
             "a_record_holds_so_many_sightings_and_those_that_it_has_go_on"),
     ] },
     Group { title: "Pages of lists", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc.rs", rows: &[
-        n("PAGE_DEFAULT", "entries of a page, where the caller does not say", "the page ends, with a token for the next", NONE, "a_page_has_as_many_as_asked_for_up_to_its_bound"),
-        n("PAGE_MAX", "entries of a page, whatever the caller says", "the page ends, with a token for the next", NONE, "a_page_has_as_many_as_asked_for_up_to_its_bound"),
+        n("PAGE_DEFAULT", "entries of a page, where the caller does not say", "the page ends, with a token for the next", NONE, "a_page_is_as_large_as_asked_for_up_to_its_bound_and_the_next_goes_on"),
+        n("PAGE_MAX", "entries of a page, whatever the caller says", "the page ends, with a token for the next", NONE, "a_page_is_as_large_as_asked_for_up_to_its_bound_and_the_next_goes_on"),
     ] },
     Group { title: "Programs that are run in a container", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/exec.rs", rows: &[
         n("WORDS_MAX", "words of the command, and as many variables", BAD, CALLS, EXEC),
@@ -77,7 +77,8 @@ pub(super) const ALL: &[Group] = &[
         b("STDIN_MAX", "one message of input", BAD, CALLS, "input_that_breaks_a_rule_is_refused_by_its_field"),
     ] },
     Group { title: "Copies and connections", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/access.rs", rows: &[
-        b("CHUNK_MAX", "one message of a copy or a connection", BAD, CALLS, "copies_that_begin_or_go_on_wrong_are_refused_by_field"),
+        b("CHUNK_MAX", "one message of a copy", BAD, CALLS, "what_is_no_copy_is_refused_by_reason_and_leaves_nothing"),
+        b("CHUNK_MAX", "one message of a connection", BAD, CALLS, "connections_that_begin_or_go_on_wrong_are_refused_by_field"),
     ] },
     Group { title: "Paths of copies", owner: "sandbox-manager", file: "services/sandbox-manager/src/rpc/copy.rs", rows: &[
         b("PATH_MAX", "a path", BAD, CALLS, "a_path_of_a_copy_is_as_long_as_the_kernels"),
