@@ -237,7 +237,6 @@ impl App {
         registry.spawn(figures::keep(registry.clone(), store_file));
         let former = end_former_execs(registry.node().runtime.clone(), stop.clone());
         registry.spawn(former);
-        registry.spawn(tell_degraded(registry.node().runtime.clone()));
 
         let (health, health_service) = tonic_health::server::health_reporter();
         health
@@ -503,13 +502,6 @@ async fn end_former_execs(runtime: Arc<Containerd>, stop: CancellationToken) {
             () = tokio::time::sleep(RETRY) => {}
             () = stop.cancelled() => return,
         }
-    }
-}
-
-/// Says what is not as it should be on this node, once whoever knows has answered.
-async fn tell_degraded(runtime: Arc<Containerd>) {
-    for what in runtime.facts().await.degraded {
-        tracing::warn!(what, "degraded");
     }
 }
 

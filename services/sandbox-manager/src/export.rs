@@ -247,8 +247,12 @@ impl<R: Runtime + Images, N: Network> Exporter<R, N> {
             let lines = batch.records.len() as u64;
             match self.send(&id, &about, batch.records).await {
                 Sent::Answered { dropped } => {
-                    LINES_EXPORTED.record(lines.saturating_sub(dropped) as f64, &[]);
-                    batch.dropped.insert(REFUSED, dropped);
+                    // The receiver may say anything.
+                    let dropped = dropped.min(lines);
+                    LINES_EXPORTED.record((lines - dropped) as f64, &[]);
+                    if dropped > 0 {
+                        batch.dropped.insert(REFUSED, dropped);
+                    }
                 }
                 Sent::Refused => {
                     self.postpone(&id);

@@ -424,8 +424,14 @@ mod tests {
                 |it| it.failed = [("a".to_owned(), "a".repeat(1025))].into(),
                 "failed",
             ),
-            (|it| it.largest_held = held(1025, 1), "largest_held[0].object"),
-            (|it| it.largest_held = held(1, 1025), "largest_held[0].holders[0].id"),
+            (
+                |it| it.largest_held = held(1025, 1),
+                "largest_held[0].object",
+            ),
+            (
+                |it| it.largest_held = held(1, 1025),
+                "largest_held[0].holders[0].id",
+            ),
             (
                 |it| {
                     let failed = (0..1001).map(|n| (n.to_string(), String::new()));
@@ -460,7 +466,7 @@ mod tests {
         let at_every_bound = v1::ReportSliceRequest {
             aborted: words.clone(),
             failed: failed.chain([(words.clone(), words)]).collect(),
-            largest_held: held(WORDS_MAX, WORDS_MAX).repeat(LARGEST_MAX),
+            largest_held: vec![held(WORDS_MAX, WORDS_MAX).remove(0); LARGEST_MAX],
             ..v1::ReportSliceRequest::default()
         };
         slice_report_from_proto(at_every_bound).unwrap();

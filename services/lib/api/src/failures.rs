@@ -11,9 +11,11 @@ use tonic_types::{
 const DOMAIN: &str = "berth.v1";
 const VIOLATIONS_MAX: usize = 16;
 const TEXT_MAX: usize = 1024;
-/// Of all texts in the details. They travel in Base64 in a header, beside the message, and peers refuse headers of more than
-/// 8 KiB (gRPC's C core) or 16 KiB (hyper).
-const DETAILS_MAX: usize = 3 << 10;
+/// Of all texts of an answer, each as often as it is told. They travel in headers, the details in Base64, and peers refuse
+/// headers of more than 8 KiB (gRPC's C core) or 16 KiB (hyper).
+const TEXTS_MAX: usize = 5 << 10;
+/// What is left for a field, and for what is wrong with it, or it is not named.
+const LEAST: usize = 32;
 
 fn code(reason: Reason) -> Code {
     match reason {
@@ -88,24 +90,33 @@ fn code(reason: Reason) -> Code {
     }
 }
 
-/// Renders a failure. Long texts and lists are cut, so that the answer fits into headers.
+/// Renders a failure. Texts that are too long are cut, and what does not fit into headers is left out.
 pub fn status(failure: Failure) -> Status {
-    let mut room = DETAILS_MAX;
-    let mut fits = |one: &str, other: &str| {
-        let left = room.checked_sub(one.len() + other.len());
+    let message = cut(&failure.message, TEXT_MAX);
+    // Once in the details, and once with three bytes for each that is not ASCII, but not in Base64.
+    let plain = message.bytes().filter(|it| it.is_ascii_graphic()).count();
+    let encoded = plain + 3 * (message.len() - plain);
+    let mut room = TEXTS_MAX - message.len() - encoded * 3 / 4;
+    let mut violations = vec![];
+    for it in failure.violations.iter().take(VIOLATIONS_MAX) {
+        let most = TEXT_MAX.min(room / 2);
+        if most < LEAST {
+            break;
+        }
+        let (field, problem) = (cut(&it.field, most), cut(&it.problem, most));
+        room = room.saturating_sub(field.len() + problem.len());
+        violations.push(FieldViolation::new(field, problem));
+    }
+    let mut fits = |texts: &[&str]| {
+        let left = room.checked_sub(texts.iter().map(|it| it.len()).sum());
         room = left.unwrap_or(room);
         left.is_some()
     };
-    let violations = failure.violations.iter().take(VIOLATIONS_MAX);
-    let violations: Vec<_> = violations
-        .map(|it| FieldViolation::new(cut(&it.field), cut(&it.problem)))
-        .filter(|it| fits(&it.field, &it.description))
-        .collect();
     let metadata: HashMap<String, String> = failure
         .metadata
         .iter()
-        .map(|(key, value)| (key.clone(), cut(value)))
-        .filter(|(key, value)| fits(key, value))
+        .map(|(key, value)| (key.clone(), cut(value, TEXT_MAX)))
+        .filter(|(key, value)| fits(&[key, value]))
         .collect();
     let value = |key: &str| metadata.get(key).cloned().unwrap_or_default();
     let mut details = ErrorDetails::new();
@@ -115,18 +126,27 @@ pub fn status(failure: Failure) -> Status {
             value("held"),
             value("capacity")
         );
-        details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
+        if fits(&[&figures]) {
+            details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
+        }
     }
-    if failure.reason == Reason::ImageInUse {
-        let (holder, image) = (value("holder"), value("image"));
-        let text = format!("{holder} uses {image}");
-        let violation = PreconditionViolation::new("IMAGE_IN_USE", holder, text);
-        details.set_precondition_failure(vec![violation]);
-    }
-    if failure.reason == Reason::DeadlinePassed && metadata.contains_key("held") {
-        let held = value("held");
-        let text = format!("{held} is not gone yet");
-        let violation = PreconditionViolation::new("STILL_HELD", held, text);
+    let precondition = match failure.reason {
+        Reason::ImageInUse => {
+            let (holder, image) = (value("holder"), value("image"));
+            let text = format!("{holder} uses {image}");
+            Some(("IMAGE_IN_USE", holder, text))
+        }
+        Reason::DeadlinePassed if metadata.contains_key("held") => {
+            let held = value("held");
+            let text = format!("{held} is not gone yet");
+            Some(("STILL_HELD", held, text))
+        }
+        _ => None,
+    };
+    if let Some((kind, subject, text)) = precondition
+        && fits(&[&subject, &text])
+    {
+        let violation = PreconditionViolation::new(kind, subject, text);
         details.set_precondition_failure(vec![violation]);
     }
     if !violations.is_empty() {
@@ -136,14 +156,14 @@ pub fn status(failure: Failure) -> Status {
         details.set_retry_info(Some(delay));
     }
     details.set_error_info(failure.reason.as_str(), DOMAIN, metadata);
-    Status::with_error_details(code(failure.reason), cut(&failure.message), details)
+    Status::with_error_details(code(failure.reason), message, details)
 }
 
-fn cut(text: &str) -> String {
-    if text.len() <= TEXT_MAX {
+fn cut(text: &str, most: usize) -> String {
+    if text.len() <= most {
         return text.to_owned();
     }
-    let end = (0..=TEXT_MAX)
+    let end = (0..=most)
         .rev()
         .find(|&at| text.is_char_boundary(at))
         .unwrap_or_default();
@@ -204,14 +224,26 @@ mod tests {
     #[test]
     fn an_answer_fits_into_a_header_however_much_was_wrong() {
         let long = "ä".repeat(2000);
+        let full = |reason, text: &str, keys: &[&str]| {
+            keys.iter()
+                .fold(Failure::new(reason, &long), |failure, key| {
+                    failure.with(*key, text)
+                })
+        };
         for failure in [
             of_violations(5000, &long, &long),
             of_violations(5000, "a", &long),
+            of_violations(5000, &"a".repeat(190), "b"),
             of_violations(1, &long, &long),
-            Failure::new(Reason::Internal, &long)
-                .with("a", &long)
-                .with("b", &long)
-                .with("c", &long),
+            full(Reason::Internal, &long, &["a", "b", "c", "d", "e"]),
+            full(
+                Reason::Internal,
+                &"a".repeat(300),
+                &["a", "b", "c", "d", "e", "f", "g"],
+            ),
+            full(Reason::ImageInUse, &"a".repeat(1024), &["holder", "image"]),
+            full(Reason::ImageInUse, &"a".repeat(400), &["holder", "image"]),
+            full(Reason::DeadlinePassed, &"a".repeat(1024), &["held"]),
         ] {
             let wrong = failure.violations.len();
             let status = status(failure);

@@ -1,7 +1,7 @@
 //! Exec: what a caller sends goes to the program, what it says goes to the caller, its end is the last word. The program is
 //! carried by a task of the registry: a caller that goes away ends the program, not what ends it.
 
-use std::{pin::Pin, time::Duration};
+use std::{error::Error as _, pin::Pin, time::Duration};
 
 use berth_api::v1::{self, exec_request::Action, exec_response::Event};
 use berth_domain::{Failure, Reason, Role, SandboxId, SandboxRecord, Status as SandboxStatus};
@@ -87,7 +87,7 @@ pub(super) async fn exec<R: Runtime + Images, N: Network>(
         tokio::select! {
             () = take_input(requests, &input, wrong) => {}
             () = input.closed() => {}
-            () = stopping => {}
+            () = async { stopping.await; input.closed().await } => {}
         }
     });
     match begin.await {
@@ -180,7 +180,8 @@ async fn take_input(
             Ok(None) => return,
             Err(status) => match unreadable(&status) {
                 Some(failure) => Err(failure),
-                None => return,
+                // Its caller is gone: the program is ended, and must not take that for the end of its input.
+                None => return input.closed().await,
             },
         };
         match word {
@@ -219,7 +220,9 @@ pub(super) fn unreadable(status: &Status) -> Option<Failure> {
         let problem = format!("is too large, must have at most {STDIN_MAX} bytes");
         return Some(Failure::invalid("stdin", problem));
     }
-    (code == Code::Internal).then(|| Failure::invalid("action", "cannot be read"))
+    // A connection that breaks has a cause beside it.
+    let unread = code == Code::Internal && status.source().is_none();
+    unread.then(|| Failure::invalid("action", "cannot be read"))
 }
 
 pub(super) fn bytes(bytes: Vec<u8>) -> Result<ExecInput, Failure> {

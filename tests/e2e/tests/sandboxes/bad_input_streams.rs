@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use berth_api::v1::{
     self, copy_to_request::Part as Copied, port_forward_request::Part as Forwarded,
+    port_forward_response::Part as Answered,
 };
 use berth_e2e::{
     TestNode,
@@ -191,11 +192,25 @@ async fn connections_that_begin_or_go_on_wrong_are_refused_by_field() -> anyhow:
             .context(format!("case {number} is not refused"))?;
         expect(&format!("case {number}"), &told, reason, field)?;
     }
-    let most = [good(), data(1 << 20), Some(Forwarded::End(v1::EndOfData {}))];
+    let most = [
+        good(),
+        data(1 << 20),
+        Some(Forwarded::End(v1::EndOfData {})),
+    ];
     let most = most.map(|part| v1::PortForwardRequest { part });
-    let call = node.sandboxes().port_forward(tokio_stream::iter(most)).await?;
-    let mut answers = call.into_inner();
-    while answers.message().await?.is_some() {}
+    let echoed = async {
+        let mut client = node.sandboxes();
+        let call = client.port_forward(tokio_stream::iter(most)).await?;
+        let (mut answers, mut bytes) = (call.into_inner(), 0);
+        while let Some(answer) = answers.message().await? {
+            if let Some(Answered::Data(data)) = answer.part {
+                bytes += data.len();
+            }
+        }
+        Ok::<_, Status>(bytes)
+    };
+    let echoed = tokio::time::timeout(AT_ONCE, echoed).await??;
+    ensure!(echoed == 1 << 20, "{echoed} bytes came back");
     node.assert_clean().await?;
     node.delete("echo").await?;
     node.finish()

@@ -525,7 +525,8 @@ async fn a_caller_that_hangs_does_not_keep_the_manager_from_stopping() -> anyhow
 }
 
 #[tokio::test]
-async fn a_node_has_as_many_sandboxes_as_it_is_told_and_one_more_is_refused() -> anyhow::Result<()> {
+async fn a_node_has_as_many_sandboxes_as_it_is_told_and_one_more_is_refused() -> anyhow::Result<()>
+{
     let node = TestNode::start_with("sandboxes_max = 1\n", &[]).await?;
     node.create("web", idle()).await?;
     let more = node.create("more", idle()).await.map(Response::new);

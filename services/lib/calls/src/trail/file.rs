@@ -187,7 +187,7 @@ mod tests {
         let path = page.0.path().join("audit.log");
         let mut files = Files::new(path.clone(), 1 << 20, 2);
         files.append("first\n").unwrap();
-        let long = format!("{}\n", "x".repeat(8000));
+        let long = format!("{}\n", "x".repeat(128 << 10));
         let error = files.append(&long).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(read(&path), "first\n");

@@ -201,3 +201,18 @@ async fn a_caller_that_does_not_read_makes_the_program_wait() {
     assert!(say().await);
     assert!(!say().await);
 }
+
+#[test]
+fn a_message_that_cannot_be_taken_in_is_told_and_a_caller_that_goes_away_is_not() {
+    let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+    for (status, expected) in [
+        (Status::out_of_range("more than 4 MiB"), Some("stdin")),
+        (Status::internal("no message"), Some("action")),
+        (Status::from_error(Box::new(broken)), None),
+        (Status::cancelled("gone"), None),
+    ] {
+        let failure = unreadable(&status);
+        let field = failure.as_ref().map(|it| it.violations[0].field.as_str());
+        assert_eq!(field, expected, "{status:?}");
+    }
+}

@@ -142,7 +142,7 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "Answers that are errors", owner: "every server", file: "services/lib/api/src/failures.rs", rows: &[
         n("VIOLATIONS_MAX", "fields that one error names", "further ones are left out", NONE, "so_many_fields_are_named_and_so_much_of_each_text_is_told"),
         b("TEXT_MAX", "a text in an error", "cut, with `…`", NONE, "so_many_fields_are_named_and_so_much_of_each_text_is_told"),
-        b("DETAILS_MAX", "all texts in the details of an error", "further ones are left out", NONE, "an_answer_fits_into_a_header_however_much_was_wrong"),
+        b("TEXTS_MAX", "all texts of an error, each as often as it is told", "what does not fit is cut or left out", NONE, "an_answer_fits_into_a_header_however_much_was_wrong"),
     ] },
     Group { title: "Figures that are asked for", owner: "metrics", file: "services/metrics/src/rpc.rs", rows: &[
         n("IDS_MAX", "sandboxes that one call names", BAD, CALLS, "what_is_asked_wrongly_is_refused_by_field"),
