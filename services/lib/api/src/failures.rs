@@ -130,18 +130,16 @@ pub fn status(failure: Failure) -> Status {
             details.set_quota_failure(vec![QuotaViolation::new("addresses", figures)]);
         }
     }
-    let precondition = match failure.reason {
-        Reason::ImageInUse => {
-            let (holder, image) = (value("holder"), value("image"));
-            let text = format!("{holder} uses {image}");
-            Some(("IMAGE_IN_USE", holder, text))
-        }
-        Reason::DeadlinePassed if metadata.contains_key("held") => {
-            let held = value("held");
-            let text = format!("{held} is not gone yet");
-            Some(("STILL_HELD", held, text))
-        }
-        _ => None,
+    let precondition = if failure.reason == Reason::ImageInUse {
+        let (holder, image) = (value("holder"), value("image"));
+        let text = format!("{holder} uses {image}");
+        Some(("IMAGE_IN_USE", holder, text))
+    } else if failure.reason == Reason::DeadlinePassed && metadata.contains_key("held") {
+        let held = value("held");
+        let text = format!("{held} is not gone yet");
+        Some(("STILL_HELD", held, text))
+    } else {
+        None
     };
     if let Some((kind, subject, text)) = precondition
         && fits(&[&subject, &text])
@@ -227,7 +225,7 @@ mod tests {
         let full = |reason, text: &str, keys: &[&str]| {
             keys.iter()
                 .fold(Failure::new(reason, &long), |failure, key| {
-                    failure.with(*key, text)
+                    failure.with(key, text)
                 })
         };
         for failure in [

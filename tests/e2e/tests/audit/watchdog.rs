@@ -331,6 +331,33 @@ async fn two_watchdogs_take_turns_and_without_a_manager_or_its_lease_nothing_is_
 }
 
 #[tokio::test]
+async fn a_watchdog_that_hangs_in_a_run_loses_its_lease_and_another_one_runs() -> anyhow::Result<()>
+{
+    let scene = Scene::start().await?;
+    let (node, names) = (&scene.node, scene.names()?);
+    let ghost = names.files(&SandboxId::parse("ghost")?);
+    fs::create_dir_all(&ghost)?;
+    let hung = Watchdog::spawn(node, "hung", &["lease_time=2s", "grace_window=10m"])?;
+    let log = node.home().join("hung.log");
+    let looked =
+        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
+    eventually("it is in the middle of its run", SOON, looked).await?;
+    // As long as it lives it keeps its lease.
+    let waits = Watchdog::spawn(node, "waits", &["lease_time=1s"])?;
+    let held = || async {
+        let run = waits.status().await.ok().and_then(|it| it.last_run);
+        run.is_some_and(|it| it.problem.contains("hung"))
+    };
+    eventually("another one has waited in vain", SOON, held).await?;
+    ensure!(ghost.exists());
+    run("kill", &["-STOP", &hung.child.id().to_string()])?;
+    let gone = || async { !ghost.exists() };
+    eventually("another one does its work", SOON, gone).await?;
+    drop((hung, waits));
+    scene.finish()
+}
+
+#[tokio::test]
 async fn what_a_record_explains_by_the_second_look_or_what_does_not_answer_is_left()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;

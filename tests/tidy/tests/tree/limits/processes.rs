@@ -45,11 +45,11 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "The watchdog", owner: "watchdog", file: "services/watchdog/src/config.rs", rows: &[
         s("check_interval", "INTERVAL_MOST", "time between two runs", "the next run begins", "berth.watchdog.last_run.time", "what_was_left_is_looked_at_again_soon_and_ever_less_often"),
         n("INTERVAL_MOST", "`check_interval` that can be configured", KEY, NONE, WATCHDOG),
-        s("grace_window", "GRACE_MOST", "time between the two looks of a run", "the second look", NONE, "only_what_has_a_token_is_an_orphan_and_only_the_same_one_twice_is_removed"),
+        s("grace_window", "GRACE_MOST", "time between the two looks of a run", "the second look", NONE, "what_a_record_explains_by_the_second_look_or_what_does_not_answer_is_left"),
         n("GRACE_MOST", "`grace_window` that can be configured", KEY, NONE, WATCHDOG),
         s("object_timeout", "OBJECT_TIMEOUT_MOST", "how long one object may take", "told as failed", "berth.watchdog.failed_objects", "an_object_that_takes_too_long_is_told_as_failed_and_is_gone_in_the_end"),
         n("OBJECT_TIMEOUT_MOST", "`object_timeout` that can be configured", KEY, NONE, WATCHDOG),
-        s("lease_time", "LEASE_TIME_MOST", "how long its lease lasts without being renewed", "another one may run", "berth.work_lease.count", "a_lease_is_of_one_holder_until_it_ends_and_its_next_token_is_larger"),
+        s("lease_time", "LEASE_TIME_MOST", "how long its lease lasts without being renewed", "another one may run", "berth.work_lease.count", "a_watchdog_that_hangs_in_a_run_loses_its_lease_and_another_one_runs"),
         n("LEASE_TIME_MOST", "`lease_time` that can be configured", KEY, NONE, WATCHDOG),
         b("NAME_MAX", "`name`", KEY, NONE, WATCHDOG),
     ] },
