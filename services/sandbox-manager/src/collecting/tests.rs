@@ -4,7 +4,7 @@ use berth_domain::{
     SandboxId, Status,
     catalog::{Artifact, ArtifactStatus, Object, Version},
     collection::Waiting,
-    holders::Pin,
+    holders::{HolderKind, Pin},
 };
 use berth_platform::{contract::Subject, fake::FakeNode};
 use tempfile::TempDir;

@@ -8,6 +8,7 @@ use berth_domain::{Failure, Reason, Role, SandboxId, SandboxRecord, Status as Sa
 use berth_platform::{
     ExecCommand, ExecExit, ExecInput, ExecIo, ExecOutput, Images, Network, Runtime, TerminalSize,
 };
+use futures::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Code, Response, Status, Streaming};
@@ -170,15 +171,15 @@ async fn forward(
 
 /// Takes what the caller sends, until there is no more of it or something is wrong with it.
 async fn take_input(
-    mut requests: Streaming<v1::ExecRequest>,
+    mut requests: impl Stream<Item = Result<v1::ExecRequest, Status>> + Unpin,
     input: &mpsc::Sender<ExecInput>,
     wrong: mpsc::Sender<Failure>,
 ) {
     loop {
-        let word = match requests.message().await {
-            Ok(Some(message)) => input_of(message.action),
-            Ok(None) => return,
-            Err(status) => match unreadable(&status) {
+        let word = match requests.next().await {
+            Some(Ok(message)) => input_of(message.action),
+            None => return,
+            Some(Err(status)) => match unreadable(&status) {
                 Some(failure) => Err(failure),
                 // Its caller is gone: the program is ended, and must not take that for the end of its input.
                 None => return input.closed().await,

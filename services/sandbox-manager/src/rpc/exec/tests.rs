@@ -216,3 +216,39 @@ fn a_message_that_cannot_be_taken_in_is_told_and_a_caller_that_goes_away_is_not(
         assert_eq!(field, expected, "{status:?}");
     }
 }
+
+#[tokio::test]
+async fn only_a_caller_that_ends_its_input_ends_that_of_the_program() {
+    let some = || {
+        Ok(v1::ExecRequest {
+            action: Some(Action::Stdin(b"some".to_vec())),
+        })
+    };
+    let over = Status::out_of_range("more than 4 MiB");
+    for (last, field, ends) in [
+        (None, None, true),
+        (Some(Err(Status::cancelled("gone"))), None, false),
+        (Some(Err(over)), Some("stdin"), false),
+        (
+            Some(Ok(v1::ExecRequest { action: None })),
+            Some("action"),
+            false,
+        ),
+    ] {
+        let messages = tokio_stream::iter([some()].into_iter().chain(last));
+        let (input, mut taken) = mpsc::channel(WAITING);
+        let (wrong, mut faults) = mpsc::channel(1);
+        let mut taking = Box::pin(async move { take_input(messages, &input, wrong).await });
+        let is_over = futures::poll!(&mut taking).is_ready();
+        assert_eq!(is_over, ends, "{field:?}");
+        assert_eq!(taken.recv().await, Some(ExecInput::Bytes(b"some".to_vec())));
+        let fault = faults.try_recv().ok();
+        let named = fault.as_ref().map(|it| it.violations[0].field.as_str());
+        assert_eq!(named, field);
+        // The program has ended.
+        drop(taken);
+        if !is_over {
+            taking.await;
+        }
+    }
+}

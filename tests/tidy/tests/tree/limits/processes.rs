@@ -116,7 +116,7 @@ pub(super) const NONE_OF_OURS: &[(&str, &str, &str)] = &[
     ("services/lib/tls/src/certificate.rs", "SUBJECT_MAX", "cuts what is written down"),
     ("services/lib/tls/src/files.rs", "FILE_MAX", "what is larger is no certificate"),
     ("services/lib/tls/src/serve.rs", "CALLS_MAX", "the transport has further ones wait"),
-    ("services/sandbox-manager/src/collecting.rs", "REMOVALS_MAX", "how often containerd is asked again"),
+    ("services/sandbox-manager/src/collecting/deletions.rs", "REMOVALS_MAX", "how often containerd is asked again"),
     ("services/sandbox-manager/src/export.rs", "BYTES_MAX", "cuts what is exported into requests"),
     ("services/sandbox-manager/src/export.rs", "RECORDS_MAX", "cuts what is exported into requests"),
     ("services/sandbox-manager/src/fix.rs", "RETRY_LIMIT", "a second look of an audit"),

@@ -5,7 +5,7 @@ use super::{CALLS, Group, NONE, b, n};
 #[rustfmt::skip]
 pub(super) const ALL: &[Group] = &[
     Group { title: "Input and output of programs", owner: "sandbox-manager", file: "services/lib/platform/src/exec.rs", rows: &[
-        b("EXEC_WINDOW_BYTES", "input that the program has not read, before the last message of it", "the caller waits", NONE, "input_is_taken_in_up_to_its_window_and_what_follows_waits_for_the_program"),
+        b("EXEC_WINDOW_BYTES", "input that is not in the pipe of the program yet, before the last message of it", "the caller waits", NONE, "input_is_taken_in_up_to_its_window_and_what_follows_waits_for_the_program"),
     ] },
     Group { title: "Output behind the end of a program", owner: "sandbox-manager", file: "services/lib/containerd/src/drain.rs", rows: &[
         b("DRAIN_BYTES", "what others still write into its pipes", "cut, and said to be incomplete", NONE, "so_much_is_read_behind_the_end_and_one_byte_more_is_cut"),
