@@ -57,7 +57,7 @@ impl App {
         let (listener, seat) = take_seat(&config.socket, &holder).await?;
         let names = Names {
             holder: &holder,
-            former: seat.former.as_deref(),
+            former: &seat.former,
         };
         figures::observe(&self.shared);
         tracing::info!(

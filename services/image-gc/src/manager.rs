@@ -56,8 +56,12 @@ impl Manager {
         LeaseServiceClient::new(self.0.clone())
     }
 
-    /// Gives back what a worker held that is proven to be gone.
-    pub(crate) async fn end_leases_of(&self, prefix: &str, former: &str) -> Result<(), Status> {
+    /// Gives back what workers held that are proven to be gone.
+    pub(crate) async fn end_leases_of(
+        &self,
+        prefix: &str,
+        former: &[String],
+    ) -> Result<(), Status> {
         berth_plugin::end_leases_of(self.leases(), prefix, former).await
     }
 

@@ -37,8 +37,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) struct Names<'a> {
     /// Not only the name of the worker: a process that was started again is not the one before.
     pub(crate) holder: &'a str,
-    /// That of the process before this one, which is gone.
-    pub(crate) former: Option<&'a str>,
+    /// Those of the processes before this one, which are gone.
+    pub(crate) former: &'a [String],
 }
 
 /// What this process asks for leases with.
@@ -55,9 +55,7 @@ pub(crate) async fn keep(
     names: &Names<'_>,
     state: &State,
 ) -> Result<std::convert::Infallible, Broken> {
-    if let Some(former) = names.former {
-        manager.end_leases_of(LEASES, former).await?;
-    }
+    manager.end_leases_of(LEASES, names.former).await?;
     let mut member = Member {
         config,
         holder: names.holder,

@@ -15,10 +15,11 @@ use crate::{
     decide::{in_words, is_settled, pause},
     figures,
     rpc::WatchdogRpc,
-    run::run,
+    run::{is_of_another, run},
 };
 
-/// A run that broke off is tried again after this time: a manager is back within seconds of its restart.
+/// A run that broke off is tried again after this time: a manager is back within seconds of its restart, and what it could
+/// not look at is often there at the next look. That another watchdog has the lease lasts longer.
 const RETRY: Duration = Duration::from_secs(1);
 /// Callers that wait for the next run.
 const REQUESTS_MAX: usize = 64;
@@ -112,7 +113,7 @@ async fn watch_over(
             false => WatchdogCause::Requested,
         };
         told.send_modify(|it| it.running = true);
-        let (run, done) = run(config, holder, seat.former.as_deref(), own).await;
+        let (run, done) = run(config, holder, &seat.former, own).await;
         figures::ended(&run);
         told.send_modify(|it| {
             it.running = false;
@@ -124,7 +125,8 @@ async fn watch_over(
         };
         let pause = match &done {
             Ok(()) => pause(unsettled, config.check_interval),
-            Err(_) => RETRY.max(config.lease_time).min(config.check_interval),
+            Err(status) if is_of_another(status) => config.lease_time.min(config.check_interval),
+            Err(_) => RETRY.min(config.check_interval),
         };
         next = Instant::now() + pause;
         if done.is_ok() {

@@ -125,8 +125,8 @@ impl Manager {
         }
     }
 
-    /// Gives back the lease of a watchdog that is proven to be gone.
-    pub(crate) async fn end_leases_of(&self, former: &str) -> Result<(), Status> {
+    /// Gives back the lease of watchdogs that are proven to be gone.
+    pub(crate) async fn end_leases_of(&self, former: &[String]) -> Result<(), Status> {
         berth_plugin::end_leases_of(self.leases(), LEASE, former).await
     }
 

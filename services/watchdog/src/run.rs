@@ -22,7 +22,7 @@ const PATIENCE: u32 = 2;
 pub(crate) async fn run(
     config: &Config,
     holder: &str,
-    former: Option<&str>,
+    former: &[String],
     cause: WatchdogCause,
 ) -> (v1::WatchdogRun, Result<(), Status>) {
     let mut run = v1::WatchdogRun {
@@ -51,16 +51,19 @@ pub(crate) async fn run(
     (run, done)
 }
 
+/// Whether the run was another watchdog's to do.
+pub(crate) fn is_of_another(status: &Status) -> bool {
+    is(status, Reason::WorkLeaseHeld) || is(status, Reason::WorkLeaseLost)
+}
+
 async fn with_lease(
     config: &Config,
     holder: &str,
-    former: Option<&str>,
+    former: &[String],
     run: &mut v1::WatchdogRun,
 ) -> Result<(), Status> {
     let manager = Manager::connect(config).await?;
-    if let Some(former) = former {
-        manager.end_leases_of(former).await?;
-    }
+    manager.end_leases_of(former).await?;
     let lease = acquire(&manager, config, holder).await?;
     let done = tokio::select! {
         done = look_and_remove(&manager, config, &lease, run) => done,

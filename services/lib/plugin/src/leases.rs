@@ -1,4 +1,4 @@
-//! Leases of a process that is gone.
+//! Leases of processes that are gone.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ const BATCH: usize = 256;
 /// A manager that does not answer for so long is away.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Gives back what a process held that is proven to be gone, so that nobody waits for the end of its leases. What it has asked
-/// for and was not yet answered is refused by its tokens.
+/// Gives back what processes held that are proven to be gone, so that nobody waits for the end of its leases. What they have asked
+/// for and was not yet answered is refused by its token.
 pub async fn end_leases_of(
     leases: LeaseServiceClient<Channel>,
     prefix: &str,
-    former: &str,
+    former: &[String],
 ) -> Result<(), Status> {
     match tokio::time::timeout(LIMIT, end(leases, prefix, former)).await {
         Ok(ended) => ended,
@@ -27,22 +27,21 @@ pub async fn end_leases_of(
 async fn end(
     mut leases: LeaseServiceClient<Channel>,
     prefix: &str,
-    former: &str,
+    former: &[String],
 ) -> Result<(), Status> {
     let request = v1::ListWorkLeasesRequest {
         prefix: prefix.to_owned(),
     };
     let listed = leases.list_work_leases(request).await?.into_inner().leases;
-    let of_it = listed.into_iter().filter(|it| it.holder == former);
-    let of_it = of_it.map(|it| v1::WorkLeaseRef {
+    let of_them = listed.into_iter().filter(|it| former.contains(&it.holder));
+    let of_them = of_them.map(|it| v1::WorkLeaseRef {
         name: it.name,
         token: it.token,
     });
-    let of_it: Vec<_> = of_it.collect();
-    for some in of_it.chunks(BATCH) {
-        let leases_of_it = some.to_vec();
+    let of_them: Vec<_> = of_them.collect();
+    for some in of_them.chunks(BATCH) {
         let request = v1::ReleaseWorkLeasesRequest {
-            leases: leases_of_it,
+            leases: some.to_vec(),
         };
         leases.release_work_leases(request).await?;
     }

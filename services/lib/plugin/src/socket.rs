@@ -15,8 +15,11 @@ use tokio::net::UnixListener;
 /// One that is told to stop has stopped within this time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(50);
-/// More than any name of a holder has.
-const HOLDER_MAX: u64 = 4096;
+/// Holders whose leases may not have been given back: each was killed before the manager heard of it. What one before them
+/// held has run out meanwhile.
+const FORMER_MAX: usize = 64;
+/// More than the names of so many have.
+const FORMER_BYTES_MAX: u64 = 64 << 10;
 /// Who may look.
 const GROUP: &str = "berth";
 
@@ -35,8 +38,8 @@ pub enum ListenError {
 /// The place of a process among all, which is the kernel's to give: whoever has it knows that the one before it is gone.
 #[derive(Debug)]
 pub struct Seat {
-    /// The name of the process that had it before.
-    pub former: Option<String>,
+    /// The names of the processes that had it before, the last one last.
+    pub former: Vec<String>,
     _lock: File,
 }
 
@@ -59,14 +62,14 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
         fs::create_dir_all(dir).map_err(failed("making the folder of"))?;
     }
     let mut lock = lock(socket, PATIENCE).await?;
-    let mut former = String::new();
-    // What cannot be read names nobody.
-    let read = (&lock).take(HOLDER_MAX).read_to_string(&mut former);
-    let former = read.ok().map(|_| former).filter(|it| !it.is_empty());
+    let former = former(&lock);
+    let names = former.iter().map(String::as_str).chain([holder]);
+    let names: String = names.flat_map(|it| [it, "\n"]).collect();
+    // One that is killed on the way has written over the oldest ones, and leaves the others.
     let written = lock
         .rewind()
-        .and_then(|()| lock.set_len(0))
-        .and_then(|()| lock.write_all(holder.as_bytes()));
+        .and_then(|()| lock.write_all(names.as_bytes()))
+        .and_then(|()| lock.set_len(names.len() as u64));
     written.map_err(failed("writing the lock of"))?;
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -82,6 +85,21 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
         _lock: lock,
     };
     Ok((listener, seat))
+}
+
+/// What cannot be read names nobody.
+fn former(lock: &File) -> Vec<String> {
+    let mut names = String::new();
+    if lock
+        .take(FORMER_BYTES_MAX)
+        .read_to_string(&mut names)
+        .is_err()
+    {
+        return vec![];
+    }
+    let names: Vec<&str> = names.lines().filter(|it| !it.is_empty()).collect();
+    let last = names.len().saturating_sub(FORMER_MAX);
+    names[last..].iter().map(|&it| it.to_owned()).collect()
 }
 
 async fn lock(socket: &Path, patience: Duration) -> Result<File, ListenError> {
@@ -117,17 +135,34 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_next_learns_who_was_there_before() {
+    async fn who_comes_next_learns_who_was_there_before_and_not_only_the_last_one() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("new/it.sock");
-        let (_listener, seat) = take_seat(&socket, "first/1").await.unwrap();
-        assert_eq!(seat.former, None);
-        drop(seat);
-        let (_listener, seat) = take_seat(&socket, "a/2").await.unwrap();
-        assert_eq!(seat.former.as_deref(), Some("first/1"));
-        drop(seat);
-        let (_listener, seat) = take_seat(&socket, "third/3").await.unwrap();
-        assert_eq!(seat.former.as_deref(), Some("a/2"));
+        let former = async |holder: &str| take_seat(&socket, holder).await.unwrap().1.former;
+        assert_eq!(former("first/1").await, [""; 0]);
+        assert_eq!(former("a/2").await, ["first/1"]);
+        assert_eq!(former("third/3").await, ["first/1", "a/2"]);
+        for number in 4..100 {
+            former(&format!("it/{number}")).await;
+        }
+        let last: Vec<String> = (36..100).map(|it| format!("it/{it}")).collect();
+        assert_eq!(former("last/100").await, last);
+    }
+
+    #[tokio::test]
+    async fn what_a_process_wrote_that_was_killed_on_the_way_or_wrote_otherwise_names_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("it.sock");
+        let former = async |before: &[u8]| {
+            fs::write(beside(&socket), before).unwrap();
+            take_seat(&socket, "new/9").await.unwrap().1.former
+        };
+        assert_eq!(former(b"without/1").await, ["without/1"]);
+        assert_eq!(
+            former(b"a/2\nb/3\nalf/1\nc/4\n").await[1..],
+            ["b/3", "alf/1", "c/4"]
+        );
+        assert_eq!(former(b"\xff\xfe").await, [""; 0]);
     }
 
     #[tokio::test]

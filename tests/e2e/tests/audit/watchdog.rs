@@ -58,6 +58,8 @@ impl Watchdog {
             &name,
             "check_interval=1h",
             "grace_window=200ms",
+            // Whoever waits for its end is late.
+            "lease_time=1m",
         ];
         let mut command = node.command("watchdog");
         let all = all.into_iter().chain(settings.iter().copied());
@@ -309,6 +311,7 @@ async fn two_watchdogs_take_turns_and_without_a_manager_or_its_lease_nothing_is_
     node.leases().release_work_leases(released).await?;
     let gone = || async { !ghost.exists() };
     eventually("it tries again by itself", SOON, gone).await?;
+    drop(impatient);
 
     node.kill_manager()?;
     fs::create_dir_all(&ghost)?;
@@ -326,7 +329,7 @@ async fn two_watchdogs_take_turns_and_without_a_manager_or_its_lease_nothing_is_
     eventually("with the manager it works again", SOON, gone).await?;
     let clean = || async { node.audit().await.is_ok_and(|it| it.clean) };
     eventually("nothing else was left", SOON, clean).await?;
-    drop((one, two, impatient));
+    drop((one, two));
     scene.finish()
 }
 
@@ -354,6 +357,31 @@ async fn a_watchdog_that_hangs_in_a_run_loses_its_lease_and_another_one_runs() -
     let gone = || async { !ghost.exists() };
     eventually("another one does its work", SOON, gone).await?;
     drop((hung, waits));
+    scene.finish()
+}
+
+#[tokio::test]
+async fn a_watchdog_that_was_killed_in_its_run_and_one_before_it_was_heard_of_hold_up_nobody()
+-> anyhow::Result<()> {
+    let scene = Scene::start().await?;
+    let (node, names) = (&scene.node, scene.names()?);
+    let ghost = names.files(&SandboxId::parse("ghost")?);
+    fs::create_dir_all(&ghost)?;
+    let in_its_run = Watchdog::spawn(node, "dog", &["grace_window=10m"])?;
+    let log = node.home().join("dog.log");
+    let looked =
+        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
+    eventually("it is in the middle of its run", SOON, looked).await?;
+    drop(in_its_run);
+    let nowhere = format!("manager_address=unix:{}/nobody.sock", node.home().display());
+    let unheard = Watchdog::spawn(node, "dog", &[&nowhere])?;
+    let served = || async { unheard.status().await.is_ok() };
+    eventually("it has the place of the first one", SOON, served).await?;
+    drop(unheard);
+    let third = Watchdog::spawn(node, "dog", &[])?;
+    let gone = || async { !ghost.exists() };
+    eventually("the third one does its work", SOON, gone).await?;
+    drop(third);
     scene.finish()
 }
 

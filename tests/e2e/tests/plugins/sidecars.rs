@@ -34,6 +34,8 @@ const KILLS: usize = 20;
 const BACK: Duration = Duration::from_secs(30);
 /// Of a state that has to come.
 const SOON: Duration = Duration::from_secs(30);
+/// Of the log of a process that did not come back.
+const LAST_LINES: usize = 20;
 
 /// A process beside the manager, which ends with the test.
 struct Sidecar<'a> {
@@ -76,6 +78,13 @@ impl<'a> Sidecar<'a> {
         Ok(())
     }
 
+    fn last_words(&self) -> String {
+        let log = self.node.home().join(format!("{}.log", self.name));
+        let log = fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+    }
+
     async fn channel(&self) -> anyhow::Result<Channel> {
         let socket = self.node.home().join(format!("{}.sock", self.name));
         Ok(berth_api::connect(&format!("unix:{}", socket.display())).await?)
@@ -115,7 +124,9 @@ impl<'a> Sidecar<'a> {
                 own.is_well(since).await?;
                 work(own, since).await
             };
-            obtained(&format!("{} is back", own.name), BACK, back).await?;
+            let what = format!("{} is back", own.name);
+            let done = obtained(&what, BACK, back).await;
+            done.with_context(|| format!("the end of its log:\n{}", own.last_words()))?;
             longest = longest.max(began.elapsed());
         }
         Ok(longest)
