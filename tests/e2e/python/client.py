@@ -1,9 +1,10 @@
-"""A client made from nothing but the proto files: reflection, create, watch, snapshot, delete, a typed error.
+"""A client made from nothing but the proto files: reflection, create, watch, snapshot, exec, delete, a typed error.
 
     python client.py PROTO_DIR GENERATED_DIR SOCKET IMAGE
 """
 
 import pathlib
+import queue
 import sys
 
 import grpc
@@ -20,7 +21,7 @@ well_known = pathlib.Path(protoc.__file__).parent / "_proto"
 assert protoc.main(["protoc", f"-I{proto}", f"-I{well_known}", f"--python_out={generated}", f"--grpc_python_out={generated}", *files]) == 0
 sys.path.insert(0, generated)
 
-from berth.v1 import sandbox_pb2, sandbox_pb2_grpc, spec_pb2  # noqa: E402
+from berth.v1 import exec_pb2, sandbox_pb2, sandbox_pb2_grpc, spec_pb2  # noqa: E402
 
 # gRPC's C core sends the path of a Unix socket as authority, which HTTP/2 servers refuse: name one.
 channel = grpc.insecure_channel(f"unix:{socket}", options=[("grpc.default_authority", "localhost")])
@@ -45,6 +46,25 @@ for change in changes:
 usage = sandboxes.Snapshot(sandbox_pb2.SnapshotRequest(id="job-1"), timeout=30)
 assert usage.total.memory_usage > 0, usage
 assert [it.name for it in usage.containers] == ["pause", "app"], usage
+
+
+
+def run(line):
+    start = exec_pb2.ExecStart(id="job-1", argv=["/bin/sh", "-c", line], stdin=True)
+    requests = queue.SimpleQueue()
+    requests.put(exec_pb2.ExecRequest(start=start))
+    return sandboxes.Exec(iter(requests.get, None), timeout=30)
+
+
+# A program whose caller cancels is ended, and does not take that for the end of its input. It ignores the first signal, and
+# would go on for 2 s.
+call = run("trap '' HUP; echo $$ >/tmp/pid; echo ready; read line; echo over >/tmp/over")
+while next(call).stdout != b"ready\n":
+    pass
+call.cancel()
+call = run("while kill -0 $(cat /tmp/pid); do busybox sleep 0.1; done 2>/dev/null; test ! -e /tmp/over")
+ended = [it.ended for it in call if it.HasField("ended")]
+assert [it.exit_code for it in ended] == [0], ended
 
 spec.containers[0].env.append("NOVALUE")
 try:

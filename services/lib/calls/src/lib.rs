@@ -1,10 +1,11 @@
-//! What every server of the contract does with every call: it is traced and measured, ends at its deadline, and is refused
+//! What every server of the contract does with every call: it is traced and measured, ends at its deadline, breaks off where its caller cancels it, and is refused
 //! while too many are under way, or where its caller has no role for it. One function makes the layers; what a call does is
 //! its service's business.
 
 mod access;
 mod arrival;
 mod caller;
+mod cancel;
 mod deadline;
 mod each;
 mod ending;
@@ -22,6 +23,7 @@ use tower::layer::util::Stack;
 pub use access::Access;
 use access::AccessRule;
 pub use caller::{Caller, Certificate, Identity, Sockets};
+use cancel::CancelRule;
 use deadline::DeadlineRule;
 pub use deadline::patience;
 use each::Each;
@@ -54,8 +56,13 @@ impl Default for Limits {
     }
 }
 
-pub type Layers =
-    Stack<Each<DeadlineRule>, Stack<Each<LimitRule>, Stack<Each<AccessRule>, Each<RecordRule>>>>;
+pub type Layers = Stack<
+    Each<CancelRule>,
+    Stack<
+        Each<DeadlineRule>,
+        Stack<Each<LimitRule>, Stack<Each<AccessRule>, Each<RecordRule>>>,
+    >,
+>;
 
 /// The layers of a server, for `Server::builder().layer(…)`: it is measured what callers see, refusals as well, and who may
 /// not call takes no place. Without `access` whoever can connect may do everything, and nothing is written down.
@@ -65,6 +72,6 @@ pub fn layers(limits: Limits, access: Option<Access>) -> Layers {
     let access = AccessRule::new(methods.clone(), access);
     let limit = LimitRule::new(methods.clone(), limits.unary_max, limits.streams_max);
     let deadline = DeadlineRule::new(methods, limits.default_deadline);
-    let inner = Stack::new(Each(access), Each(record));
-    Stack::new(Each(deadline), Stack::new(Each(limit), inner))
+    let outer = Stack::new(Each(limit), Stack::new(Each(access), Each(record)));
+    Stack::new(Each(CancelRule), Stack::new(Each(deadline), outer))
 }

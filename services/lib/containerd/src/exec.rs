@@ -64,6 +64,19 @@ enum ProgramEnd {
     Container(Option<u32>),
 }
 
+/// How many bytes of its input a program has taken, and how many of them its caller knows of.
+#[derive(Default)]
+struct Taking {
+    taken: u64,
+    told: u64,
+}
+
+impl Taking {
+    fn untold(&self) -> Option<u64> {
+        (self.told < self.taken).then_some(self.taken)
+    }
+}
+
 impl Containerd {
     pub(crate) async fn run_exec(
         &self,
@@ -138,8 +151,10 @@ impl Containerd {
             container,
         };
         let ExecIo { input, output } = io;
+        let mut taking = Taking::default();
         let feeding = async {
-            self.feed(&exec, None, stdin, input, &output).await;
+            self.feed(&exec, None, stdin, input, &output, &mut taking)
+                .await;
             std::future::pending::<Infallible>().await
         };
         tokio::select! {
@@ -340,15 +355,21 @@ impl Containerd {
             stdout && stderr
         };
         let ended = async { tokio::join!(ending, reading) };
+        let mut taking = Taking::default();
         let feeding = async {
             let stdin = fifos.stdin.unwrap_or(Stdin::Closed);
-            self.feed(exec, Some(leader), stdin, input, &output).await;
+            self.feed(exec, Some(leader), stdin, input, &output, &mut taking)
+                .await;
             std::future::pending::<Infallible>().await
         };
         let (end, whole) = tokio::select! {
             ended = ended => ended,
             never = feeding => match never {},
         };
+        if let Some(bytes) = taking.untold() {
+            // One that has gone has no need of it.
+            let _ = output.send(ExecOutput::Taken(bytes)).await;
+        }
         let (code, container_ended) = match end? {
             ProgramEnd::Seen(status) => (status, false),
             ProgramEnd::Container(_) => (KILLED_STATUS, true),
@@ -369,15 +390,15 @@ impl Containerd {
         mut stdin: Stdin,
         mut input: mpsc::Receiver<ExecInput>,
         output: &mpsc::Sender<ExecOutput>,
+        taking: &mut Taking,
     ) {
         let mut queue = BytesMut::new();
         let (mut over, mut complete) = (false, false);
-        let (mut taken, mut told) = (0_u64, 0_u64);
         loop {
             tokio::select! {
                 word = input.recv(), if !over && queue.len() < EXEC_WINDOW_BYTES => match word {
                     Some(ExecInput::Bytes(bytes)) if complete || stdin.is_closed() => {
-                        taken += count(bytes.len());
+                        taking.taken += count(bytes.len());
                     }
                     Some(ExecInput::Bytes(bytes)) => queue.extend_from_slice(&bytes),
                     Some(ExecInput::End) => complete = true,
@@ -397,12 +418,12 @@ impl Containerd {
                         queue.len()
                     });
                     queue.advance(written);
-                    taken += count(written);
+                    taking.taken += count(written);
                 }
-                place = output.reserve(), if told < taken => match place {
+                place = output.reserve(), if taking.untold().is_some() => match place {
                     Ok(place) => {
-                        place.send(ExecOutput::Taken(taken));
-                        told = taken;
+                        place.send(ExecOutput::Taken(taking.taken));
+                        taking.told = taking.taken;
                     }
                     Err(_) => return,
                 },

@@ -21,7 +21,9 @@ async fn input_is_taken_in_up_to_its_window_and_what_follows_waits_for_the_progr
     let stdin = Stdin::open(&path).unwrap();
     let (said, input) = mpsc::channel(1);
     let (output, mut told) = mpsc::channel(1);
-    let mut feeding = std::pin::pin!(containerd.feed(&exec, None, stdin, input, &output));
+    let mut taking = Taking::default();
+    let feeding = containerd.feed(&exec, None, stdin, input, &output, &mut taking);
+    let mut feeding = std::pin::pin!(feeding);
     for (bytes, places) in [(EXEC_WINDOW_BYTES - 1, 1), (1, 1), (1, 0)] {
         said.try_send(ExecInput::Bytes(vec![7; bytes])).unwrap();
         assert!(poll!(&mut feeding).is_pending());

@@ -39,7 +39,21 @@ impl Caller {
         }
         all
     }
+
+    /// How much of the input was taken, by the end.
+    async fn taken(&mut self) -> u64 {
+        let mut all = 0;
+        while let Some(word) = self.output.recv().await {
+            if let ExecOutput::Taken(bytes) = word {
+                all = bytes;
+            }
+        }
+        all
+    }
 }
+
+/// How often a program ends in the moment in which the last of its input is told.
+const CLOSE_CALLS: usize = 20;
 
 fn io() -> (ExecIo, Caller) {
     let (input, taken) = mpsc::channel(4);
@@ -68,6 +82,7 @@ pub async fn programs_run_beside_what_runs<R: Runtime + Images, N: Network>(
     bring_up(runtime, network, subject, &sandbox).await;
     an_exit_code_and_output_come_back(runtime, &sandbox).await;
     input_goes_through_and_its_end_is_seen(runtime, &sandbox).await;
+    what_was_taken_is_told_before_the_end(runtime, &sandbox).await;
     a_signal_ends_a_program(runtime, &sandbox).await;
     a_program_whose_caller_has_gone_is_ended(runtime, &sandbox).await;
     what_cannot_be_started_says_why(runtime, &sandbox).await;
@@ -127,6 +142,20 @@ async fn input_goes_through_and_its_end_is_seen<R: Runtime>(runtime: &R, sandbox
     })
     .await;
     assert_eq!((exit.unwrap().code, said.as_slice()), (0, &b"one two"[..]));
+}
+
+async fn what_was_taken_is_told_before_the_end<R: Runtime>(runtime: &R, sandbox: &Sandbox) {
+    for _ in 0..CLOSE_CALLS {
+        let (exit, taken) = run(runtime, sandbox, "exec cat", async |mut it| {
+            it.until_started().await;
+            for word in [ExecInput::Bytes(b"some".to_vec()), ExecInput::End] {
+                it.input.send(word).await.unwrap();
+            }
+            it.taken().await
+        })
+        .await;
+        assert_eq!((exit.unwrap().code, taken), (0, 4));
+    }
 }
 
 async fn a_signal_ends_a_program<R: Runtime>(runtime: &R, sandbox: &Sandbox) {
