@@ -58,10 +58,7 @@ impl Default for Limits {
 
 pub type Layers = Stack<
     Each<CancelRule>,
-    Stack<
-        Each<DeadlineRule>,
-        Stack<Each<LimitRule>, Stack<Each<AccessRule>, Each<RecordRule>>>,
-    >,
+    Stack<Each<DeadlineRule>, Stack<Each<LimitRule>, Stack<Each<AccessRule>, Each<RecordRule>>>>,
 >;
 
 /// The layers of a server, for `Server::builder().layer(…)`: it is measured what callers see, refusals as well, and who may

@@ -4298,7 +4298,7 @@ pub struct ExecStarted {
 }
 /// How much of standard input was written to the program, or dropped since it takes no more. A caller that has never more
 /// than 256 KiB sent and not taken has no signal and no resize waiting behind its input; more of it waits, and so does what
-/// comes after it.
+/// comes after it. All that was taken is told before `ended`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StdinTaken {
     /// In bytes, since the start.
