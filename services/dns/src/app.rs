@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use berth_domain::ipam::Subnets;
-use berth_plugin::{Beat, heartbeat, holder, serve, take_seat};
+use berth_plugin::{Beat, heartbeat, serve, take_seat};
 use berth_telemetry::instruments::DNS_FOLLOWS;
 use tokio::{sync::watch, task::JoinSet};
 use tonic::service::Routes;
@@ -52,7 +52,7 @@ impl App {
             egress: egress.clone(),
         };
         // Who looks for this socket finds it when questions are answered, and not before.
-        let (listener, _seat) = take_seat(&config.socket, &holder("dns")).await?;
+        let (listener, _seat) = take_seat(&config.socket, "dns").await?;
         tracing::info!(
             ?gateways,
             port = config.port,

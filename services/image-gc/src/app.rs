@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use berth_api::v1::image_gc_service_server::ImageGcServiceServer;
-use berth_plugin::{chain, farewell, heartbeat, holder, serve, take_seat};
+use berth_plugin::{Seat, chain, farewell, heartbeat, serve, take_seat};
 use tokio::sync::watch;
 use tonic::{server::NamedService as _, service::Routes};
 
@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     duties, figures, follow,
     manager::{Broken, Manager},
-    members::{self, Names},
+    members,
     rpc::ImageGcRpc,
     run,
     state::{Membership, State},
@@ -53,12 +53,7 @@ impl App {
     /// Works until it is dropped.
     pub async fn run(&self) -> anyhow::Result<()> {
         let Shared { config, .. } = &*self.shared;
-        let holder = holder(&config.name);
-        let (listener, seat) = take_seat(&config.socket, &holder).await?;
-        let names = Names {
-            holder: &holder,
-            former: &seat.former,
-        };
+        let (listener, seat) = take_seat(&config.socket, &config.name).await?;
         figures::observe(&self.shared);
         tracing::info!(
             worker = config.name,
@@ -95,7 +90,7 @@ impl App {
         );
         tokio::select! {
             served = served => Ok(served?),
-            () = work(&self.shared, &names) => Ok(()),
+            () = work(&self.shared, &seat) => Ok(()),
             never = beat => match never {},
         }
     }
@@ -114,14 +109,14 @@ impl App {
 }
 
 /// Works with the manager for ever; begins anew whenever it was away.
-async fn work(shared: &Shared, names: &Names<'_>) {
+async fn work(shared: &Shared, seat: &Seat) {
     let Shared { config, state, .. } = shared;
     loop {
         let error = match Manager::connect(&config.target()).await {
             Ok(manager) => {
                 shared.manager.send_replace(Some(manager.clone()));
                 state.alarm("manager", None);
-                with_manager(shared, names, &manager).await
+                with_manager(shared, seat, &manager).await
             }
             Err(error) => error,
         };
@@ -136,10 +131,10 @@ async fn work(shared: &Shared, names: &Names<'_>) {
 }
 
 /// Returns when one part has lost the manager. What is dropped half-way is as after a crash, and that is provided for.
-async fn with_manager(shared: &Shared, names: &Names<'_>, manager: &Manager) -> Broken {
+async fn with_manager(shared: &Shared, seat: &Seat, manager: &Manager) -> Broken {
     let Shared { config, state, .. } = shared;
     let ended = tokio::select! {
-        it = members::keep(manager, config, names, state) => it,
+        it = members::keep(manager, config, seat, state) => it,
         it = follow::runs(manager, config, state) => it,
         it = catalog::follow(manager, config, state) => it,
         it = run::work(manager, config, state) => it,

@@ -12,6 +12,7 @@ use berth_api::{
     },
 };
 use berth_domain::Reason;
+use berth_plugin::Seat;
 use tonic::{Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -56,13 +57,9 @@ impl Manager {
         LeaseServiceClient::new(self.0.clone())
     }
 
-    /// Gives back what workers held that are proven to be gone.
-    pub(crate) async fn end_leases_of(
-        &self,
-        prefix: &str,
-        former: &[String],
-    ) -> Result<(), Status> {
-        berth_plugin::end_leases_of(self.leases(), prefix, former).await
+    /// Gives back what the workers held that had this seat before.
+    pub(crate) async fn end_former_leases(&self, prefix: &str, seat: &Seat) -> Result<(), Status> {
+        berth_plugin::end_former_leases(self.leases(), prefix, seat).await
     }
 
     pub(crate) fn collections(&self) -> CollectionServiceClient<Channel> {

@@ -12,6 +12,7 @@ use berth_domain::{
     Reason,
     collection::{CollectionKind, Slice},
 };
+use berth_plugin::Seat;
 use futures::{StreamExt as _, stream};
 use tonic::Status;
 
@@ -32,19 +33,11 @@ const ASKED_AT_ONCE: usize = 16;
 /// Workers that come and go are seen within this time, however long leases live.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Under which names leases are held.
-#[derive(Debug)]
-pub(crate) struct Names<'a> {
-    /// Not only the name of the worker: a process that was started again is not the one before.
-    pub(crate) holder: &'a str,
-    /// Those of the processes before this one, which are gone.
-    pub(crate) former: &'a [String],
-}
-
 /// What this process asks for leases with.
 #[derive(Debug)]
 struct Member<'a> {
     config: &'a Config,
+    /// Not only the name of the worker: a process that was started again is not the one before.
     holder: &'a str,
     membership: Membership,
 }
@@ -52,13 +45,13 @@ struct Member<'a> {
 pub(crate) async fn keep(
     manager: &Manager,
     config: &Config,
-    names: &Names<'_>,
+    seat: &Seat,
     state: &State,
 ) -> Result<std::convert::Infallible, Broken> {
-    manager.end_leases_of(LEASES, names.former).await?;
+    manager.end_former_leases(LEASES, seat).await?;
     let mut member = Member {
         config,
-        holder: names.holder,
+        holder: seat.holder(),
         membership: Membership {
             reachable: true,
             ..Membership::default()

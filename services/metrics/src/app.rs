@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use anyhow::Context as _;
 use berth_api::v1::metrics_service_server::MetricsServiceServer;
 use berth_cgroup::{Hierarchy, Meter};
-use berth_plugin::{Beat, LastRun, follow_sandboxes, heartbeat, holder, serve, take_seat};
+use berth_plugin::{Beat, LastRun, follow_sandboxes, heartbeat, serve, take_seat};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tonic::{server::NamedService as _, service::Routes};
@@ -39,7 +39,7 @@ impl App {
             trouble: String::new(),
         };
         export::observe(&book, &pace);
-        let (listener, _seat) = take_seat(&config.socket, &holder("metrics")).await?;
+        let (listener, _seat) = take_seat(&config.socket, "metrics").await?;
         // It ends with the process.
         std::thread::Builder::new()
             .name("sampler".into())

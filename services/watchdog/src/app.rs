@@ -2,25 +2,22 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use berth_api::v1::{self, WatchdogCause, watchdog_service_server::WatchdogServiceServer};
-use berth_plugin::{Beat, LastRun, Seat, heartbeat, holder, serve, take_seat};
+use berth_plugin::{Beat, LastRun, Seat, heartbeat, serve, take_seat};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Status, server::NamedService as _, service::Routes};
 
 use crate::{
     config::Config,
-    decide::{in_words, is_settled, pause},
+    decide::{in_words, left, pause, unsettled},
     figures,
     rpc::WatchdogRpc,
-    run::{is_of_another, run},
+    run::run,
 };
 
-/// A run that broke off is tried again after this time: a manager is back within seconds of its restart, and what it could
-/// not look at is often there at the next look. That another watchdog has the lease lasts longer.
-const RETRY: Duration = Duration::from_secs(1);
 /// Callers that wait for the next run.
 const REQUESTS_MAX: usize = 64;
 
@@ -41,8 +38,7 @@ pub struct App;
 impl App {
     /// Watches until it is dropped.
     pub async fn run(config: Config) -> anyhow::Result<()> {
-        let holder = holder(&config.name);
-        let (listener, seat) = take_seat(&config.socket, &holder).await?;
+        let (listener, seat) = take_seat(&config.socket, &config.name).await?;
         let (told, telling) = watch::channel(Told::default());
         figures::observe(telling.clone());
         let (asks, asked) = mpsc::channel(REQUESTS_MAX);
@@ -63,7 +59,7 @@ impl App {
         let manager = config.target();
         tokio::select! {
             served = serve(listener, Routes::new(rpc), Some(name), hearing, |it| *it) => Ok(served?),
-            () = watch_over(&config, &holder, &seat, asked, &told) => Ok(()),
+            () = watch_over(&config, &seat, asked, &told) => Ok(()),
             never = heartbeat(&manager, config.plugin(), || beat(&telling.borrow()), |it| {
                 heard.send_replace(it);
             }) => match never {},
@@ -89,19 +85,18 @@ fn beat(told: &Told) -> Beat {
 /// Runs for ever.
 async fn watch_over(
     config: &Config,
-    holder: &str,
     seat: &Seat,
     mut asked: mpsc::Receiver<oneshot::Sender<Answer>>,
     told: &watch::Sender<Told>,
 ) {
     let (mut next, mut cause) = (Instant::now(), WatchdogCause::Started);
-    let mut unsettled = 0u32;
+    let mut so_often = 0;
     loop {
-        let left = next.saturating_duration_since(Instant::now());
-        told.send_modify(|it| it.next = SystemTime::now().checked_add(left));
+        let rest = next.saturating_duration_since(Instant::now());
+        told.send_modify(|it| it.next = SystemTime::now().checked_add(rest));
         let mut callers = vec![];
         tokio::select! {
-            () = tokio::time::sleep(left) => {}
+            () = tokio::time::sleep(rest) => {}
             Some(caller) = asked.recv() => callers.push(caller),
         }
         // Who asks after this may mean something that this run does not see.
@@ -113,21 +108,15 @@ async fn watch_over(
             false => WatchdogCause::Requested,
         };
         told.send_modify(|it| it.running = true);
-        let (run, done) = run(config, holder, &seat.former, own).await;
+        let (run, done) = run(config, seat, own).await;
         figures::ended(&run);
         told.send_modify(|it| {
             it.running = false;
             it.last = Some(run.clone());
         });
-        unsettled = match is_settled(&run) {
-            true => 0,
-            false => unsettled.saturating_add(1),
-        };
-        let pause = match &done {
-            Ok(()) => pause(unsettled, config.check_interval),
-            Err(status) if is_of_another(status) => config.lease_time.min(config.check_interval),
-            Err(_) => RETRY.min(config.check_interval),
-        };
+        let left = left(&run, &done);
+        so_often = unsettled(left, so_often);
+        let pause = pause(left, so_often, config.lease_time, config.check_interval);
         next = Instant::now() + pause;
         if done.is_ok() {
             cause = WatchdogCause::Scheduled;

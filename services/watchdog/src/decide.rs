@@ -3,11 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use berth_api::v1::{self, OrphanOutcome};
+use berth_domain::Reason;
+use tonic::Status;
+
+use crate::manager::is;
 
 /// As many as a call may name.
 const BATCH: usize = 256;
 /// What a task of the manager was at, or a disk did not give, is often over by then.
 const SOON: Duration = Duration::from_secs(1);
+/// A manager is back within seconds of its restart.
+const BACK: Duration = Duration::from_secs(1);
 
 /// The orphans of a look, in the order of removal.
 pub(crate) fn orphans(audit: v1::AuditResponse) -> Vec<v1::AuditObject> {
@@ -106,19 +112,50 @@ fn told(object: &v1::AuditObject, reason: String) -> v1::WatchdogObject {
     }
 }
 
-/// Whether nothing is there any more that a run was to remove.
-pub(crate) fn is_settled(run: &v1::WatchdogRun) -> bool {
-    run.failed.is_empty() && run.left.is_empty()
+/// What a run leaves to the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    /// Objects that it was to remove, or all that it broke off before.
+    Some,
+    /// All, since another watchdog has the lease.
+    ToAnother,
+    /// All, until the manager is back.
+    ToManager,
 }
 
-/// How long to wait after a run, when so many one after another have left something: each time twice as long.
-pub(crate) fn pause(unsettled: u32, interval: Duration) -> Duration {
-    match unsettled.checked_sub(1) {
-        None => interval,
-        Some(before) => SOON
-            .saturating_mul(2u32.saturating_pow(before))
-            .min(interval),
+pub(crate) fn left(run: &v1::WatchdogRun, done: &Result<(), Status>) -> Left {
+    match done {
+        Ok(()) if run.failed.is_empty() && run.left.is_empty() => Left::Nothing,
+        Err(status) if is(status, Reason::WorkLeaseHeld) => Left::ToAnother,
+        Err(status) if is(status, Reason::ManagerUnreachable) => Left::ToManager,
+        Ok(()) | Err(_) => Left::Some,
     }
+}
+
+/// How many runs one after another have left something, with this one.
+pub(crate) fn unsettled(left: Left, before: u32) -> u32 {
+    match left {
+        Left::Nothing => 0,
+        Left::Some => before.saturating_add(1),
+        Left::ToAnother | Left::ToManager => before,
+    }
+}
+
+/// How long to wait after a run: when so many have left something, each time twice as long.
+pub(crate) fn pause(
+    left: Left,
+    unsettled: u32,
+    lease_time: Duration,
+    interval: Duration,
+) -> Duration {
+    let pause = match left {
+        Left::Nothing => interval,
+        Left::Some => SOON.saturating_mul(2u32.saturating_pow(unsettled.saturating_sub(1))),
+        Left::ToAnother => lease_time,
+        Left::ToManager => BACK,
+    };
+    pause.min(interval)
 }
 
 /// A run in one line.
@@ -135,6 +172,8 @@ pub(crate) fn in_words(run: &v1::WatchdogRun) -> String {
 
 #[cfg(test)]
 mod tests {
+    use berth_domain::Failure;
+
     use super::*;
 
     fn object(kind: &str, name: &str, sandbox: &str) -> v1::AuditObject {
@@ -179,15 +218,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_looked_at_again_soon_and_ever_less_often() {
-        let interval = Duration::from_secs(300);
-        let pauses = [0, 1, 2, 3, 9, 10, 40, u32::MAX].map(|it| pause(it, interval).as_secs());
-        assert_eq!(pauses, [300, 1, 2, 4, 256, 300, 300, 300]);
-        assert_eq!(pause(3, Duration::from_secs(2)).as_secs(), 2);
+    fn what_a_run_leaves_is_told_by_its_objects_and_by_why_it_broke_off() {
         let object = object("directory", "left", "a");
         let told = || vec![told(&object, "why".to_owned())];
         let clean = v1::WatchdogRun::default();
-        let left = v1::WatchdogRun {
+        let kept = v1::WatchdogRun {
             left: told(),
             ..clean.clone()
         };
@@ -195,8 +230,35 @@ mod tests {
             failed: told(),
             ..clean.clone()
         };
-        let settled = [clean, left, failed].map(|it| is_settled(&it));
-        assert_eq!(settled, [true, false, false]);
+        let broken = |reason| Err(berth_api::status(Failure::new(reason, "why")));
+        let cases = [
+            (&clean, Ok(()), Left::Nothing),
+            (&kept, Ok(()), Left::Some),
+            (&failed, Ok(()), Left::Some),
+            (&clean, broken(Reason::WorkLeaseHeld), Left::ToAnother),
+            // Also a manager that was started again knows the lease no more.
+            (&clean, broken(Reason::WorkLeaseLost), Left::Some),
+            (&clean, broken(Reason::ManagerUnreachable), Left::ToManager),
+            (&clean, broken(Reason::RuntimeUnreachable), Left::Some),
+            (&clean, Err(Status::deadline_exceeded("late")), Left::Some),
+        ];
+        for (run, done, expected) in cases {
+            assert_eq!(left(run, &done), expected, "{run:?} {done:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_left_is_looked_at_again_soon_and_ever_less_often() {
+        let seconds = Duration::from_secs;
+        let after = |left, unsettled| pause(left, unsettled, seconds(3), seconds(300)).as_secs();
+        let pauses = [1, 2, 3, 9, 10, 40, u32::MAX].map(|it| after(Left::Some, it));
+        assert_eq!(pauses, [1, 2, 4, 256, 300, 300, 300]);
+        let others = [Left::Nothing, Left::ToAnother, Left::ToManager].map(|it| after(it, 40));
+        assert_eq!(others, [300, 3, 1]);
+        let all = [Left::Nothing, Left::Some, Left::ToAnother, Left::ToManager];
+        assert_eq!(all.map(|it| unsettled(it, 7)), [0, 8, 7, 7]);
+        let often = [Left::Some, Left::ToAnother].map(|it| pause(it, 3, seconds(9), seconds(2)));
+        assert_eq!(often, [seconds(2); 2]);
     }
 
     #[test]

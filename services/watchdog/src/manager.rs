@@ -7,6 +7,7 @@ use berth_api::v1::{
     orphan_service_client::OrphanServiceClient,
 };
 use berth_domain::{Failure, Reason};
+use berth_plugin::Seat;
 use tonic::{Code, Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -125,9 +126,9 @@ impl Manager {
         }
     }
 
-    /// Gives back the lease of watchdogs that are proven to be gone.
-    pub(crate) async fn end_leases_of(&self, former: &[String]) -> Result<(), Status> {
-        berth_plugin::end_leases_of(self.leases(), LEASE, former).await
+    /// Gives back the lease where a watchdog has it that had this seat before.
+    pub(crate) async fn end_former_leases(&self, seat: &Seat) -> Result<(), Status> {
+        berth_plugin::end_former_leases(self.leases(), LEASE, seat).await
     }
 
     fn leases(&self) -> LeaseServiceClient<Channel> {

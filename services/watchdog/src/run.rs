@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use berth_api::v1::{self, WatchdogCause};
 use berth_domain::Reason;
-use berth_plugin::is_away;
+use berth_plugin::{Seat, is_away};
 use tonic::Status;
 
 use crate::{
@@ -21,8 +21,7 @@ const PATIENCE: u32 = 2;
 /// Runs once. The status says why nothing, or not all, was done.
 pub(crate) async fn run(
     config: &Config,
-    holder: &str,
-    former: &[String],
+    seat: &Seat,
     cause: WatchdogCause,
 ) -> (v1::WatchdogRun, Result<(), Status>) {
     let mut run = v1::WatchdogRun {
@@ -30,7 +29,7 @@ pub(crate) async fn run(
         cause: cause.into(),
         ..v1::WatchdogRun::default()
     };
-    let done = with_lease(config, holder, former, &mut run).await;
+    let done = with_lease(config, seat, &mut run).await;
     // Whoever asked for the run is told who is away, also when that was killed in the middle of it.
     let done = done.map_err(|it| match is_away(&it) {
         true => unreachable(&config.target().address),
@@ -51,20 +50,10 @@ pub(crate) async fn run(
     (run, done)
 }
 
-/// Whether the run was another watchdog's to do.
-pub(crate) fn is_of_another(status: &Status) -> bool {
-    is(status, Reason::WorkLeaseHeld) || is(status, Reason::WorkLeaseLost)
-}
-
-async fn with_lease(
-    config: &Config,
-    holder: &str,
-    former: &[String],
-    run: &mut v1::WatchdogRun,
-) -> Result<(), Status> {
+async fn with_lease(config: &Config, seat: &Seat, run: &mut v1::WatchdogRun) -> Result<(), Status> {
     let manager = Manager::connect(config).await?;
-    manager.end_leases_of(former).await?;
-    let lease = acquire(&manager, config, holder).await?;
+    manager.end_former_leases(seat).await?;
+    let lease = acquire(&manager, config, seat.holder()).await?;
     let done = tokio::select! {
         done = look_and_remove(&manager, config, &lease, run) => done,
         // What is dropped half-way the manager ends.

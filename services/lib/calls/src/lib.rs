@@ -1,6 +1,6 @@
-//! What every server of the contract does with every call: it is traced and measured, ends at its deadline, breaks off where its caller cancels it, and is refused
-//! while too many are under way, or where its caller has no role for it. One function makes the layers; what a call does is
-//! its service's business.
+//! What every server of the contract does with every call: it is traced and measured, ends at its deadline, is no whole one
+//! where its caller breaks it off, and is refused while too many are under way, or where its caller has no role for it. One
+//! function makes the layers; what a call does is its service's business.
 
 mod access;
 mod arrival;

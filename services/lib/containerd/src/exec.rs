@@ -75,6 +75,14 @@ impl Taking {
     fn untold(&self) -> Option<u64> {
         (self.told < self.taken).then_some(self.taken)
     }
+
+    /// What an end came before.
+    async fn tell_rest(&self, output: &mpsc::Sender<ExecOutput>) {
+        if let Some(bytes) = self.untold() {
+            // A caller that has gone has no need of it.
+            let _ = output.send(ExecOutput::Taken(bytes)).await;
+        }
+    }
 }
 
 impl Containerd {
@@ -104,19 +112,22 @@ impl Containerd {
         let fifos = fifos.map_err(|it| node("making pipes", it))?;
         let started = self.start_exec(&exec, &fifos, command, spec).await;
         drop(turn);
+        let (output, mut taking) = (io.output.clone(), Taking::default());
         let outcome = match started {
             Ok(leader) => {
                 if let Some(size) = command.terminal {
                     self.resize_exec(&exec, size).await;
                 }
-                self.attend(&exec, leader, fifos, io).await
+                self.attend(&exec, leader, fifos, io, &mut taking).await
             }
             Err(error) => Err(error),
         };
         self.remove_exec(&exec).await;
         let exit = outcome?;
+        let container_ended = exit.container_ended || self.has_ended(&exec, exit.code).await;
+        taking.tell_rest(&output).await;
         Ok(ExecExit {
-            container_ended: exit.container_ended || self.has_ended(&exec, exit.code).await,
+            container_ended,
             ..exit
         })
     }
@@ -157,7 +168,7 @@ impl Containerd {
                 .await;
             std::future::pending::<Infallible>().await
         };
-        tokio::select! {
+        let end = tokio::select! {
             end = self.wait_for_exec(&exec) => match end {
                 ProgramEnd::Seen(status) | ProgramEnd::Container(Some(status)) => Ok(Some(status)),
                 ProgramEnd::Container(None) => Err(ExecError::Gone {
@@ -166,7 +177,9 @@ impl Containerd {
             },
             never = feeding => match never {},
             () = output.closed() => Ok(None),
-        }
+        };
+        taking.tell_rest(&output).await;
+        end
     }
 
     /// Ends what former processes of this instance have left running.
@@ -325,6 +338,7 @@ impl Containerd {
         leader: u32,
         fifos: Fifos,
         io: ExecIo,
+        taking: &mut Taking,
     ) -> Result<ExecExit, ExecError> {
         let ExecIo { input, output } = io;
         let started = ExecOutput::Started {
@@ -355,10 +369,9 @@ impl Containerd {
             stdout && stderr
         };
         let ended = async { tokio::join!(ending, reading) };
-        let mut taking = Taking::default();
         let feeding = async {
             let stdin = fifos.stdin.unwrap_or(Stdin::Closed);
-            self.feed(exec, Some(leader), stdin, input, &output, &mut taking)
+            self.feed(exec, Some(leader), stdin, input, &output, taking)
                 .await;
             std::future::pending::<Infallible>().await
         };
@@ -366,10 +379,6 @@ impl Containerd {
             ended = ended => ended,
             never = feeding => match never {},
         };
-        if let Some(bytes) = taking.untold() {
-            // One that has gone has no need of it.
-            let _ = output.send(ExecOutput::Taken(bytes)).await;
-        }
         let (code, container_ended) = match end? {
             ProgramEnd::Seen(status) => (status, false),
             ProgramEnd::Container(_) => (KILLED_STATUS, true),

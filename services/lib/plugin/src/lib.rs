@@ -10,7 +10,7 @@ mod socket;
 
 pub use follow::{Broken, Fact, chain, follow_sandboxes};
 pub use heartbeat::{Beat, LastRun, Plugin, farewell, heartbeat};
-pub use leases::end_leases_of;
+pub use leases::end_former_leases;
 pub use manager::{ManagerError, ManagerTls, is_away};
 pub use serve::{ServeError, serve};
-pub use socket::{ListenError, Seat, holder, take_seat};
+pub use socket::{ListenError, Seat, take_seat};

@@ -15,11 +15,9 @@ use tokio::net::UnixListener;
 /// One that is told to stop has stopped within this time.
 const PATIENCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(50);
-/// Holders whose leases may not have been given back: each was killed before the manager heard of it. What one before them
-/// held has run out meanwhile.
-const FORMER_MAX: usize = 64;
-/// More than the names of so many have.
-const FORMER_BYTES_MAX: u64 = 64 << 10;
+/// As many hexadecimal digits tell a place from every other one, on all nodes.
+const PLACE_DIGITS: usize = 16;
+const RANDOM: &str = "/proc/sys/kernel/random/uuid";
 /// Who may look.
 const GROUP: &str = "berth";
 
@@ -35,22 +33,31 @@ pub enum ListenError {
     },
 }
 
-/// The place of a process among all, which is the kernel's to give: whoever has it knows that the one before it is gone.
+/// The place of a process among all, which is the kernel's to give: whoever has it knows that those before it are gone.
 #[derive(Debug)]
 pub struct Seat {
-    /// The names of the processes that had it before, the last one last.
-    pub former: Vec<String>,
+    holder: String,
+    place: String,
     _lock: File,
 }
 
-/// A name that no process before has ever had, and none will have.
-pub fn holder(name: &str) -> String {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    format!("{name}/{:x}", since.unwrap_or_default().as_micros())
+impl Seat {
+    /// The name of this process, which none before has ever had, and none will have.
+    pub fn holder(&self) -> &str {
+        &self.holder
+    }
+
+    /// Whether this is the name of a process that had the place before this one.
+    pub fn is_former(&self, holder: &str) -> bool {
+        let process = holder.rsplit_once('/').map(|(_, process)| process);
+        let place = process.and_then(|it| it.split_once('-'));
+        place.is_some_and(|(place, _)| place == self.place) && holder != self.holder
+    }
 }
 
-/// Takes the socket for its owner and the group `berth`, where there is one, in place of one that a former process left. `holder` is what [`holder`] gave.
-pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Seat), ListenError> {
+/// Takes the socket for its owner and the group `berth`, where there is one, in place of one that a former process left. A
+/// holder is named by what it is called, its place, and the time of its start.
+pub async fn take_seat(socket: &Path, name: &str) -> Result<(UnixListener, Seat), ListenError> {
     let failed = |operation| {
         move |source| ListenError::Io {
             operation,
@@ -61,16 +68,10 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).map_err(failed("making the folder of"))?;
     }
-    let mut lock = lock(socket, PATIENCE).await?;
-    let former = former(&lock);
-    let names = former.iter().map(String::as_str).chain([holder]);
-    let names: String = names.flat_map(|it| [it, "\n"]).collect();
-    // One that is killed on the way has written over the oldest ones, and leaves the others.
-    let written = lock
-        .rewind()
-        .and_then(|()| lock.write_all(names.as_bytes()))
-        .and_then(|()| lock.set_len(names.len() as u64));
-    written.map_err(failed("writing the lock of"))?;
+    let lock = lock(socket, PATIENCE).await?;
+    let place = place(&lock).map_err(failed("naming the place of"))?;
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let since = since.unwrap_or_default().as_micros();
     match fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(failed("removing")(error));
@@ -81,25 +82,28 @@ pub async fn take_seat(socket: &Path, holder: &str) -> Result<(UnixListener, Sea
     give_to_group(socket, GROUP).map_err(failed("giving away"))?;
     bound();
     let seat = Seat {
-        former,
+        holder: format!("{name}/{place}-{since:x}"),
+        place,
         _lock: lock,
     };
     Ok((listener, seat))
 }
 
-/// What cannot be read names nobody.
-fn former(lock: &File) -> Vec<String> {
-    let mut names = String::new();
-    if lock
-        .take(FORMER_BYTES_MAX)
-        .read_to_string(&mut names)
-        .is_err()
-    {
-        return vec![];
+/// What the lock names the place; a new name where it has none, or half of one.
+fn place(mut lock: &File) -> io::Result<String> {
+    let mut named = vec![];
+    lock.take(PLACE_DIGITS as u64 + 1).read_to_end(&mut named)?;
+    let is_name = named.len() == PLACE_DIGITS && named.iter().all(u8::is_ascii_hexdigit);
+    if let (true, Ok(place)) = (is_name, String::from_utf8(named)) {
+        return Ok(place);
     }
-    let names: Vec<&str> = names.lines().filter(|it| !it.is_empty()).collect();
-    let last = names.len().saturating_sub(FORMER_MAX);
-    names[last..].iter().map(|&it| it.to_owned()).collect()
+    let random = fs::read_to_string(RANDOM)?;
+    let digits = random.chars().filter(char::is_ascii_hexdigit);
+    let place: String = digits.take(PLACE_DIGITS).collect();
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(place.as_bytes())?;
+    Ok(place)
 }
 
 async fn lock(socket: &Path, patience: Duration) -> Result<File, ListenError> {
@@ -135,41 +139,48 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_next_learns_who_was_there_before_and_not_only_the_last_one() {
+    async fn who_has_a_place_knows_whoever_had_it_before_and_nobody_else() {
         let dir = tempfile::tempdir().unwrap();
-        let socket = dir.path().join("new/it.sock");
-        let former = async |holder: &str| take_seat(&socket, holder).await.unwrap().1.former;
-        assert_eq!(former("first/1").await, [""; 0]);
-        assert_eq!(former("a/2").await, ["first/1"]);
-        assert_eq!(former("third/3").await, ["first/1", "a/2"]);
-        for number in 4..100 {
-            former(&format!("it/{number}")).await;
+        let take = async |socket: &str, name: &str| {
+            let (_, seat) = take_seat(&dir.path().join(socket), name).await.unwrap();
+            seat
+        };
+        let first = take("new/it.sock", "dog").await.holder;
+        let second = take("new/it.sock", "renamed").await.holder;
+        let elsewhere = take("other.sock", "dog").await.holder;
+        let seat = take("new/it.sock", "dog").await;
+        assert!(seat.is_former(&first) && seat.is_former(&second));
+        let by_hand = format!("dog/{}", seat.place);
+        for other in [seat.holder(), &elsewhere, "", "dog", "dog/64af-1", &by_hand] {
+            assert!(!seat.is_former(other), "{other}");
         }
-        let last: Vec<String> = (36..100).map(|it| format!("it/{it}")).collect();
-        assert_eq!(former("last/100").await, last);
+        assert!(seat.holder().starts_with("dog/"), "{}", seat.holder());
     }
 
     #[tokio::test]
-    async fn what_a_process_wrote_that_was_killed_on_the_way_or_wrote_otherwise_names_the_others() {
+    async fn a_place_keeps_its_name_and_gets_a_new_one_for_what_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("it.sock");
-        let former = async |before: &[u8]| {
-            fs::write(beside(&socket), before).unwrap();
-            take_seat(&socket, "new/9").await.unwrap().1.former
+        let place = async |named: &[u8]| {
+            fs::write(beside(&socket), named).unwrap();
+            let place = take_seat(&socket, "dog").await.unwrap().1.place;
+            assert_eq!(fs::read_to_string(beside(&socket)).unwrap(), place);
+            place
         };
-        assert_eq!(former(b"without/1").await, ["without/1"]);
-        assert_eq!(
-            former(b"a/2\nb/3\nalf/1\nc/4\n").await[1..],
-            ["b/3", "alf/1", "c/4"]
-        );
-        assert_eq!(former(b"\xff\xfe").await, [""; 0]);
+        assert_eq!(place(b"0123456789abcdef").await, "0123456789abcdef");
+        // One that was killed in its first moment, one that is older than places, and what is no text.
+        for named in ["", "0123", "dog/64af2c1b0e9d4", "0123456789abcdefg"] {
+            let place = place(named.as_bytes()).await;
+            assert!(place.len() == PLACE_DIGITS && place != named, "{place}");
+        }
+        assert_eq!(place(&[0xff; PLACE_DIGITS]).await.len(), PLACE_DIGITS);
     }
 
     #[tokio::test]
     async fn nobody_takes_the_socket_of_one_that_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("it.sock");
-        let (listener, seat) = take_seat(&socket, "first/1").await.unwrap();
+        let (listener, seat) = take_seat(&socket, "first").await.unwrap();
         let refused = lock(&socket, Duration::ZERO).await.unwrap_err();
         assert_eq!(
             refused.to_string(),
@@ -177,6 +188,6 @@ mod tests {
         );
         tokio::net::UnixStream::connect(&socket).await.unwrap();
         drop((listener, seat));
-        take_seat(&socket, "second/2").await.unwrap();
+        take_seat(&socket, "second").await.unwrap();
     }
 }

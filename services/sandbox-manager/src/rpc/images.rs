@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(reason(&refused(silent).await), "IMPORT_STALLED");
         let endless = tokio_stream::iter(std::iter::repeat_with(|| chunk(vec![0; CHUNK_MAX])));
         assert_eq!(reason(&refused(endless).await), "ARCHIVE_TOO_LARGE");
-        let gone = tokio_stream::iter([chunk(b"a".to_vec()), Err(Status::cancelled("gone"))]);
-        assert_eq!(refused(gone).await.code(), Code::Cancelled);
+        let gone = tokio_stream::iter([chunk(b"a".to_vec()), Err(Status::aborted("gone"))]);
+        assert_eq!(refused(gone).await.code(), Code::Aborted);
     }
 }

@@ -386,6 +386,27 @@ async fn a_watchdog_that_was_killed_in_its_run_and_one_before_it_was_heard_of_ho
 }
 
 #[tokio::test]
+async fn a_run_whose_manager_was_started_again_meanwhile_is_made_again_at_once()
+-> anyhow::Result<()> {
+    let scene = Scene::start().await?;
+    let (node, names) = (&scene.node, scene.names()?);
+    let ghost = names.files(&SandboxId::parse("ghost")?);
+    fs::create_dir_all(&ghost)?;
+    let dog = Watchdog::spawn(node, "dog", &["grace_window=4s"])?;
+    let log = node.home().join("dog.log");
+    let looked =
+        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
+    eventually("it is in the middle of its run", SOON, looked).await?;
+    // The next one knows no leases, and the run ends at its second look.
+    node.kill_manager()?;
+    node.up().await?;
+    let gone = || async { !ghost.exists() };
+    eventually("the next run does the work", SOON, gone).await?;
+    drop(dog);
+    scene.finish()
+}
+
+#[tokio::test]
 async fn what_a_record_explains_by_the_second_look_or_what_does_not_answer_is_left()
 -> anyhow::Result<()> {
     let scene = Scene::start().await?;

@@ -132,8 +132,8 @@ async fn what_is_no_copy_is_refused_by_reason_and_leaves_nothing() {
         assert_eq!(reason(&status), expected, "{number}: {status}");
         assert_eq!(left(&ground), ["dir"], "{number}");
     }
-    let gone = vec![web(), chunk(&tar[..1000]), Err(Status::cancelled("gone"))];
-    assert_eq!(send(&ground, gone).await.unwrap_err().code(), Code::Cancelled);
+    let gone = vec![web(), chunk(&tar[..1000]), Err(Status::aborted("gone"))];
+    assert_eq!(send(&ground, gone).await.unwrap_err().code(), Code::Aborted);
     assert_eq!(left(&ground), ["dir"]);
     // A header before it and two empty blocks behind it.
     let largest = archive("large", &vec![7; access::CHUNK_MAX - 3 * 512]);

@@ -209,7 +209,7 @@ fn a_message_that_cannot_be_taken_in_is_told_and_a_caller_that_goes_away_is_not(
         (Status::out_of_range("more than 4 MiB"), Some("stdin")),
         (Status::internal("no message"), Some("action")),
         (Status::from_error(Box::new(broken)), None),
-        (Status::cancelled("gone"), None),
+        (Status::aborted("gone"), None),
     ] {
         let failure = unreadable(&status);
         let field = failure.as_ref().map(|it| it.violations[0].field.as_str());
@@ -227,7 +227,7 @@ async fn only_a_caller_that_ends_its_input_ends_that_of_the_program() {
     let over = Status::out_of_range("more than 4 MiB");
     for (last, field, ends) in [
         (None, None, true),
-        (Some(Err(Status::cancelled("gone"))), None, false),
+        (Some(Err(Status::aborted("gone"))), None, false),
         (Some(Err(over)), Some("stdin"), false),
         (
             Some(Ok(v1::ExecRequest { action: None })),

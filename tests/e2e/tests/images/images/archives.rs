@@ -369,3 +369,32 @@ async fn an_import_is_bounded_in_size_in_room_and_in_time() -> anyhow::Result<()
     ensure!(settled(&node).await? == before, "nothing is left of it");
     node.finish()
 }
+
+/// Whoever else uses containerd may have brought in what an import of Berth refuses.
+#[tokio::test]
+async fn a_manifest_of_others_has_at_most_the_bytes_of_a_document() -> anyhow::Result<()> {
+    const MOST: usize = 4 << 20;
+    let node = TestNode::start().await?;
+    let before = settled(&node).await?;
+    let own = parts("own");
+    let bare = own.manifest().to_string();
+    let bring_in = |name: &str, length: usize| {
+        let padding = " ".repeat(length - bare.len());
+        let image = own.clone().with_manifest(&format!("{bare}{padding}"));
+        let archive = node.home().join("archive.tar");
+        std::fs::write(&archive, image.oci_archive(name))?;
+        succeed(node.command("ctr").args(["images", "import"]).arg(&archive))
+    };
+    bring_in("berth.local/edge:1", MOST)?;
+    bring_in("berth.local/beyond:1", MOST + 1)?;
+    ensure!(content(&node, "app", "berth.local/edge:1").await? == "name: own\n");
+    let mut app = shell("app", "exec sleep 3600", &[]);
+    app.image = "berth.local/beyond:1".into();
+    let refused = node.create("beyond", spec([app])).await.map(drop);
+    ensure_refused("beyond", refused, (Code::DataLoss, "IMAGE_CORRUPT"))?;
+    for name in ["berth.local/edge:1", "berth.local/beyond:1"] {
+        remove(&node, name).await?;
+    }
+    ensure!(settled(&node).await? == before, "nothing is left of them");
+    node.finish()
+}

@@ -119,6 +119,7 @@ pub(super) const ALL: &[Group] = &[
     Group { title: "Documents of images", owner: "sandbox-manager", file: "services/lib/containerd/src/oci.rs", rows: &[
         b("DOCUMENT_MAX", "a manifest, an index, a configuration", "IMAGE_CORRUPT", CALLS, "a_manifest_of_the_most_bytes_is_taken_and_one_more_byte_is_corrupt"),
         b("DOCUMENT_MAX", "the same in an archive", "ARCHIVE_INVALID", CALLS, "a_document_that_is_too_large_is_refused_before_it_is_read"),
+        b("DOCUMENT_MAX", "the same of an image that others brought into containerd", "IMAGE_CORRUPT", CALLS, "a_manifest_of_others_has_at_most_the_bytes_of_a_document"),
         n("LAYERS_MAX", "layers of an image", "IMAGE_CORRUPT", CALLS, "more_layers_than_a_node_can_carry_are_corrupt"),
         n("LAYERS_MAX", "layers of an image in an archive of `docker save`", "ARCHIVE_INVALID", CALLS, "a_docker_archive_has_as_many_layers_as_a_node_can_carry"),
     ] },

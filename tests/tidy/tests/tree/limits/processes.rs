@@ -108,8 +108,6 @@ pub(super) const NONE_OF_OURS: &[(&str, &str, &str)] = &[
     ("services/lib/netns/src/nfnetlink.rs", "READS_MAX", "how often a look is repeated"),
     ("services/lib/plugin/src/heartbeat.rs", "LIMIT", "a manager that is silent is away"),
     ("services/lib/plugin/src/leases.rs", "LIMIT", "a manager that is silent is away"),
-    ("services/lib/plugin/src/socket.rs", "FORMER_BYTES_MAX", "more than its list has"),
-    ("services/lib/plugin/src/socket.rs", "FORMER_MAX", "leases of earlier ones have run out"),
     ("services/lib/registry/src/authorize.rs", "TOKEN_MAX", "what is larger is no token"),
     ("services/lib/registry/src/trouble.rs", "SAID_MAX", "cuts what a registry says of a refusal"),
     ("services/lib/telemetry/src/http_client.rs", "ANSWER_MAX", "what a receiver of telemetry answers"),
