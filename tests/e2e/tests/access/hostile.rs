@@ -33,7 +33,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::Code;
 
-const SETTINGS: &str = "tls.handshake_timeout = \"2s\"\ntls.idle_timeout = \"2s\"\ntls.handshakes_max = 32\n\
+const SETTINGS: &str = "tls.handshake_timeout = \"5s\"\ntls.idle_timeout = \"5s\"\ntls.handshakes_max = 32\n\
     tls.connections_max = 24\ntls.per_certificate_max = 8\n";
 /// Every bound of these settings has done its work long before.
 const LIMIT: Duration = Duration::from_secs(60);
