@@ -117,7 +117,7 @@ fn told(object: &v1::AuditObject, reason: String) -> v1::WatchdogObject {
 pub(crate) enum Left {
     Nothing,
     /// Objects that it was to remove, or all that it broke off before.
-    Some,
+    Part,
     /// All, since another watchdog has the lease.
     ToAnother,
     /// All, until the manager is back.
@@ -129,7 +129,7 @@ pub(crate) fn left(run: &v1::WatchdogRun, done: &Result<(), Status>) -> Left {
         Ok(()) if run.failed.is_empty() && run.left.is_empty() => Left::Nothing,
         Err(status) if is(status, Reason::WorkLeaseHeld) => Left::ToAnother,
         Err(status) if is(status, Reason::ManagerUnreachable) => Left::ToManager,
-        Ok(()) | Err(_) => Left::Some,
+        Ok(()) | Err(_) => Left::Part,
     }
 }
 
@@ -137,7 +137,7 @@ pub(crate) fn left(run: &v1::WatchdogRun, done: &Result<(), Status>) -> Left {
 pub(crate) fn unsettled(left: Left, before: u32) -> u32 {
     match left {
         Left::Nothing => 0,
-        Left::Some => before.saturating_add(1),
+        Left::Part => before.saturating_add(1),
         Left::ToAnother | Left::ToManager => before,
     }
 }
@@ -151,7 +151,7 @@ pub(crate) fn pause(
 ) -> Duration {
     let pause = match left {
         Left::Nothing => interval,
-        Left::Some => SOON.saturating_mul(2u32.saturating_pow(unsettled.saturating_sub(1))),
+        Left::Part => SOON.saturating_mul(2u32.saturating_pow(unsettled.saturating_sub(1))),
         Left::ToAnother => lease_time,
         Left::ToManager => BACK,
     };
@@ -233,14 +233,14 @@ mod tests {
         let broken = |reason| Err(berth_api::status(Failure::new(reason, "why")));
         let cases = [
             (&clean, Ok(()), Left::Nothing),
-            (&kept, Ok(()), Left::Some),
-            (&failed, Ok(()), Left::Some),
+            (&kept, Ok(()), Left::Part),
+            (&failed, Ok(()), Left::Part),
             (&clean, broken(Reason::WorkLeaseHeld), Left::ToAnother),
             // Also a manager that was started again knows the lease no more.
-            (&clean, broken(Reason::WorkLeaseLost), Left::Some),
+            (&clean, broken(Reason::WorkLeaseLost), Left::Part),
             (&clean, broken(Reason::ManagerUnreachable), Left::ToManager),
-            (&clean, broken(Reason::RuntimeUnreachable), Left::Some),
-            (&clean, Err(Status::deadline_exceeded("late")), Left::Some),
+            (&clean, broken(Reason::RuntimeUnreachable), Left::Part),
+            (&clean, Err(Status::deadline_exceeded("late")), Left::Part),
         ];
         for (run, done, expected) in cases {
             assert_eq!(left(run, &done), expected, "{run:?} {done:?}");
@@ -251,13 +251,13 @@ mod tests {
     fn what_was_left_is_looked_at_again_soon_and_ever_less_often() {
         let seconds = Duration::from_secs;
         let after = |left, unsettled| pause(left, unsettled, seconds(3), seconds(300)).as_secs();
-        let pauses = [1, 2, 3, 9, 10, 40, u32::MAX].map(|it| after(Left::Some, it));
+        let pauses = [1, 2, 3, 9, 10, 40, u32::MAX].map(|it| after(Left::Part, it));
         assert_eq!(pauses, [1, 2, 4, 256, 300, 300, 300]);
         let others = [Left::Nothing, Left::ToAnother, Left::ToManager].map(|it| after(it, 40));
         assert_eq!(others, [300, 3, 1]);
-        let all = [Left::Nothing, Left::Some, Left::ToAnother, Left::ToManager];
+        let all = [Left::Nothing, Left::Part, Left::ToAnother, Left::ToManager];
         assert_eq!(all.map(|it| unsettled(it, 7)), [0, 8, 7, 7]);
-        let often = [Left::Some, Left::ToAnother].map(|it| pause(it, 3, seconds(9), seconds(2)));
+        let often = [Left::Part, Left::ToAnother].map(|it| pause(it, 3, seconds(9), seconds(2)));
         assert_eq!(often, [seconds(2); 2]);
     }
 

@@ -48,7 +48,6 @@ assert usage.total.memory_usage > 0, usage
 assert [it.name for it in usage.containers] == ["pause", "app"], usage
 
 
-
 def run(line):
     start = exec_pb2.ExecStart(id="job-1", argv=["/bin/sh", "-c", line], stdin=True)
     requests = queue.SimpleQueue()

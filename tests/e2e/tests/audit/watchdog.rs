@@ -71,6 +71,16 @@ impl Watchdog {
         })
     }
 
+    /// Starts one, and returns when it has looked and waits for its second look.
+    async fn in_its_run(node: &TestNode, name: &str, settings: &[&str]) -> anyhow::Result<Self> {
+        let it = Self::spawn(node, name, settings)?;
+        let log = node.home().join(format!("{name}.log"));
+        let said = "the first look is over";
+        let looked = || async { fs::read_to_string(&log).is_ok_and(|it| it.contains(said)) };
+        eventually("it is in the middle of its run", SOON, looked).await?;
+        Ok(it)
+    }
+
     async fn client(&self) -> anyhow::Result<WatchdogServiceClient<Channel>> {
         let channel = berth_api::connect(&self.address).await?;
         Ok(WatchdogServiceClient::new(channel))
@@ -340,11 +350,7 @@ async fn a_watchdog_that_hangs_in_a_run_loses_its_lease_and_another_one_runs() -
     let (node, names) = (&scene.node, scene.names()?);
     let ghost = names.files(&SandboxId::parse("ghost")?);
     fs::create_dir_all(&ghost)?;
-    let hung = Watchdog::spawn(node, "hung", &["lease_time=2s", "grace_window=10m"])?;
-    let log = node.home().join("hung.log");
-    let looked =
-        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
-    eventually("it is in the middle of its run", SOON, looked).await?;
+    let hung = Watchdog::in_its_run(node, "hung", &["lease_time=2s", "grace_window=10m"]).await?;
     // As long as it lives it keeps its lease.
     let waits = Watchdog::spawn(node, "waits", &["lease_time=1s"])?;
     let held = || async {
@@ -367,11 +373,7 @@ async fn a_watchdog_that_was_killed_in_its_run_and_one_before_it_was_heard_of_ho
     let (node, names) = (&scene.node, scene.names()?);
     let ghost = names.files(&SandboxId::parse("ghost")?);
     fs::create_dir_all(&ghost)?;
-    let in_its_run = Watchdog::spawn(node, "dog", &["grace_window=10m"])?;
-    let log = node.home().join("dog.log");
-    let looked =
-        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
-    eventually("it is in the middle of its run", SOON, looked).await?;
+    let in_its_run = Watchdog::in_its_run(node, "dog", &["grace_window=10m"]).await?;
     drop(in_its_run);
     let nowhere = format!("manager_address=unix:{}/nobody.sock", node.home().display());
     let unheard = Watchdog::spawn(node, "dog", &[&nowhere])?;
@@ -392,12 +394,8 @@ async fn a_run_whose_manager_was_started_again_meanwhile_is_made_again_at_once()
     let (node, names) = (&scene.node, scene.names()?);
     let ghost = names.files(&SandboxId::parse("ghost")?);
     fs::create_dir_all(&ghost)?;
-    let dog = Watchdog::spawn(node, "dog", &["grace_window=4s"])?;
-    let log = node.home().join("dog.log");
-    let looked =
-        || async { fs::read_to_string(&log).is_ok_and(|it| it.contains("the first look is over")) };
-    eventually("it is in the middle of its run", SOON, looked).await?;
-    // The next one knows no leases, and the run ends at its second look.
+    let dog = Watchdog::in_its_run(node, "dog", &["grace_window=4s"]).await?;
+    // The next one knows no leases: the run breaks off where it begins to act.
     node.kill_manager()?;
     node.up().await?;
     let gone = || async { !ghost.exists() };

@@ -478,7 +478,7 @@ async fn what_a_name_has_opened_stays_open_whatever_is_killed_or_flushed() -> an
         let elsewhere = SocketAddr::from((beyond.second, 53));
         let whole = || async {
             let open = scene.passes_now("named", to) && scene.passes_now("named", wild);
-            open && !scene.passes_now("named", elsewhere)
+            open && !scene.passes("named", elsewhere)
         };
         eventually(spoil, SOON, whole).await?;
     }
